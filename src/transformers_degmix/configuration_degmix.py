@@ -1,0 +1,187 @@
+"""DeGMix model configuration."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .tasks import IGNORE_INDEX, TASK_KINDS
+
+
+INTERACTION_SCOPES = ("token", "task", "image")
+
+# NYUD-v2 with the authors' names, order and loss weights (released code, NYUD configuration).
+NYUD_TASKS = {
+    "semseg": {"kind": "segmentation", "num_labels": 40},
+    "depth": {"kind": "depth"},
+    "normals": {"kind": "normals"},
+    "edge": {"kind": "boundary", "pos_weight": 0.8},
+}
+
+
+@strict
+class DeGMixConfig(PreTrainedConfig):
+    r"""
+    Configuration of DeGMix ([paper](https://huggingface.co/papers/2308.05721)) and, with `use_gating=False,
+    num_mixer_layers=1, num_attention_heads=4`, of its predecessor DeMT
+    ([paper](https://huggingface.co/papers/2301.03461)).
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone that `AutoBackbone` builds; its `out_features` are the maps that are fused, the first of them
+            at the highest resolution. Defaults to Swin-T with its four stages.
+        tasks (`dict[str, dict]`, *optional*):
+            The tasks in order, name -> fields (in `config.json` a list, each task with its `name`). Defaults to
+            NYUD-v2's (`semseg`, `depth`, `normals`, `edge`). Fields:
+
+            - `kind`: `"segmentation"`, `"saliency"`, `"depth"`, `"normals"` or `"boundary"`;
+            - `num_labels`: number of classes of a segmentation task (required there; fixed for other kinds);
+            - `loss_weight`: weight in the total loss, default by kind (segmentation 1, saliency 5, depth 1,
+              normals 10, boundary 50);
+            - `pos_weight`: boundary only, weight of boundary pixels against `1 - pos_weight` of the others,
+              in (0, 1), default 0.95;
+            - `id2label`: segmentation only, names of the classes.
+        hidden_size (`int`, *optional*, defaults to 256):
+            Channels of the fused features and of every block after them.
+        num_mixer_layers (`int`, *optional*, defaults to 2):
+            Deformable mixer blocks per task. DeMT has 1.
+        num_attention_heads (`int`, *optional*, defaults to 2):
+            Heads of the task interaction and task query attention. DeMT has 4.
+        use_gating (`bool`, *optional*, defaults to `True`):
+            Whether the task-aware gating follows the task queries. DeMT has none.
+        gating_intermediate_size (`int`, *optional*, defaults to 512):
+            Channels inside the gating; one half gates the other.
+        interaction_scope (`str`, *optional*, defaults to `"token"`):
+            What a token attends to in the task interaction: `"token"` only itself, which is what the released code
+            computes for one image and what its checkpoints are trained with; `"task"` the tokens of all tasks at its
+            pixel; `"image"` all tokens of all tasks, as in the paper's text (quadratic in the number of pixels).
+        interaction_reduction (`int`, *optional*, defaults to 1):
+            Scope `"image"` only: keys and values are averaged over squares of this side, which divides the cost by
+            its square.
+        head_hidden_size (`int`, *optional*):
+            Channels of the task heads. Defaults to an eighth of the backbone's channels, all maps together.
+
+    Raises:
+        ValueError: a field has a value that is not allowed; the message names the field, the value and what is.
+
+    Example:
+
+    ```python
+    >>> from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction
+
+    >>> config = DeGMixConfig(tasks={"parts": {"kind": "segmentation", "num_labels": 7}, "depth": {"kind": "depth"}})
+    >>> model = DeGMixForMultiTaskDensePrediction(config)
+    ```
+    """
+
+    model_type = "degmix"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    tasks: dict[str, dict[str, Any]] | list[dict[str, Any]] | None = None
+    hidden_size: int = 256
+    num_mixer_layers: int = 2
+    num_attention_heads: int = 2
+    use_gating: bool = True
+    gating_intermediate_size: int = 512
+    interaction_scope: str = "token"
+    interaction_reduction: int = 1
+    head_hidden_size: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = CONFIG_MAPPING["swin"](out_features=["stage1", "stage2", "stage3", "stage4"])
+        elif isinstance(self.backbone_config, dict):
+            self.backbone_config = _backbone_config_from_dict(self.backbone_config)
+        tasks = NYUD_TASKS if self.tasks is None else self.tasks
+        if isinstance(tasks, list):
+            tasks = {task["name"]: {field: task[field] for field in task if field != "name"} for task in tasks}
+        if not tasks:
+            raise ValueError("`tasks` is empty: name at least one task")
+        self.tasks = {name: _complete_task(name, task) for name, task in tasks.items()}
+        super().__post_init__(**kwargs)
+        self._check_sizes()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `PreTrainedConfig.to_dict`, with the tasks as a list: JSON sorts keys, and tasks have an order."""
+        output = super().to_dict()
+        output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
+        return output
+
+    def _check_sizes(self):
+        for field in ("hidden_size", "num_mixer_layers", "num_attention_heads", "interaction_reduction"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}")
+        if self.hidden_size % 2:
+            # The first half of the channels samples by the rows' offsets, the second half by the columns'.
+            raise ValueError(f"`hidden_size` must be even, got {self.hidden_size}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`num_attention_heads` must divide `hidden_size` ({self.hidden_size}), got {self.num_attention_heads}"
+            )
+        if self.gating_intermediate_size < 2 or self.gating_intermediate_size % 2:
+            raise ValueError(
+                f"`gating_intermediate_size` must be even and positive, got {self.gating_intermediate_size}"
+            )
+        if self.interaction_scope not in INTERACTION_SCOPES:
+            raise ValueError(
+                f"`interaction_scope` must be one of {INTERACTION_SCOPES}, got {self.interaction_scope!r}"
+            )
+        if self.interaction_reduction > 1 and self.interaction_scope != "image":
+            raise ValueError(
+                "`interaction_reduction` applies to `interaction_scope='image'` only, got "
+                f"{self.interaction_reduction} with {self.interaction_scope!r}"
+            )
+        if self.head_hidden_size is not None and self.head_hidden_size < 1:
+            raise ValueError(f"`head_hidden_size` must be at least 1 or None, got {self.head_hidden_size}")
+
+
+def _backbone_config_from_dict(backbone_config: dict) -> PreTrainedConfig:
+    model_type = backbone_config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"`backbone_config` needs the `model_type` of a Transformers model, got {model_type!r}")
+    return CONFIG_MAPPING[model_type].from_dict(backbone_config)
+
+
+def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
+    """A task with every field that its kind has, or an error that names the task, the field and the value."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+        # Task names become parameter names.
+        raise ValueError(f"`tasks` has the name {name!r}: names must be identifiers that `nn.ModuleDict` can hold")
+    if task.get("kind") not in TASK_KINDS:
+        raise ValueError(f"`tasks[{name!r}]['kind']` must be one of {sorted(TASK_KINDS)}, got {task.get('kind')!r}")
+    kind = TASK_KINDS[task["kind"]]
+    completed = {"kind": None, "num_labels": kind.num_logits, **kind.defaults}
+    unknown = sorted(set(task) - set(completed))
+    if unknown:
+        raise ValueError(
+            f"`tasks[{name!r}]` has the fields {unknown}; a {task['kind']} task may have {sorted(completed)}"
+        )
+    completed.update(task)
+
+    def invalid(field: str, allowed: str) -> ValueError:
+        return ValueError(f"`tasks[{name!r}][{field!r}]` must be {allowed}, got {completed[field]!r}")
+
+    num_labels = completed["num_labels"]
+    if kind.num_logits is not None and num_labels != kind.num_logits:
+        raise invalid("num_labels", f"{kind.num_logits} for a {task['kind']} task")
+    # Class ids are stored in 8 bits beside the ignore label.
+    if not isinstance(num_labels, int) or not 1 <= num_labels <= IGNORE_INDEX:
+        raise invalid("num_labels", f"an integer from 1 to {IGNORE_INDEX}")
+    if not isinstance(completed["loss_weight"], int | float) or not completed["loss_weight"] >= 0:
+        raise invalid("loss_weight", "a number of at least 0")
+    if "pos_weight" in completed and not (
+        isinstance(completed["pos_weight"], int | float) and 0 < completed["pos_weight"] < 1
+    ):
+        raise invalid("pos_weight", "a number between 0 and 1")
+    if completed.get("id2label") is not None:
+        # JSON turns integer keys into strings.
+        completed["id2label"] = {int(index): label for index, label in completed["id2label"].items()}
+        if sorted(completed["id2label"]) != list(range(num_labels)):
+            raise invalid("id2label", f"a name for each class from 0 to {num_labels - 1}")
+    return completed
+
+
+__all__ = ["DeGMixConfig"]

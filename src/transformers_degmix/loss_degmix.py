@@ -1,0 +1,110 @@
+"""Losses of DeGMix: one per task kind, and their weighted sum.
+
+Sums and counts run over the whole batch and leave out pixels labelled 255. A batch without a valid pixel for a task
+gives that task a loss of 0 that still has a graph.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .tasks import IGNORE_INDEX, TASK_KINDS
+
+
+def multi_task_loss(
+    logits: dict[str, Tensor], labels: dict[str, Tensor], tasks: dict[str, dict[str, Any]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the losses of the tasks that have labels.
+
+    Args:
+        logits: `(batch, num_labels, height, width)` per task.
+        labels: per task `(batch, height, width)` or `(batch, 1, height, width)`; `(batch, 3, height, width)` for
+            normals.
+        tasks: `DeGMixConfig.tasks`.
+
+    Returns:
+        The sum, and each task's loss times its weight, in the order of `tasks`.
+
+    Raises:
+        ValueError: no labels, labels of an unknown task, or of another size than the logits.
+    """
+    unknown = sorted(set(labels) - set(tasks))
+    if unknown or not labels:
+        raise ValueError(f"`labels` must be of some of the tasks {list(tasks)}, got {sorted(labels)}")
+    losses = {}
+    for name, task in tasks.items():
+        if name in labels:
+            kind = TASK_KINDS[task["kind"]]
+            # Sums over pixels overflow in half precision.
+            task_logits = logits[name].to(torch.promote_types(logits[name].dtype, torch.float32))
+            label = _with_channels(name, labels[name], task_logits, kind.label_channels)
+            dtype = kind.label_dtype if kind.label_dtype == torch.int64 else task_logits.dtype
+            losses[name] = task["loss_weight"] * LOSSES[task["kind"]](task_logits, label.to(dtype), task)
+    return sum(losses.values()), losses
+
+
+def _with_channels(name: str, label: Tensor, logits: Tensor, channels: int) -> Tensor:
+    if label.ndim == 3:
+        label = label.unsqueeze(1)
+    expected = (logits.shape[0], channels, *logits.shape[-2:])
+    if label.shape != expected:
+        raise ValueError(f"`labels[{name!r}]` must have the shape {expected} of the images, got {tuple(label.shape)}")
+    return label
+
+
+def cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+    """Segmentation: cross-entropy, mean over the valid pixels."""
+    total = F.cross_entropy(logits, label.squeeze(1), ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / _count(label != IGNORE_INDEX)
+
+
+def balanced_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+    """Saliency: two-class cross-entropy, each class weighted by the other's share of the batch, mean over pixels."""
+    count = _count(label != IGNORE_INDEX)
+    positive_weight = (label == 0).sum() / count
+    class_weights = torch.stack((1 - positive_weight, positive_weight)).to(logits.dtype)
+    total = F.cross_entropy(logits, label.squeeze(1), class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / count
+
+
+def l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+    """Depth: absolute error, mean over the valid pixels."""
+    valid = label != IGNORE_INDEX
+    return torch.where(valid, (logits - label).abs(), 0).sum() / _count(valid)
+
+
+def normalized_l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+    """Normals: absolute error of the unit vectors, summed over components, mean over the valid pixels.
+
+    A pixel is valid if none of its three components is 255.
+    """
+    valid = (label != IGNORE_INDEX).all(dim=1, keepdim=True)
+    return torch.where(valid, (F.normalize(logits, dim=1) - label).abs(), 0).sum() / _count(valid)
+
+
+def balanced_binary_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+    """Boundaries: binary cross-entropy, `pos_weight` on boundary pixels and `1 - pos_weight` on others, mean.
+
+    Labels between 0 and 1 take part in both terms.
+    """
+    weight = task["pos_weight"]
+    valid = label != IGNORE_INDEX
+    errors = (1 - weight) * F.binary_cross_entropy_with_logits(
+        logits, label, reduction="none", pos_weight=logits.new_tensor(weight / (1 - weight))
+    )
+    return torch.where(valid, errors, 0).sum() / _count(valid)
+
+
+def _count(valid: Tensor) -> Tensor:
+    return valid.sum().clamp(min=1)
+
+
+LOSSES = {
+    "segmentation": cross_entropy_loss,
+    "saliency": balanced_cross_entropy_loss,
+    "depth": l1_loss,
+    "normals": normalized_l1_loss,
+    "boundary": balanced_binary_cross_entropy_loss,
+}

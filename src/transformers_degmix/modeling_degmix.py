@@ -1,0 +1,469 @@
+"""PyTorch DeGMix model: shared backbone, deformable mixers per task, task-aware gating transformer, heads per task.
+
+Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_degmix import DeGMixConfig
+from .loss_degmix import multi_task_loss
+
+
+@dataclass
+class DeGMixModelOutput(ModelOutput):
+    """
+    Output of [`DeGMixModel`].
+
+    Args:
+        fused_features (`torch.Tensor` of shape `(batch_size, hidden_size, h, w)`):
+            The backbone's maps fused at the resolution of the first.
+        task_features (`dict[str, torch.Tensor]`, each of shape `(batch_size, hidden_size, h, w)`):
+            Features of each task after the decoder.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
+            The backbone's feature maps, then the fused features, then the features of all tasks,
+            `(batch_size, num_tasks, hidden_size, h, w)`, after the mixers and after the decoder.
+        attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
+            One tensor `(batch_size, num_tasks, num_attention_heads, num_tasks, h, w)`: how much the query of a task
+            (second axis) takes from each task (fourth axis, sums to 1) at each pixel.
+    """
+
+    fused_features: Tensor | None = None
+    task_features: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DeGMixDensePredictionOutput(ModelOutput):
+    """
+    Output of [`DeGMixForMultiTaskDensePrediction`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*, with `labels`):
+            Weighted sum of the tasks' losses.
+        losses (`dict[str, torch.Tensor]`, *optional*, with `labels`):
+            Loss of each task that has labels, times its weight.
+        logits (`dict[str, torch.Tensor]`, each of shape `(batch_size, num_labels, height, width)`):
+            One map per task at the size of the input, in the order of `config.tasks`.
+        hidden_states (`tuple[torch.Tensor]`, *optional*): see [`DeGMixModelOutput`].
+        attentions (`tuple[torch.Tensor]`, *optional*): see [`DeGMixModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+    logits: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class DeGMixFeatureFusion(nn.Module):
+    """Concatenation of all backbone maps at the first one's size, Linear and LayerNorm per pixel.
+
+    The linear map commutes with bilinear upsampling, so each map is projected at its own resolution by its slice of
+    the weight, then upsampled and summed.
+    """
+
+    def __init__(self, config: DeGMixConfig, channels: list[int]):
+        super().__init__()
+        self.channels = channels
+        self.projection = nn.Linear(sum(channels), config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, feature_maps: tuple[Tensor, ...]) -> Tensor:
+        """Maps `(B, c_i, h_i, w_i)` -> `(B, C, h, w)`."""
+        size = feature_maps[0].shape[-2:]
+        weights = self.projection.weight[:, :, None, None].split(self.channels, dim=1)
+        fused = F.conv2d(feature_maps[0], weights[0], self.projection.bias)
+        for feature_map, weight in zip(feature_maps[1:], weights[1:]):
+            fused = fused + F.interpolate(
+                F.conv2d(feature_map, weight), size=size, mode="bilinear", align_corners=False
+            )
+        return self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DeGMixDeformableConv(GradientCheckpointingLayer):
+    """Samples every channel at its own offsets, then mixes the channels (paper, section 3.2).
+
+    A deformable convolution with a 1 x 1 kernel and as many offset groups as channels. As in the released code, the
+    offsets are made from absolute pixel positions, and the first half of the channels sees only rows, the second only
+    columns.
+    """
+
+    KERNEL_SIZE = 3
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__()
+        channels, points = config.hidden_size, self.KERNEL_SIZE**2
+        self.point_offsets = nn.Conv2d(channels, 2 * points, self.KERNEL_SIZE, padding=1)
+        self.channel_offsets = nn.Conv2d(2 * points, 2 * channels, self.KERNEL_SIZE, padding=1, groups=2)
+        self.projection = nn.Conv2d(channels, channels, 1)
+
+    def sampling_grid(self, hidden_states: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> where each channel is sampled, `(B, C, h, w, 2)` as (x, y) in [-1, 1] (`F.grid_sample`).
+
+        Positions are absolute pixels and offsets as large as the map: half precision would round them to half pixels
+        and more, so the whole path stays in float32 (float64 for a float64 model), under autocast too.
+        """
+        batch_size, channels, height, width = hidden_states.shape
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            rows = torch.arange(height, device=hidden_states.device, dtype=dtype).view(-1, 1)
+            columns = torch.arange(width, device=hidden_states.device, dtype=dtype)
+            steps = torch.arange(self.KERNEL_SIZE, device=hidden_states.device, dtype=dtype) - self.KERNEL_SIZE // 2
+            # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...), positions from 1
+            row_points = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + (rows + 1)
+            column_points = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + (columns + 1)
+            points = torch.cat((row_points.expand(-1, -1, width), column_points.expand(-1, height, -1)))
+
+            offsets = _convolve(self.point_offsets, hidden_states.to(dtype)) + points
+            offsets = _convolve(self.channel_offsets, offsets).view(batch_size, channels, 2, height, width)
+            y = (2 * (offsets[:, :, 0] + rows) + 1) / height - 1
+            x = (2 * (offsets[:, :, 1] + columns) + 1) / width - 1
+            return torch.stack((x, y), dim=-1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> `(B, C, h, w)`."""
+        grid = self.sampling_grid(hidden_states)
+        sampled = F.grid_sample(
+            hidden_states.to(grid.dtype).flatten(0, 1).unsqueeze(1),
+            grid.flatten(0, 1),
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )
+        return self.projection(sampled.view(hidden_states.shape).to(hidden_states.dtype))
+
+
+def _convolve(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
+    """The convolution in the precision of its input, whatever that of its weights."""
+    dtype = hidden_states.dtype
+    return F.conv2d(
+        hidden_states, conv.weight.to(dtype), conv.bias.to(dtype), padding=conv.padding, groups=conv.groups
+    )
+
+
+class DeGMixMixerLayer(nn.Module):
+    """One deformable mixer block: channel-aware mixing, then spatial-aware deformable mixing with a residual.
+
+    Gradient checkpointing recomputes the deformable part only: recomputed, a BatchNorm would count its batch twice.
+    """
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__()
+        self.channel_mixing = nn.Conv2d(config.hidden_size, config.hidden_size, 1)
+        self.channel_norm = nn.BatchNorm2d(config.hidden_size)
+        self.spatial_mixing = DeGMixDeformableConv(config)
+        self.spatial_norm = nn.BatchNorm2d(config.hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> `(B, C, h, w)`."""
+        hidden_states = self.channel_norm(F.gelu(self.channel_mixing(hidden_states)))
+        return hidden_states + self.spatial_norm(F.gelu(self.spatial_mixing(hidden_states)))
+
+
+class DeGMixAttention(nn.Module):
+    """Parameters of a multi-head attention and of the Linear and LayerNorm that follow it, merged for short sequences.
+
+    The projections stay packed as in `nn.MultiheadAttention`: parameters that a scope or the softmax leave without
+    influence (query and key in scope "token"; every key bias) get zero gradients instead of none, so that weight decay
+    and distributed training treat them as the released code does.
+    """
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def merged_query(self) -> tuple[Tensor, Tensor]:
+        """Query and key projections as one: `(heads * C, C)` and `(heads * C)`, scale included.
+
+        A score is (Wq x + bq)^T (Wk z + bk) per head; bk adds the same to every score of a query and drops out of the
+        softmax, so x can be mapped into the space of z once, instead of every z into the space of the keys.
+        """
+        query, key, _ = self.in_proj.weight.unflatten(0, (3, self.num_heads, -1))
+        query_bias, _, _ = self.in_proj.bias.unflatten(0, (3, self.num_heads, -1))
+        scaled_key = key.transpose(1, 2) * key.shape[1] ** -0.5
+        return (scaled_key @ query).flatten(0, 1), (scaled_key @ query_bias.unsqueeze(2)).flatten()
+
+    def merged_value(self) -> tuple[Tensor, Tensor]:
+        """Value, output projection and Linear as one: `(C, heads * C)` and `(C)`.
+
+        All three are linear and attention weights sum to 1, so the tokens themselves can be averaged first.
+        """
+        value = self.in_proj.weight.chunk(3)[2].unflatten(0, (self.num_heads, -1))
+        value_bias = self.in_proj.bias.chunk(3)[2]
+        output = self.linear.weight @ self.out_proj.weight
+        weight = torch.einsum("chd,hde->che", output.unflatten(1, (self.num_heads, -1)), value)
+        bias = output @ value_bias + F.linear(self.out_proj.bias, self.linear.weight, self.linear.bias)
+        return weight.flatten(1), bias
+
+    @staticmethod
+    def attend(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax attention over a short sequence, for all leading axes at once.
+
+        Args:
+            queries: `(..., Q, heads * C)`, mapped by `merged_query`.
+            tokens: `(..., S, C)`, keys and values.
+
+        Returns:
+            Averaged tokens `(..., Q, heads * C)`, to be mapped by `merged_value`, and weights `(..., Q, heads, S)`.
+        """
+        queries = queries.unflatten(-1, (-1, tokens.shape[-1]))
+        weights = (queries.flatten(-3, -2) @ tokens.transpose(-1, -2)).softmax(dim=-1)
+        averaged = weights.to(tokens.dtype) @ tokens
+        return averaged.view(queries.shape).flatten(-2), weights.unflatten(-2, queries.shape[-3:-1])
+
+
+class DeGMixTaskInteraction(GradientCheckpointingLayer):
+    """Task interaction block: LayerNorm(Linear(attention)) over the tokens of all tasks, within a scope."""
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__()
+        self.scope = config.interaction_scope
+        self.reduction = config.interaction_reduction
+        self.attention = DeGMixAttention(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `(B, h, w, T, C)` -> `(B, h, w, T, C)`."""
+        attention = self.attention
+        if self.scope == "image":
+            return attention.norm(attention.linear(attention.out_proj(self.attend_to_image(tokens))))
+        weight, bias = attention.merged_value()
+        if self.scope == "task":
+            tokens, _ = attention.attend(F.linear(tokens, *attention.merged_query()), tokens)
+        else:
+            # Every head attends to the token itself, so that the heads' maps add up.
+            weight = weight.unflatten(1, (attention.num_heads, -1)).sum(dim=1)
+        return attention.norm(F.linear(tokens, weight, bias))
+
+    def attend_to_image(self, tokens: Tensor) -> Tensor:
+        """Attention of all tokens of an image to all, keys and values averaged over `reduction` ** 2 pixels."""
+        batch_size, height, width, num_tasks, channels = tokens.shape
+        maps = tokens.permute(0, 3, 4, 1, 2).flatten(0, 1)
+        # Squares at the right and lower border may be cut off: average what is inside.
+        maps = F.avg_pool2d(maps, self.reduction, ceil_mode=True)
+        context = maps.unflatten(0, (batch_size, num_tasks)).transpose(1, 2).flatten(2).transpose(1, 2)
+
+        weights, biases = self.attention.in_proj.weight.chunk(3), self.attention.in_proj.bias.chunk(3)
+        query, key, value = (
+            F.linear(inputs, weight, bias).unflatten(-1, (self.attention.num_heads, -1)).transpose(1, 2)
+            for inputs, weight, bias in zip((tokens.flatten(1, 3), context, context), weights, biases)
+        )
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(tokens.shape)
+
+
+class DeGMixTaskQuery(GradientCheckpointingLayer):
+    """Task query block: each task's token asks the interaction tokens of all tasks at its own pixel."""
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__()
+        self.attentions = nn.ModuleDict({task: DeGMixAttention(config) for task in config.tasks})
+
+    def forward(self, tokens: Tensor, interaction_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Both `(B, h, w, T, C)` -> `(B, h, w, T, C)` and attention weights `(B, h, w, T, heads, T)`."""
+        attentions = self.attentions.values()
+        queries = [F.linear(x, *attention.merged_query()) for attention, x in zip(attentions, tokens.unbind(-2))]
+        averaged, weights = DeGMixAttention.attend(torch.stack(queries, dim=-2), interaction_tokens)
+        answers = [
+            attention.norm(F.linear(x, *attention.merged_value()))
+            for attention, x in zip(attentions, averaged.unbind(-2))
+        ]
+        return tokens + torch.stack(answers, dim=-2), weights
+
+
+class DeGMixGating(GradientCheckpointingLayer):
+    """Task-aware gating, one module for all tasks: half of the channels are scaled by a linear map of the others."""
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__()
+        half = config.gating_intermediate_size // 2
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.gating_intermediate_size)
+        self.gate_norm = nn.LayerNorm(half)
+        self.gate = nn.Linear(half, half)
+        self.fc2 = nn.Linear(half, config.hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`(..., C)` -> `(..., C)`."""
+        values, gates = F.gelu(self.fc1(self.norm(tokens))).chunk(2, dim=-1)
+        return tokens + self.fc2(values * self.gate(self.gate_norm(gates)))
+
+
+class DeGMixHead(nn.Module):
+    """Predicts one task's map from its features."""
+
+    def __init__(self, config: DeGMixConfig, head_hidden_size: int, num_labels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(config.hidden_size, head_hidden_size, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(head_hidden_size)
+        self.classifier = nn.Conv2d(head_hidden_size, num_labels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, C, h, w)` -> `(B, num_labels, h, w)`."""
+        return self.classifier(F.relu(self.norm(self.conv(features))))
+
+
+class DeGMixPreTrainedModel(PreTrainedModel):
+    config: DeGMixConfig
+    config_class = DeGMixConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DeGMixMixerLayer", "DeGMixTaskInteraction", "DeGMixTaskQuery", "DeGMixGating", "DeGMixHead"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """PyTorch's defaults, but for the attentions, offsets, gates and classifiers (released code)."""
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
+        elif isinstance(module, DeGMixAttention):
+            init.xavier_uniform_(module.in_proj.weight)
+            init.zeros_(module.in_proj.bias)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, DeGMixDeformableConv):
+            init.zeros_(module.point_offsets.weight)
+        elif isinstance(module, DeGMixGating):
+            init.zeros_(module.gate.weight)
+            init.ones_(module.gate.bias)
+        elif isinstance(module, DeGMixHead):
+            init.normal_(module.classifier.weight, std=0.01)
+            init.zeros_(module.classifier.bias)
+        else:
+            super()._init_weights(module)
+
+
+class DeGMixModel(DeGMixPreTrainedModel):
+    """DeGMix without task heads: backbone, fusion, deformable mixer encoder, task-aware gating transformer decoder."""
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__(config)
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.fusion = DeGMixFeatureFusion(config, self.backbone.channels)
+        self.mixers = nn.ModuleDict(
+            {
+                task: nn.Sequential(*(DeGMixMixerLayer(config) for _ in range(config.num_mixer_layers)))
+                for task in config.tasks
+            }
+        )
+        self.interaction = DeGMixTaskInteraction(config)
+        self.query = DeGMixTaskQuery(config)
+        self.gating = DeGMixGating(config) if config.use_gating else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> DeGMixModelOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images, at least 32 x 32, any size above.
+            output_hidden_states (`bool`, *optional*): whether to return the maps between the blocks.
+            output_attentions (`bool`, *optional*): whether to return the task queries' attention over tasks.
+
+        Raises:
+            ValueError: `pixel_values` is not a batch of images of at least 32 x 32.
+        """
+        if pixel_values.ndim != 4 or min(pixel_values.shape[-2:]) < 32:
+            raise ValueError(
+                "`pixel_values` must have the shape (batch_size, num_channels, height, width) with height and width "
+                f"of at least 32, got {tuple(pixel_values.shape)}"
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+
+        feature_maps = self.backbone(pixel_values).feature_maps
+        fused = self.fusion(feature_maps)
+        mixed = torch.stack([mixer(fused).permute(0, 2, 3, 1) for mixer in self.mixers.values()], dim=3)
+        queried, attentions = self.query(mixed, self.interaction(mixed))
+        # (B, h, w, T, C) -> (B, T, C, h, w)
+        decoded = self.gating(queried).permute(0, 3, 4, 1, 2)
+        return DeGMixModelOutput(
+            fused_features=fused,
+            task_features=dict(zip(self.config.tasks, decoded.unbind(1))),
+            hidden_states=(*feature_maps, fused, mixed.permute(0, 3, 4, 1, 2), decoded)
+            if output_hidden_states
+            else None,
+            attentions=(attentions.permute(0, 3, 4, 5, 1, 2),) if output_attentions else None,
+        )
+
+
+class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
+    """DeGMix with a head per task: one image in, one map per task out."""
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__(config)
+        self.model = DeGMixModel(config)
+        head_hidden_size = config.head_hidden_size or sum(self.model.backbone.channels) // 8
+        self.heads = nn.ModuleDict(
+            {name: DeGMixHead(config, head_hidden_size, task["num_labels"]) for name, task in config.tasks.items()}
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: dict[str, Tensor] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> DeGMixDensePredictionOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images, at least 32 x 32, any size above.
+            labels (`dict[str, torch.Tensor]`, *optional*):
+                Ground truth of any of the tasks at the size of `pixel_values`, 255 = ignored pixel:
+                `(batch_size, height, width)`, class ids for segmentation and saliency (0, 1), metres for depth,
+                values in [0, 1] for boundaries; `(batch_size, 3, height, width)`, unit vectors, for normals.
+            output_hidden_states (`bool`, *optional*): whether to return the maps between the blocks.
+            output_attentions (`bool`, *optional*): whether to return the task queries' attention over tasks.
+
+        Raises:
+            ValueError: images are smaller than 32 x 32, or labels are empty, of unknown tasks or of another size.
+
+        Example:
+
+        ```python
+        >>> inputs = AutoImageProcessor.from_pretrained(path)(image, return_tensors="pt")
+        >>> outputs = AutoModel.from_pretrained(path)(**inputs)
+        >>> {task: tuple(logits.shape) for task, logits in outputs.logits.items()}
+        ```
+        """
+        outputs = self.model(pixel_values, output_hidden_states, output_attentions)
+        size = pixel_values.shape[-2:]
+        logits = {
+            task: F.interpolate(head(outputs.task_features[task]), size=size, mode="bilinear", align_corners=False)
+            for task, head in self.heads.items()
+        }
+        loss, losses = (None, None) if labels is None else multi_task_loss(logits, labels, self.config.tasks)
+        return DeGMixDensePredictionOutput(
+            loss=loss,
+            losses=losses,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["DeGMixForMultiTaskDensePrediction", "DeGMixModel", "DeGMixPreTrainedModel"]
