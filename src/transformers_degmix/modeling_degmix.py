@@ -324,6 +324,11 @@ class DeGMixPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["DeGMixMixerLayer", "DeGMixTaskInteraction", "DeGMixTaskQuery", "DeGMixGating", "DeGMixHead"]
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # For classes outside Transformers the base class passes over modules without parameters of their own, in case
+        # `_init_weights` overwrites loaded weights. Ours does not, and such modules know how their parts start.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """PyTorch's defaults, but for the attentions, offsets, gates and classifiers (released code)."""

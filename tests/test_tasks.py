@@ -1,0 +1,81 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transformers_degmix.loss_degmix import LOSSES
+from transformers_degmix.tasks import IGNORE_INDEX, TASK_KINDS, label_palette
+
+
+def random_prediction(kind, height=5, width=7):
+    row = TASK_KINDS[kind]
+    return row.activation(torch.randn(2, row.num_logits or 4, height, width))
+
+
+def test_every_kind_has_a_loss():
+    assert set(LOSSES) == set(TASK_KINDS)
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+def test_activation_gives_the_kind_of_map(kind):
+    prediction = random_prediction(kind)
+    assert prediction.shape == ((2, 3, 5, 7) if TASK_KINDS[kind].label_channels == 3 else (2, 5, 7))
+    assert prediction.dtype == TASK_KINDS[kind].label_dtype or kind == "saliency"
+    if kind in ("saliency", "boundary"):
+        assert 0 <= prediction.min() and prediction.max() <= 1
+    if kind == "depth":
+        assert prediction.min() == 0  # negative logits are clipped
+    if kind == "normals":
+        torch.testing.assert_close(prediction.norm(dim=1), torch.ones(2, 5, 7))
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+def test_mirroring_twice_is_the_identity(kind):
+    prediction, flip = random_prediction(kind), TASK_KINDS[kind].flip
+    assert torch.equal(flip(flip(prediction)), prediction)
+
+
+def test_only_the_x_component_of_normals_is_mirrored():
+    normals = torch.tensor([0.6, 0.0, 0.8]).view(3, 1, 1)
+    assert torch.equal(TASK_KINDS["normals"].flip(normals).flatten(), torch.tensor([-0.6, 0.0, 0.8]))
+
+
+def test_enlarging_an_image_brings_depth_nearer():
+    depth = torch.tensor([[4.0]])
+    assert TASK_KINDS["depth"].rescale(depth, 2.0).item() == 2
+    assert TASK_KINDS["boundary"].rescale(depth, 2.0) is depth
+
+
+@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255))
+def test_8_bit_normals_are_decoded_within_half_a_step(x, y, z):
+    image = torch.tensor([x, y, z], dtype=torch.uint8).view(3, 1, 1)
+    decoded = TASK_KINDS["normals"].decode(image)
+    assert decoded.min() >= -1 and decoded.max() <= 1
+    assert torch.equal(((decoded + 1) / 2 * 255).round().to(torch.uint8), image)
+
+
+def test_unknown_pixels():
+    assert TASK_KINDS["depth"].unknown(torch.tensor([0.0, 1.5, 255.0])).tolist() == [True, False, True]
+    assert TASK_KINDS["segmentation"].unknown(torch.tensor([0, 3, IGNORE_INDEX])).tolist() == [False, False, True]
+    normals = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 255.0, 0.0]]).T.view(3, 1, 3)
+    assert TASK_KINDS["normals"].unknown(normals).flatten().tolist() == [False, True, True]
+
+
+def test_palette_colours_are_distinct():
+    colours = {tuple(colour) for colour in label_palette(255).tolist()}
+    assert len(colours) == 255
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+def test_colours(kind):
+    row = TASK_KINDS[kind]
+    picture = row.colorize(random_prediction(kind)[0], row.value_range or (0.0, 2.0))
+    assert picture.shape == (3, 5, 7) and picture.dtype == torch.uint8
+
+
+def test_colours_of_known_values():
+    assert TASK_KINDS["boundary"].colorize(torch.tensor([[1.0]]), (0, 1)).flatten().tolist() == [255] * 3
+    towards_camera = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1)
+    assert TASK_KINDS["normals"].colorize(towards_camera, (-1, 1)).flatten().tolist() == [128, 128, 255]
+    ends = TASK_KINDS["depth"].colorize(torch.tensor([[1.0, 3.0]]), (1, 3)).permute(1, 2, 0)
+    assert ends.tolist() == [[[68, 1, 84], [253, 231, 37]]]
