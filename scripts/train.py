@@ -1,0 +1,21 @@
+"""Trains DeGMix: python scripts/train.py CONFIG.yaml [--field value ...]"""
+
+import sys
+
+from transformers_degmix.training.arguments import parse_arguments
+from transformers_degmix.training.loop import train
+
+
+def main():
+    try:
+        args = parse_arguments()
+        scores = train(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for task, values in scores.items():
+        print(f"{task:12} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+    print(f"models: {args.output_dir}/best and {args.output_dir}/last")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Surface normals: angular error."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .metric import StreamingMetric, check_not_empty
+
+
+class NormalsMetric(StreamingMetric):
+    """Angles between predicted and true normals in degrees, over all valid pixels of the data set."""
+
+    main = "mean_angle"
+    higher_is_better = False
+    within = (11.25, 22.5, 30.0)
+
+    def __init__(self, task: dict):
+        super().__init__(task)
+        self.angles = self.valid = 0.0
+        self.counts = torch.zeros(len(self.within), dtype=torch.float64)
+
+    def update(self, prediction: Tensor, label: Tensor):
+        valid = (label != 255).all(dim=1)
+        # The label's length is not quite 1 where 8 bits hold it.
+        cosine = F.cosine_similarity(prediction.double(), label.double(), dim=1)[valid]
+        angles = cosine.clamp(-1, 1).acos().rad2deg().cpu()
+        self.angles += float(angles.sum())
+        self.counts += torch.stack([(angles < limit).sum() for limit in self.within])
+        self.valid += angles.numel()
+
+    def compute(self) -> dict[str, float]:
+        check_not_empty(self.valid, self)
+        shares = (self.counts / self.valid).tolist()
+        return {
+            "mean_angle": self.angles / self.valid,
+            **{f"within_{limit:g}": share for limit, share in zip(self.within, shares)},
+        }
+
+    @staticmethod
+    def best_constant(labels: Tensor) -> Tensor:
+        """The direction of the mean of vectors `(3, ...)`."""
+        return F.normalize(labels.flatten(1).mean(dim=1), dim=0)

@@ -1,0 +1,142 @@
+"""The training loop: data -> batches -> losses -> steps -> evaluation -> the best and the last model."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from datasets import Dataset, load_dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoBackbone, AutoImageProcessor, get_scheduler
+
+from ..configuration_degmix import DeGMixConfig
+from ..data.rooms import ROOMS_TASKS, load_rooms
+from ..evaluation.evaluator import evaluate_model, format_main_scores
+from ..image_processing_pil_degmix import DeGMixImageProcessorPil
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
+from ..saving import save_model_directory
+from .arguments import TrainingArguments
+from .collator import DeGMixDataCollator
+
+
+def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
+    """Trains a model and writes it to `args.output_dir / "best"` (lowest evaluation loss) and `/ "last"`.
+
+    Returns:
+        Scores of the last model on the evaluation split, by task and name of the score.
+
+    Raises:
+        ValueError: the data set lacks a task's column, or a loss is not finite.
+    """
+    # Backbones may hold parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    set_seed(args.seed)
+    model, processor = build_model(args)
+    tasks = model.config.tasks
+    train_data, eval_data = (load_split(args, split, processor.tasks) for split in ("train", "eval"))
+    # A short last batch would make the steps of different processes differ.
+    train_loader, eval_loader = (
+        DataLoader(
+            data,
+            args.batch_size,
+            shuffle=augment,
+            drop_last=augment,
+            num_workers=args.num_workers,
+            persistent_workers=args.num_workers > 0,
+            collate_fn=DeGMixDataCollator(processor, augment),
+        )
+        for data, augment in ((train_data, True), (eval_data, False))
+    )
+    optimizer = build_optimizer(args, model)
+    scheduler = build_scheduler(args, optimizer)
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+
+    output_dir, best_loss = Path(args.output_dir), float("inf")
+    progress = tqdm(total=args.max_steps, desc="train", disable=not accelerator.is_local_main_process)
+    batches = endless(train_loader)
+    for step in range(1, args.max_steps + 1):
+        model.train()
+        outputs = model(**next(batches))
+        if not outputs.loss.isfinite():
+            losses = {task: loss.item() for task, loss in outputs.losses.items()}
+            raise ValueError(f"the loss is not finite at step {step}: {losses}")
+        accelerator.backward(outputs.loss)
+        if args.max_grad_norm:
+            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        progress.update()
+        progress.set_postfix({task: f"{loss.item():.3f}" for task, loss in outputs.losses.items()}, refresh=False)
+
+        if step % args.eval_steps == 0 or step == args.max_steps:
+            loss, scores = evaluate_model(model, eval_loader, tasks, accelerator)
+            if accelerator.is_main_process:
+                progress.write(f"step {step}  loss {loss:.3f}  {format_main_scores(scores, tasks)}")
+                unwrapped = accelerator.unwrap_model(model)
+                for name in ("best", "last") if loss < best_loss else ("last",):
+                    save_model_directory(output_dir / name, unwrapped, processor, overwrite=True)
+            best_loss = min(best_loss, loss)
+    progress.close()
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return scores
+
+
+def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
+    """The model to train, from random, backbone or whole pretrained weights, and its image processor."""
+    if args.pretrained:
+        model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
+        return model, AutoImageProcessor.from_pretrained(args.pretrained)
+    fields = {"tasks": ROOMS_TASKS, **args.model} if args.dataset == "rooms" else args.model
+    config = DeGMixConfig(**fields)
+    model = DeGMixForMultiTaskDensePrediction(config)
+    if args.pretrained_backbone:
+        model.model.backbone = AutoBackbone.from_pretrained(args.pretrained_backbone, config=config.backbone_config)
+    return model, DeGMixImageProcessorPil(tasks=config.tasks)
+
+
+def load_split(args: TrainingArguments, part: str, tasks: dict[str, str]) -> Dataset:
+    """The `"train"` or `"eval"` part of the run's data set, with a column for every task."""
+    split, num_images = getattr(args, f"{part}_split"), getattr(args, f"num_{part}_images")
+    if args.dataset == "rooms":
+        if num_images is None:
+            raise ValueError(f"`num_{part}_images` must say how many rooms to render")
+        data = load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
+    else:
+        data = load_dataset(args.dataset, split=split)
+        data = data if num_images is None else data.select(range(num_images))
+    missing = sorted({"image", *tasks} - set(data.column_names))
+    if missing:
+        raise ValueError(f"data set {args.dataset!r} lacks the columns {missing}; it has {data.column_names}")
+    return data
+
+
+def build_optimizer(args: TrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+    return torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=args.weight_decay)
+
+
+def build_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer):
+    names = {"constant": "constant_with_warmup"}
+    options = {"polynomial": {"power": args.lr_power, "lr_end": 0.0}}
+    return get_scheduler(
+        names.get(args.lr_scheduler, args.lr_scheduler),
+        optimizer,
+        args.warmup_steps,
+        args.max_steps,
+        scheduler_specific_kwargs=options.get(args.lr_scheduler),
+    )
+
+
+def endless(loader: DataLoader) -> Iterator[dict]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
