@@ -1,20 +1,45 @@
-"""DeGMix: multi-task dense prediction as a Transformers model. Importing this package registers the Auto classes."""
+"""DeGMix: multi-task dense prediction as a Transformers model.
+
+Importing this package registers the Auto classes and the pipeline.
+"""
 
 from transformers import AutoConfig, AutoModel
 
+# From its module: in Transformers 5.17 without torchvision, `transformers.AutoImageProcessor` is a placeholder.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import is_torchvision_available
+
 from .configuration_degmix import DeGMixConfig
+from .image_processing_pil_degmix import DeGMixImageProcessorPil
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction, DeGMixModel, DeGMixPreTrainedModel
+from .pipeline_degmix import MultiTaskDensePredictionPipeline
 from .version import __version__
 
 
+if is_torchvision_available():
+    from .image_processing_degmix import DeGMixImageProcessor
+else:
+    # As Transformers does with its own image processors.
+    DeGMixImageProcessor = DeGMixImageProcessorPil
+
 AutoConfig.register(DeGMixConfig.model_type, DeGMixConfig)
 AutoModel.register(DeGMixConfig, DeGMixForMultiTaskDensePrediction)
+AutoImageProcessor.register(
+    DeGMixConfig, image_processor_classes={"pil": DeGMixImageProcessorPil, "torchvision": DeGMixImageProcessor}
+)
+PIPELINE_REGISTRY.register_pipeline(
+    "multi-task-dense-prediction", MultiTaskDensePredictionPipeline, pt_model=AutoModel, type="image"
+)
 
 
 __all__ = [
     "DeGMixConfig",
     "DeGMixForMultiTaskDensePrediction",
+    "DeGMixImageProcessor",
+    "DeGMixImageProcessorPil",
     "DeGMixModel",
     "DeGMixPreTrainedModel",
+    "MultiTaskDensePredictionPipeline",
     "__version__",
 ]

@@ -1,0 +1,550 @@
+"""Image processor of DeGMix: images and label maps in, tensors out; logits in, maps of the images' own size out.
+
+What both backends share is in [`DeGMixImageProcessingMixin`]. Geometry, with sizes as (height, width):
+
+    own size --resize--> resized size --centred padding--> padded size = size of the logits
+
+and back again in `post_process_dense_prediction`.
+"""
+
+import os
+from io import BytesIO
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    get_image_size_for_max_height_width,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import ModelOutput, TensorType
+
+from .configuration_degmix import NYUD_TASKS
+from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
+
+
+Size = tuple[int, int]
+LabelMap = Image.Image | np.ndarray | Tensor
+
+
+def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
+    """Reads an image from a path or an `http:`, `https:` or `data:` URL.
+
+    `transformers.image_utils.load_image` converts to RGB, which clips 16-bit images and drops transparency; here the
+    image keeps its mode.
+
+    Args:
+        source: where the image is.
+        timeout: seconds to wait for a server.
+
+    Raises:
+        ValueError: there is no readable image; the message names the source.
+    """
+    source = os.fspath(source)
+    try:
+        if source.startswith(("http://", "https://", "data:")):
+            with urlopen(source, timeout=timeout) as response:
+                source_file = BytesIO(response.read())
+        else:
+            source_file = source
+        image = Image.open(source_file)
+        image.load()
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise ValueError(f"cannot read an image from {source[:200]!r}: {error}") from error
+    return image
+
+
+def to_pixels(
+    image: Image.Image | np.ndarray | Tensor,
+    do_convert_rgb: bool,
+    input_data_format: str | ChannelDimension | None = None,
+) -> np.ndarray:
+    """Image -> float32 array `(channels, height, width)`, the same for every backend and version of Transformers.
+
+    - PIL images are turned upright as their EXIF orientation says.
+    - 16-bit values (modes `I;16`, `I`; uint16) are divided by 257, so that 65535 becomes 255, and not clipped.
+    - Values of all other kinds, floats (mode `F` too) included, are kept.
+    - With `do_convert_rgb`, palettes, CMYK and the like become RGB, one channel becomes three, and transparency is
+      composited over white: 255, or 1 in float arrays.
+
+    Args:
+        image: PIL image, or array `(height, width)`, `(channels, height, width)` or `(height, width, channels)`.
+        do_convert_rgb: whether the result must have three channels.
+        input_data_format: where the channels of an array are; by default inferred, first axis first.
+
+    Raises:
+        ValueError: the shape is not that of an image, or values are NaN, infinite or out of range.
+    """
+    if isinstance(image, Image.Image):
+        array = _pil_to_array(image, do_convert_rgb)
+        input_data_format = ChannelDimension.LAST
+    elif isinstance(image, Tensor):
+        # NumPy has no bfloat16.
+        array = (image.detach().float() if image.is_floating_point() else image).cpu().numpy()
+    else:
+        array = np.asarray(image)
+
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3 and (
+        input_data_format == ChannelDimension.LAST or (input_data_format is None and shape[0] not in (1, 3, 4))
+    ):
+        array = np.moveaxis(array, -1, 0)
+    if array.ndim != 3 or len(array) not in (1, 3, 4):
+        raise ValueError(
+            "expected the shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or "
+            f"4 channels, got {shape}"
+        )
+    pixels = array.astype(np.float32)
+    if array.dtype.newbyteorder("=") == np.uint16:
+        pixels /= 257
+    if not np.isfinite(pixels).all():
+        raise ValueError("expected finite values, got NaN or infinity")
+    if do_convert_rgb and len(pixels) == 4:
+        white = 1 if np.issubdtype(array.dtype, np.floating) else 255
+        alpha = pixels[3] / white
+        if alpha.min() < 0 or alpha.max() > 1:
+            raise ValueError(f"expected alpha from 0 to {white}, got {pixels[3].min()} to {pixels[3].max()}")
+        pixels = alpha * pixels[:3] + (1 - alpha) * white
+    if do_convert_rgb and len(pixels) == 1:
+        pixels = pixels.repeat(3, axis=0)
+    return pixels
+
+
+def _pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I":
+        # 32 bits that hold the 16 of a PNG or TIFF
+        array = np.array(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise ValueError(f"expected values from 0 to 65535 in mode I, got {array.min()} to {array.max()}")
+        return array.astype(np.uint16)
+    if do_convert_rgb and image.mode != "F" and not image.mode.startswith("I;16"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return np.array(image)
+
+
+def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
+    """Label map of an image of `size` -> `(kind.label_channels, height, width)` of dtype `kind.label_dtype`.
+
+    8-bit maps (uint8; PIL modes L, P and RGB) are decoded by `kind.decode`; in mode P the palette's indices are the
+    class ids. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
+
+    Raises:
+        ValueError: the map has another shape, or NaN or infinite values.
+    """
+    if isinstance(label, Image.Image):
+        label = np.array(ImageOps.exif_transpose(label))
+    if not isinstance(label, Tensor):
+        # PyTorch takes neither negative strides nor the other byte order.
+        label = np.asarray(label)
+        label = torch.from_numpy(np.array(label, dtype=label.dtype.newbyteorder("="), order="C"))
+
+    found, expected = tuple(label.shape), (kind.label_channels, *size)
+    if found == (*size, kind.label_channels):
+        label = label.permute(2, 0, 1)
+    elif found == size:
+        label = label.unsqueeze(0)
+    if label.shape != expected:
+        raise ValueError(f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}")
+    if not torch.isfinite(label).all():
+        raise ValueError("expected finite values, got NaN or infinity")
+    if label.dtype == torch.uint8:
+        label = kind.decode(label)
+    return label.to(kind.label_dtype)
+
+
+def resized_size(size: Size, target: SizeDict) -> Size:
+    """Size of an image of `size` after resizing to `target`.
+
+    `height` and `width` are taken as they are; `shortest_edge` (with `longest_edge` as a limit) and `max_height` and
+    `max_width` keep the aspect ratio.
+    """
+    if target.height and target.width:
+        return target.height, target.width
+    if target.shortest_edge:
+        return get_size_with_aspect_ratio(size, target.shortest_edge, target.longest_edge)
+    if target.max_height and target.max_width:
+        return get_image_size_for_max_height_width(size, target.max_height, target.max_width)
+    raise ValueError(
+        "`size` must have `height` and `width`, or `shortest_edge`, or `max_height` and `max_width`, "
+        f"got {dict(target)}"
+    )
+
+
+def padded_size(sizes: list[Size], pad_size: SizeDict | None, size_divisor: int | None) -> Size:
+    """Size to which a batch of images of `sizes` is padded.
+
+    That is `pad_size`, else the largest height and width, each rounded up to a multiple of `size_divisor`.
+
+    Raises:
+        ValueError: an image is larger than `pad_size`.
+    """
+    if pad_size is None:
+        divisor = size_divisor or 1
+        height, width = (-(-max(lengths) // divisor) * divisor for lengths in zip(*sizes))
+        return height, width
+    for index, (height, width) in enumerate(sizes):
+        if height > pad_size.height or width > pad_size.width:
+            raise ValueError(
+                f"image {index} of {height} x {width} is larger than `pad_size`, {pad_size.height} x {pad_size.width}"
+            )
+    return pad_size.height, pad_size.width
+
+
+def pad_centred(maps: Tensor, size: Size, value: float = 0) -> Tensor:
+    """Pads `(..., height, width)` to `size`, the odd pixel at the bottom and at the right."""
+    vertical, horizontal = (outer - inner for outer, inner in zip(size, maps.shape[-2:]))
+    top, left = vertical // 2, horizontal // 2
+    return F.pad(maps, (left, horizontal - left, top, vertical - top), value=value)
+
+
+def crop_centred(maps: Tensor, size: Size) -> Tensor:
+    """What [`pad_centred`] padded: `(..., height, width)` -> `(..., *size)`."""
+    top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
+    return maps[..., top : top + size[0], left : left + size[1]]
+
+
+def resize_nearest(maps: Tensor, size: Size) -> Tensor:
+    """`(..., height, width)` -> `(..., *size)`, each pixel from the one whose centre is nearest, as PIL's NEAREST."""
+    rows, columns = (
+        ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long() for new, old in zip(size, maps.shape[-2:])
+    )
+    return maps[..., rows[:, None], columns]
+
+
+class DeGMixBatchFeature(BatchFeature):
+    """A [`BatchFeature`] whose `labels`, a dictionary, follow the images to their device and keep their dtypes."""
+
+    def to(self, *args, **kwargs) -> "DeGMixBatchFeature":
+        super().to(*args, **kwargs)
+        if "labels" in self:
+            self["labels"] = BatchFeature(self["labels"]).to(self["pixel_values"][0].device).data
+        return self
+
+
+class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    size_divisor (`int`, *optional*):
+        Images are padded to multiples of it. `pad_size` goes before.
+    tasks (`dict` or `list`, *optional*):
+        Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is, or the list of them in `config.json`.
+    """
+
+    size_divisor: int | None
+    tasks: dict[str, Any] | list[dict[str, Any]] | None
+
+
+class DeGMixImageProcessingMixin:
+    """Everything about DeGMix' image processors that does not depend on the backend.
+
+    A backend class adds `process_image`, and its `resize`, `rescale` and `normalize` of one image.
+    """
+
+    valid_kwargs = DeGMixImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    do_convert_rgb = True
+    do_resize = False
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_pad = True
+    pad_size = None
+    size_divisor = None
+    tasks = NYUD_TASKS
+
+    def __init__(self, **kwargs: Unpack[DeGMixImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        labels: dict[str, LabelMap | list[LabelMap]] | None = None,
+        **kwargs: Unpack[DeGMixImageProcessorKwargs],
+    ) -> DeGMixBatchFeature:
+        """
+        Args:
+            images:
+                One image or a list of images: PIL image, path, `http(s):` or `data:` URL, array or tensor
+                `(height, width)`, `(channels, height, width)` or `(height, width, channels)`, or a batch of those
+                with four axes. See [`to_pixels`] for what is made of modes and dtypes. As everywhere in Transformers,
+                arrays are expected in 0..255; for values in [0, 1] set `do_rescale=False`.
+            labels:
+                Any of the tasks -> one label map per image (or the one map of the one image), of the image's size:
+                PIL image, array or tensor, `(height, width)`; three channels first or last for normals. 8-bit maps
+                are decoded as the task's kind says, other dtypes hold class ids, metres, unit vectors or strengths;
+                255 is ignored. See [`to_label`].
+            kwargs:
+                Settings for this call in place of the processor's own. `post_process_dense_prediction` knows only the
+                processor's own, so set `do_resize` and `size` there if it is to undo them.
+
+        Returns:
+            `pixel_values` `(batch, 3, height, width)`, float32, and with labels `labels`, a dictionary: per task
+            `(batch, height, width)`, for normals `(batch, 3, height, width)`, of dtype `TaskKind.label_dtype`; 255 on
+            pixels that are padding or unknown.
+
+        Raises:
+            ValueError: an image cannot be read or used, a label map does not fit its image, a task is unknown, the
+                number of maps is not that of the images, or an image is larger than `pad_size`. The message names
+                the image by its index, and the task.
+        """
+        return super().preprocess(images, labels, **kwargs)
+
+    def _standardize_kwargs(self, tasks=None, size_divisor: int | None = None, **kwargs) -> dict[str, Any]:
+        if size_divisor is not None and size_divisor < 1:
+            raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}")
+        return {**super()._standardize_kwargs(**kwargs), "tasks": _task_kinds(tasks), "size_divisor": size_divisor}
+
+    def _validate_preprocess_kwargs(self, do_center_crop: bool | None = None, **kwargs):
+        if do_center_crop:
+            raise ValueError("`do_center_crop` is not supported: predictions cover the whole image")
+        super()._validate_preprocess_kwargs(**kwargs)
+
+    def _prepare_image_like_inputs(self, images: list, **kwargs) -> list:
+        prepared = []
+        for index, image in enumerate(images):
+            if isinstance(image, str | os.PathLike):
+                image = load_image(image)
+            try:
+                prepared.append(self.process_image(image, **kwargs))
+            except ValueError as error:
+                raise ValueError(f"image {index}: {error}") from error
+        return prepared
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        labels: dict[str, LabelMap | list[LabelMap]] | None,
+        do_convert_rgb: bool,
+        input_data_format: str | ChannelDimension | None,
+        do_resize: bool,
+        size: SizeDict | None,
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        size_divisor: int | None,
+        tasks: dict[str, str],
+        return_tensors: str | TensorType | None,
+        device: str | torch.device | None = None,
+        **kwargs,
+    ) -> DeGMixBatchFeature:
+        is_batch = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        images = list(images) if is_batch else [images]
+        if not images:
+            raise ValueError("expected at least one image, got none")
+        images = self._prepare_image_like_inputs(
+            images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+        )
+        own_sizes = [tuple(image.shape[-2:]) for image in images]
+        resized_sizes = [resized_size(own_size, size) for own_size in own_sizes] if do_resize else own_sizes
+        if do_pad:
+            padded_sizes = [padded_size(resized_sizes, pad_size, size_divisor)] * len(images)
+        else:
+            padded_sizes = resized_sizes
+
+        inputs = {
+            "pixel_values": [
+                pad_centred(self._preprocess(image, resized, do_resize=do_resize, **kwargs), padded)
+                for image, resized, padded in zip(images, resized_sizes, padded_sizes)
+            ]
+        }
+        if labels is not None:
+            geometry = list(zip(own_sizes, resized_sizes, padded_sizes))
+            maps = self._preprocess_labels(labels, tasks, geometry, is_batch, inputs["pixel_values"][0].device)
+            inputs["labels"] = BatchFeature(maps, tensor_type=return_tensors).data
+        return DeGMixBatchFeature(inputs, tensor_type=return_tensors)
+
+    def _preprocess(
+        self,
+        image: np.ndarray | Tensor,
+        size: Size,
+        do_resize: bool,
+        resample: PILImageResampling | int | None,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
+        **kwargs,
+    ) -> Tensor:
+        """One image `(channels, height, width)` of the backend's type -> float32 `(channels, *size)`."""
+        if do_resize:
+            image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample)
+        if do_rescale:
+            image = self.rescale(image, rescale_factor)
+        if do_normalize:
+            image = self.normalize(image, image_mean, image_std)
+        return torch.as_tensor(image)
+
+    def _preprocess_labels(
+        self,
+        labels: dict[str, LabelMap | list[LabelMap]],
+        tasks: dict[str, str],
+        geometry: list[tuple[Size, Size, Size]],
+        is_batch: bool,
+        device: torch.device,
+    ) -> dict[str, list[Tensor]]:
+        """The labels of each task, one tensor per image; `geometry` has each image's own, resized and padded size."""
+        prepared = {}
+        for task, maps in labels.items():
+            if task not in tasks:
+                raise ValueError(f"`labels` must be of some of the tasks {list(tasks)}, got {task!r}")
+            if not isinstance(maps, list | tuple) and (not is_batch or isinstance(maps, Image.Image)):
+                maps = [maps]
+            if len(maps) != len(geometry):
+                raise ValueError(f"`labels[{task!r}]` has {len(maps)} maps for {len(geometry)} images")
+            kind = TASK_KINDS[tasks[task]]
+            prepared[task] = []
+            for index, (label, (own_size, resized, padded)) in enumerate(zip(maps, geometry)):
+                try:
+                    label = to_label(label, kind, own_size)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"`labels[{task!r}]` of image {index}: {error}") from error
+                label = pad_centred(resize_nearest(label, resized), padded, kind.label_padding)
+                label = torch.where(kind.unknown(label), IGNORE_INDEX, label).to(device)
+                prepared[task].append(label if kind.label_channels == 3 else label.squeeze(0))
+        return prepared
+
+    def post_process_dense_prediction(
+        self, outputs: ModelOutput, target_sizes: list[Size] | Tensor | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Logits -> predictions, one dictionary per image, in the images' own sizes.
+
+        An image of `(height, width)` fills the middle `(h, w)` of its logits `(H, W)`: `(h, w)` is its size resized
+        as the processor's `do_resize` and `size` say, and starts at row `(H - h) // 2`, column `(W - w) // 2`. That
+        part is cut out, interpolated bilinearly to `(height, width)` if it has another size, and only then activated.
+
+        Args:
+            outputs: the model's, with `logits`, task -> `(batch, num_labels, H, W)`, of any floating dtype.
+            target_sizes: (height, width) of each image as it went into the processor (after EXIF rotation), as a list
+                or a tensor `(batch, 2)`. Without, the whole padded maps are returned.
+
+        Returns:
+            Per image, task -> tensor on the logits' device: segmentation int64 `(height, width)`, class ids; depth
+            float32 `(height, width)`, metres, at least 0; normals float32 `(3, height, width)`, unit length; saliency
+            and boundary float32 `(height, width)` in [0, 1].
+
+        Raises:
+            ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, or an image of
+                that size cannot have been in these logits.
+        """
+        logits = outputs.logits
+        unknown = [task for task in logits if task not in self.tasks]
+        if unknown:
+            raise ValueError(f"`outputs` has logits of {unknown}; the tasks of the processor are {list(self.tasks)}")
+        batch_size = len(next(iter(logits.values())))
+        if target_sizes is None:
+            target_sizes = [None] * batch_size
+        elif len(target_sizes) != batch_size:
+            raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {batch_size} images")
+        return [
+            {
+                task: self._predict(task_logits[index : index + 1].float(), self.tasks[task], target_size)
+                for task, task_logits in logits.items()
+            }
+            for index, target_size in enumerate(target_sizes)
+        ]
+
+    def _predict(self, logits: Tensor, kind: str, target_size: Size | Tensor | None) -> Tensor:
+        """Logits `(1, num_labels, H, W)` of one image -> its prediction."""
+        if target_size is not None:
+            height, width = (int(length) for length in target_size)
+            size = resized_size((height, width), self.size) if self.do_resize else (height, width)
+            if size[0] > logits.shape[-2] or size[1] > logits.shape[-1]:
+                raise ValueError(
+                    f"an image of {height} x {width} (`target_sizes`) goes into the model as {size[0]} x {size[1]}, "
+                    f"which does not fit into logits of {logits.shape[-2]} x {logits.shape[-1]}"
+                )
+            logits = crop_centred(logits, size)
+            if size != (height, width):
+                logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        return TASK_KINDS[kind].activation(logits)[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the base class, with the tasks as a list: JSON files have sorted keys, tasks have an order."""
+        tasks = [{"name": name, "kind": kind} for name, kind in self.tasks.items()]
+        return {**super().to_dict(), "tasks": tasks}
+
+
+def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -> dict[str, str]:
+    """Task name -> kind, from any of the forms that [`DeGMixImageProcessorKwargs`] allows."""
+    if isinstance(tasks, list):
+        tasks = {task["name"]: task for task in tasks}
+    kinds = {name: task if isinstance(task, str) else task["kind"] for name, task in tasks.items()}
+    for name, kind in kinds.items():
+        if kind not in TASK_KINDS:
+            raise ValueError(f"`tasks[{name!r}]` must be of one of the kinds {sorted(TASK_KINDS)}, got {kind!r}")
+    return kinds
+
+
+class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
+    """
+    Image processor of DeGMix that works with PIL and NumPy on the CPU. Its tensors equal those of
+    [`DeGMixImageProcessor`] but for float rounding.
+
+    Args:
+        do_resize (`bool`, *optional*, defaults to `False`): whether to resize images to `size`.
+        size (`dict[str, int]`, *optional*):
+            `{"height", "width"}`; or, keeping the aspect ratio, `{"shortest_edge"}`, with `"longest_edge"` as a limit
+            if wanted, or `{"max_height", "max_width"}`.
+        resample (`PILImageResampling`, *optional*, defaults to bilinear): filter for images; labels take the nearest.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to make three channels of any image.
+        do_rescale (`bool`, *optional*, defaults to `True`): whether to multiply by `rescale_factor`.
+        rescale_factor (`float`, *optional*, defaults to 1/255): what to multiply by.
+        do_normalize (`bool`, *optional*, defaults to `True`): whether to subtract mean and divide by deviation.
+        image_mean (`tuple[float, float, float]`, *optional*, defaults to ImageNet's): mean of each channel.
+        image_std (`tuple[float, float, float]`, *optional*, defaults to ImageNet's): deviation of each channel.
+        do_pad (`bool`, *optional*, defaults to `True`):
+            Whether to pad images, in their centre, with 0 after normalisation; labels with the kind's `label_padding`.
+        pad_size (`dict[str, int]`, *optional*):
+            `{"height", "width"}` to pad to. Defaults to the largest height and the largest width in the batch.
+        size_divisor (`int`, *optional*): without `pad_size`, heights and widths are rounded up to multiples of it.
+        tasks (`dict` or `list`, *optional*):
+            Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is. Defaults to NYUD-v2's.
+
+    Raises:
+        ValueError: a task is of an unknown kind.
+
+    Example:
+
+    ```python
+    >>> processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    >>> inputs = processor(image, labels={"depth": depth}, return_tensors="pt")
+    >>> outputs = model(**inputs)
+    >>> maps = processor.post_process_dense_prediction(outputs, target_sizes=[(image.height, image.width)])[0]
+    ```
+    """
+
+    def process_image(
+        self,
+        image: Image.Image | np.ndarray | Tensor,
+        do_convert_rgb: bool,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        return to_pixels(image, do_convert_rgb, input_data_format)
+
+    def resize(self, image: np.ndarray, size: SizeDict, resample: PILImageResampling | int, **kwargs) -> np.ndarray:
+        """Channel by channel in float32: PIL resizes images of several channels in 8 bits only, and rounds."""
+        channels = (Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image)
+        return np.stack([np.array(channel) for channel in channels])
+
+
+__all__ = ["DeGMixImageProcessorPil"]

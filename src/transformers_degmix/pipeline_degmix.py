@@ -1,0 +1,85 @@
+"""`pipeline("multi-task-dense-prediction")`: images in, maps of all tasks in the images' own sizes out."""
+
+import os
+from collections import defaultdict
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import Pipeline
+from transformers.utils import ModelOutput
+
+from .image_processing_pil_degmix import load_image
+
+
+class MultiTaskDensePredictionPipeline(Pipeline):
+    """
+    Predicts the maps of all tasks of an image.
+
+    ```python
+    >>> import transformers_degmix
+    >>> from transformers import pipeline
+
+    >>> predict = pipeline("multi-task-dense-prediction", model=path)
+    >>> predict("kitchen.jpg")["depth"].shape
+    torch.Size([480, 640])
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __call__(
+        self, inputs: str | os.PathLike | Image.Image | list[str | os.PathLike | Image.Image], **kwargs: Any
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """
+        Args:
+            inputs: path, `http(s):` or `data:` URL, or PIL image, or a list of those.
+            batch_size (`int`, *optional*, defaults to 1):
+                Images handed to the model at once. The model sees no image at another size than alone, so that its
+                predictions do not depend on the batch: of a batch, those of one size run together.
+            timeout (`float`, *optional*): seconds to wait for a server.
+
+        Returns:
+            For each image the dictionary of `DeGMixImageProcessor.post_process_dense_prediction`, task -> tensor on
+            the CPU, in the image's size after EXIF rotation.
+
+        Raises:
+            ValueError: an image cannot be read; the message names the file.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, timeout: float | None = None) -> tuple[dict, dict, dict]:
+        return {} if timeout is None else {"timeout": timeout}, {}, {}
+
+    def preprocess(self, image: str | os.PathLike | Image.Image, timeout: float | None = None) -> dict[str, Any]:
+        if not isinstance(image, Image.Image):
+            image = load_image(image, timeout)
+        image = ImageOps.exif_transpose(image)
+        inputs = self.image_processor(image, return_tensors="pt").to(self.dtype)
+        # Wrapped, because the pipeline's collation concatenates plain tensors, which need one size; it lists the rest.
+        return {"inputs": inputs, "target_size": (image.height, image.width)}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs, target_size = model_inputs["inputs"], model_inputs["target_size"]
+        if not isinstance(inputs, list):
+            return {"logits": self.model(**inputs).logits, "target_size": target_size}
+        by_size = defaultdict(list)
+        for index, image in enumerate(inputs):
+            by_size[image["pixel_values"].shape].append(index)
+        logits = [None] * len(inputs)
+        for indices in by_size.values():
+            batch = self.model(torch.cat([inputs[index]["pixel_values"] for index in indices])).logits
+            for position, index in enumerate(indices):
+                logits[index] = {task: maps[position : position + 1] for task, maps in batch.items()}
+        return {"logits": logits, "target_size": target_size}
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Tensor]:
+        outputs = ModelOutput(logits=model_outputs["logits"])
+        return self.image_processor.post_process_dense_prediction(outputs, [model_outputs["target_size"]])[0]
+
+
+__all__ = ["MultiTaskDensePredictionPipeline"]
