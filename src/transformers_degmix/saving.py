@@ -1,0 +1,61 @@
+"""Model directories that appear whole or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from transformers import PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+
+@contextmanager
+def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A new directory to write into, moved to `path` if the block ends without an error and removed otherwise.
+
+    It is made beside `path`, so that moving it is a rename. What it overwrites is renamed away just before.
+
+    Args:
+        path: where the directory is to appear. Missing parents are created.
+        overwrite: whether `path` may exist and have content.
+
+    Raises:
+        FileExistsError: `path` is a file, or a directory with content and `overwrite` is not set.
+    """
+    path = Path(path).absolute()
+    check_writable(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        # Not the temporary directory itself, which only its owner may read.
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        check_writable(path, overwrite)
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+
+
+def check_writable(path: str | PathLike, overwrite: bool = False):
+    """Raises FileExistsError where [`whole_directory`] would, before the work is done."""
+    path = Path(path)
+    if path.is_dir():
+        if not overwrite and any(path.iterdir()):
+            raise FileExistsError(f"{path} exists and is not empty")
+    elif path.exists():
+        raise FileExistsError(f"{path} exists and is not a directory")
+
+
+def save_model_directory(
+    path: str | PathLike, model: PreTrainedModel, processor: ImageProcessingMixin, overwrite: bool = False
+):
+    """Writes what `from_pretrained` needs, configuration, weights and preprocessing, as one [`whole_directory`]."""
+    with whole_directory(path, overwrite) as directory:
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
