@@ -7,6 +7,7 @@ losses, image processing, augmentation and pictures look their rules up here, so
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +20,18 @@ IGNORE_INDEX = 255
 
 # Anchors of the perceptually uniform "viridis" colour map, interpolated linearly.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+
+# Linear sRGB to the responses of the eye's cones, and their cube roots to OKLab.
+_RGB_TO_LMS = (
+    (0.4122214708, 0.5363325363, 0.0514459929),
+    (0.2119034982, 0.6806995451, 0.1073969566),
+    (0.0883024619, 0.2817188376, 0.6299787005),
+)
+_LMS_TO_OKLAB = (
+    (0.2104542553, 0.7936177850, -0.0040720468),
+    (1.9779984951, -2.4285922050, 0.4505937099),
+    (0.0259040371, 0.7827717662, -0.8086757660),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,9 @@ class TaskKind:
         colorize: prediction `(height, width)` or `(3, height, width)`, and the values shown as first and last
             colour -> uint8 `(3, height, width)`.
         value_range: those values by default; `None` takes them from the map.
+        legend: what explains the colours: `"classes"`, `"scale"` or `"directions"`.
+        unit: of the values on a scale, "" where they have none.
+        thin: whether the map is of thin lines, which pictures smaller than the map must not lose.
     """
 
     num_logits: int | None
@@ -54,6 +70,9 @@ class TaskKind:
     rescale: Callable[[Tensor, float], Tensor]
     colorize: Callable[[Tensor, tuple[float, float]], Tensor]
     value_range: tuple[float, float] | None
+    legend: str
+    unit: str = ""
+    thin: bool = False
 
 
 def _unchanged(label: Tensor, *_) -> Tensor:
@@ -69,18 +88,41 @@ def _mirror_x(normals: Tensor) -> Tensor:
     return normals * normals.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
 
 
+def _oklab(colors: Tensor) -> Tensor:
+    """sRGB in [0, 255], `(n, 3)` -> OKLab `(n, 3)`, where distances are as the eye sees them (Ottosson 2020)."""
+    colors = colors.double() / 255
+    linear = torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    return (linear @ colors.new_tensor(_RGB_TO_LMS).T) ** (1 / 3) @ colors.new_tensor(_LMS_TO_OKLAB).T
+
+
+@cache
+def _class_colors() -> Tensor:
+    """Slate, then always the colour farthest from all before it, without the darkest, palest and most glaring ones;
+    the last one, of ignored pixels, is black. uint8 `(256, 3)`."""
+    candidates = torch.cartesian_prod(*[torch.arange(0, 256, 17)] * 3)
+    lightness, a, b = _oklab(candidates).T
+    # Lightness counts less than hue: shading and print change it first.
+    places = torch.stack([0.6 * lightness, a, b], dim=1)
+    allowed = (lightness > 0.45) & (lightness < 0.88) & (torch.hypot(a, b) < 0.18)
+    candidates, places = candidates[allowed], places[allowed]
+    colors = [torch.tensor([102, 102, 119])]
+    chosen = (candidates == colors[0]).all(dim=1).nonzero()[0, 0]
+    distances = torch.full((len(places),), torch.inf, dtype=places.dtype)
+    while len(colors) < IGNORE_INDEX:
+        distances = torch.minimum(distances, (places - places[chosen]).norm(dim=1))
+        chosen = distances.argmax()
+        colors.append(candidates[chosen])
+    return torch.stack([*colors, torch.zeros(3, dtype=torch.long)]).to(torch.uint8)
+
+
 def label_palette(num_labels: int) -> Tensor:
-    """Colours of class ids: the PASCAL VOC palette, which spreads the bits of an id over the three channels.
+    """Colours of class ids, the same whatever the number of classes: slate for class 0 (background, wall), then
+    colours as different from each other as can be; black only for `IGNORE_INDEX`.
 
     Returns:
         uint8 tensor `(num_labels, 3)`.
     """
-    ids = torch.arange(num_labels)
-    palette = torch.zeros(num_labels, 3, dtype=torch.long)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((ids >> (3 * bit + channel)) & 1) << (7 - bit)
-    return palette.to(torch.uint8)
+    return _class_colors()[:num_labels].clone()
 
 
 def _color_labels(prediction: Tensor, _) -> Tensor:
@@ -123,6 +165,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         rescale=_unchanged,
         colorize=_color_labels,
         value_range=(0, 255),
+        legend="classes",
     ),
     # 0 background, 1 salient; predicted as the probability of 1
     "saliency": TaskKind(
@@ -138,6 +181,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         rescale=_unchanged,
         colorize=_color_gray,
         value_range=(0, 1),
+        legend="scale",
     ),
     # metres along the optical axis; 0 is unknown. An image enlarged twice shows what would be seen from half as far.
     "depth": TaskKind(
@@ -153,6 +197,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         rescale=lambda depth, scale: depth / scale,
         colorize=_color_viridis,
         value_range=None,
+        legend="scale",
+        unit="m",
     ),
     # unit vectors in the camera frame; 8-bit images hold (n + 1) / 2 * 255; zero vectors are unknown
     "normals": TaskKind(
@@ -170,6 +216,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         rescale=_unchanged,
         colorize=_color_normals,
         value_range=(-1, 1),
+        legend="directions",
     ),
     # boundary strength in [0, 1]; 8-bit images hold it times 255
     "boundary": TaskKind(
@@ -185,5 +232,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         rescale=_unchanged,
         colorize=_color_gray,
         value_range=(0, 1),
+        legend="scale",
+        thin=True,
     ),
 }

@@ -1,0 +1,199 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_models import BACKBONES, small_model
+from transformers import SwinModel, pipeline
+
+from transformers_degmix import DeGMixImageProcessorPil
+from transformers_degmix.tasks import label_palette
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "predict.py"
+ORIENTATION = 0x0112
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    model = small_model()
+    model.save_pretrained(path)
+    DeGMixImageProcessorPil(tasks=model.config.tasks, size_divisor=64).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """Runs the script's `main` in this process: arguments -> exit code and lines on stderr."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from predict import main
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            main()
+        errors = capsys.readouterr().err.splitlines()
+        if isinstance(exit.value.code, str):  # which Python prints when it exits with 1
+            return 1, [*errors, *exit.value.code.splitlines()]
+        return exit.value.code, errors
+
+    return run
+
+
+def photo(width: int = 70, height: int = 50) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def mixed_run(model_dir, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess]:
+    """Images of all sorts in one directory, some of them broken, and the results of predicting them."""
+    images, output = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("results") / "new" / "directory"
+    photo().save(images / "rgb.png")
+    photo().convert("L").save(images / "grey.png")
+    transparent = photo()
+    transparent.putalpha(Image.linear_gradient("L").resize(transparent.size))
+    transparent.save(images / "rgba.png")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    photo().save(images / "rotated.jpg", exif=exif)
+    photo(400, 300).save(images / "truncated.jpg")
+    (images / "truncated.jpg").write_bytes((images / "truncated.jpg").read_bytes()[:9000])
+    (images / "text.png").write_text("not an image")
+    (images / "empty.png").touch()
+    (images / "notes.txt").write_text("no image by its name, left alone")
+    command = [sys.executable, SCRIPT, "--model", model_dir, "--image", images, images / "missing.png"]
+    command += ["--output", output]
+    return images, output, subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+GOOD = ["grey", "rgb", "rgba", "rotated"]
+BAD = ["truncated.jpg", "text.png", "empty.png", "missing.png"]
+
+
+def test_bad_files_are_named_and_the_others_predicted(mixed_run):
+    images, output, run = mixed_run
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr and "notes.txt" not in run.stderr
+    errors = [line for line in run.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert sorted(line.split(": ")[1] for line in errors) == sorted(str(images / name) for name in BAD)
+    assert f"4 of 8 images: {output}" in run.stdout
+
+
+def test_every_good_image_has_all_files_and_nothing_else_is_left(mixed_run):
+    _, output, _ = mixed_run
+    endings = ["npz", "overview.png", *(f"{task}.png" for task in small_model().config.tasks)]
+    assert sorted(os.listdir(output)) == sorted(f"{name}.{ending}" for name in GOOD for ending in endings)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "rgb.png", "rgba.png", "rotated.jpg"])
+def test_arrays_are_those_of_the_pipeline(mixed_run, model_dir, name):
+    images, output, _ = mixed_run
+    expected = pipeline("multi-task-dense-prediction", model=str(model_dir))(str(images / name))
+    with np.load(output / f"{Path(name).stem}.npz") as arrays:
+        assert list(arrays) == list(expected)
+        for task, values in expected.items():
+            assert arrays[task].dtype == values.numpy().dtype
+            if task in ("semseg", "human_parts"):
+                # a tie may fall the other way with another number of threads
+                assert (arrays[task] == values.numpy()).mean() > 0.99
+            else:
+                np.testing.assert_allclose(arrays[task], values.numpy(), atol=1e-4)
+
+
+def test_pictures_are_of_the_upright_image(mixed_run):
+    _, output, _ = mixed_run
+    with np.load(output / "rotated.npz") as arrays:
+        assert arrays["depth"].shape == (70, 50) and arrays["normals"].shape == (3, 70, 50)
+        ids = arrays["semseg"]
+    assert Image.open(output / "rotated.depth.png").size == (50, 70)
+    assert np.array_equal(np.array(Image.open(output / "rotated.semseg.png")), label_palette(5).numpy()[ids])
+
+
+def test_overview_shows_the_input_upright(predict, model_dir, tmp_path):
+    half = Image.new("RGB", (60, 40), (250, 0, 0))
+    half.paste((0, 0, 250), (30, 0, 60, 40))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    half.save(tmp_path / "half.png", exif=exif)
+    assert predict("--model", model_dir, "--image", tmp_path / "half.png", "--output", tmp_path)[0] == 0
+    overview = np.array(Image.open(tmp_path / "half.overview.png"))[:, :300]
+    red_rows = np.nonzero((overview == (250, 0, 0)).all(axis=-1))[0]
+    blue_rows = np.nonzero((overview == (0, 0, 250)).all(axis=-1))[0]
+    assert red_rows.max() < blue_rows.min()
+
+
+def test_results_are_replaced_and_half_precision_is_stored_in_full(predict, mixed_run, model_dir, tmp_path):
+    images, _, _ = mixed_run
+    (tmp_path / "rgb.npz").write_text("old")
+    arguments = ("--image", images / "rgb.png", "--output", tmp_path, "--dtype", "bfloat16")
+    assert predict("--model", model_dir, *arguments)[0] == 0
+    with np.load(tmp_path / "rgb.npz") as arrays:
+        assert arrays["depth"].dtype == np.float32 and arrays["semseg"].dtype == np.int64
+
+
+def test_same_stem_is_refused_before_anything_is_written(predict, model_dir, tmp_path):
+    for name in ("a.png", "a.jpg"):
+        photo().save(tmp_path / name)
+    code, errors = predict("--model", model_dir, "--image", tmp_path, "--output", tmp_path / "out")
+    assert code == 1 and len(errors) == 1
+    assert str(tmp_path / "a.png") in errors[0] and str(tmp_path / "a.jpg") in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_are_not_overwritten(predict, model_dir, tmp_path):
+    for name in ("a.png", "a.depth.png"):
+        photo().save(tmp_path / name)
+    before = (tmp_path / "a.depth.png").read_bytes()
+    code, errors = predict("--model", model_dir, "--image", tmp_path, "--output", tmp_path)
+    assert code == 1 and "a.depth.png is an input" in errors[-1]
+    assert sorted(os.listdir(tmp_path)) == ["a.depth.png", "a.png"]
+    assert (tmp_path / "a.depth.png").read_bytes() == before
+
+
+def test_wrong_model_is_one_line(predict, tmp_path):
+    photo().save(tmp_path / "a.png")
+    code, errors = predict(
+        "--model", tmp_path / "nowhere", "--image", tmp_path / "a.png", "--output", tmp_path / "out"
+    )
+    assert code == 1 and len(errors) == 1 and "nowhere" in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_of_another_type_is_refused(predict, tmp_path):
+    photo().save(tmp_path / "a.png")
+    SwinModel(BACKBONES["swin"]).save_pretrained(tmp_path / "swin")
+    code, errors = predict("--model", tmp_path / "swin", "--image", tmp_path / "a.png", "--output", tmp_path / "out")
+    assert code == 1 and "SwinModel" in errors[-1]
+
+
+def test_directory_without_images(predict, model_dir, tmp_path):
+    code, errors = predict("--model", model_dir, "--image", tmp_path, "--output", tmp_path / "out")
+    assert code == 1 and errors == [f"error: there are no images in {tmp_path}"]
+
+
+def test_image_that_would_fill_the_memory_is_a_bad_file(predict, model_dir, tmp_path):
+    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
+    code, errors = predict("--model", model_dir, "--image", tmp_path / "bomb.png", "--output", tmp_path)
+    assert code == 1 and "bomb.png" in errors[-1] and os.listdir(tmp_path) == ["bomb.png"]
+
+
+def test_broken_write_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from predict import write_whole
+
+    def write_half(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    (tmp_path / "a.npz").write_bytes(b"before")
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "a.npz", write_half)
+    assert os.listdir(tmp_path) == ["a.npz"] and (tmp_path / "a.npz").read_bytes() == b"before"
+    write_whole(tmp_path / "a.npz", lambda file: file.write(b"after"))
+    assert os.listdir(tmp_path) == ["a.npz"] and (tmp_path / "a.npz").read_bytes() == b"after"
