@@ -9,6 +9,7 @@ from small_models import ALL_KINDS, random_labels
 
 from transformers_degmix import DeGMixConfig
 from transformers_degmix.evaluation import METRICS
+from transformers_degmix.evaluation.constant import constant_scores
 from transformers_degmix.tasks import TASK_KINDS
 
 
@@ -141,3 +142,16 @@ def test_a_constant_map_scores_by_chance_on_boundaries():
     label[0, 0] = 1
     prediction = METRICS["boundary"].best_constant(label).expand(1, 10, 10)
     assert scores("edge", (prediction, label))["exact_f"] == pytest.approx(2 * 0.1 * 1 / 1.1)
+
+
+def test_constant_scores():
+    labels = random_labels(TASKS, 4, 6, 7)
+    constants = constant_scores(TASKS, [{"labels": labels}], [{"labels": labels}])
+    _, depth = valid_pixels(labels["depth"], labels["depth"])
+    median = np.sort(depth)[(depth.size - 1) // 2]
+    assert constants["depth"]["rmse"] == pytest.approx(np.sqrt(np.mean((depth - median) ** 2)))
+    _, classes = valid_pixels(labels["semseg"], labels["semseg"])
+    assert constants["semseg"]["pixel_accuracy"] == pytest.approx(
+        np.bincount(classes.astype(int)).max() / classes.size
+    )
+    assert set(constants) == set(TASKS)

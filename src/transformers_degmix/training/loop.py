@@ -10,7 +10,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from datasets import Dataset, load_dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoBackbone, AutoImageProcessor, get_scheduler
+from transformers import get_scheduler
 
 from ..configuration_degmix import DeGMixConfig
 from ..data.rooms import ROOMS_TASKS, load_rooms
@@ -93,12 +93,14 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
     """The model to train, from random, backbone or whole pretrained weights, and its image processor."""
     if args.pretrained:
         model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
-        return model, AutoImageProcessor.from_pretrained(args.pretrained)
+        return model, DeGMixImageProcessorPil.from_pretrained(args.pretrained)
     fields = {"tasks": ROOMS_TASKS, **args.model} if args.dataset == "rooms" else args.model
     config = DeGMixConfig(**fields)
     model = DeGMixForMultiTaskDensePrediction(config)
     if args.pretrained_backbone:
-        model.model.backbone = AutoBackbone.from_pretrained(args.pretrained_backbone, config=config.backbone_config)
+        # The class rather than AutoBackbone, which takes no local directory.
+        backbone_class = type(model.model.backbone)
+        model.model.backbone = backbone_class.from_pretrained(args.pretrained_backbone, config=config.backbone_config)
     return model, DeGMixImageProcessorPil(tasks=config.tasks)
 
 

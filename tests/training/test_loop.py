@@ -1,0 +1,147 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from PIL import Image
+from small_models import BACKBONES
+from transformers import AutoModel, pipeline
+
+from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
+from transformers_degmix.training.arguments import TrainingArguments
+from transformers_degmix.training.collator import DeGMixDataCollator
+from transformers_degmix.training.loop import build_model, build_optimizer, build_scheduler, train
+
+
+MODEL = {"backbone_config": BACKBONES["swin"].to_dict(), "hidden_size": 16, "gating_intermediate_size": 8}
+
+
+def arguments(tmp_path, **fields):
+    defaults = {
+        "output_dir": str(tmp_path / "run"),
+        "image_size": [32, 48],
+        "num_train_images": 4,
+        "num_eval_images": 3,
+        "model": MODEL,
+        "max_steps": 4,
+        "batch_size": 2,
+        "eval_steps": 2,
+        "num_workers": 0,
+    }
+    return TrainingArguments(**{**defaults, **fields})
+
+
+def test_a_run_ends_in_models_that_the_pipeline_loads(tmp_path):
+    args = arguments(tmp_path, optimizer="adamw", learning_rate=3e-3, lr_scheduler="cosine", max_grad_norm=1.0)
+    scores = train(args)
+    assert set(scores) == set(ROOMS_TASKS)
+    assert set(scores["depth"]) == {"rmse", "abs_rel"}
+    for name in ("best", "last"):
+        predict = pipeline("multi-task-dense-prediction", model=str(tmp_path / "run" / name))
+        prediction = predict(Image.new("RGB", (50, 40)))
+        assert prediction["normals"].shape == (3, 40, 50)
+        assert predict.model.config.tasks["semseg"]["id2label"] == ROOMS_TASKS["semseg"]["id2label"]
+
+
+def test_training_lowers_the_loss(tmp_path):
+    args = arguments(tmp_path, optimizer="adamw", learning_rate=3e-3, lr_scheduler="constant", max_steps=25)
+    batch = DeGMixDataCollator(build_model(args)[1])(list(load_rooms("train", 4, (32, 48))))
+    torch.manual_seed(args.seed)
+    untrained, _ = build_model(args)
+    train(args)
+    trained = AutoModel.from_pretrained(tmp_path / "run" / "last")
+    with torch.no_grad():
+        assert trained(**batch).loss < 0.8 * untrained.eval()(**batch).loss
+
+
+def test_runs_with_the_same_seed_are_equal(tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        train(arguments(tmp_path, output_dir=str(tmp_path / name)))
+        weights.append(AutoModel.from_pretrained(tmp_path / name / "last").state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_published_schedule_and_optimizer(tmp_path):
+    args = arguments(tmp_path, max_steps=40)
+    optimizer = build_optimizer(args, torch.nn.Linear(2, 2))
+    scheduler = build_scheduler(args, optimizer)
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([1e-3 * (1 - step / 40) ** 0.9 for step in range(40)])
+    assert type(optimizer) is torch.optim.SGD
+    assert (optimizer.defaults["momentum"], optimizer.defaults["weight_decay"]) == (0.9, 5e-4)
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(tmp_path):
+    train(arguments(tmp_path))
+    start = tmp_path / "run" / "last"
+    train(
+        arguments(tmp_path, output_dir=str(tmp_path / "tuned"), model={}, pretrained=str(start), learning_rate=1e-30)
+    )
+    before, after = (AutoModel.from_pretrained(path) for path in (start, tmp_path / "tuned" / "last"))
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
+
+
+def test_pretrained_backbone(tmp_path):
+    model, _ = build_model(arguments(tmp_path))
+    model.model.backbone.save_pretrained(tmp_path / "backbone")
+    torch.manual_seed(1)
+    other, _ = build_model(arguments(tmp_path, pretrained_backbone=str(tmp_path / "backbone")))
+    same = [torch.equal(a, b) for a, b in zip(model.model.backbone.parameters(), other.model.backbone.parameters())]
+    assert all(same)
+    assert not torch.equal(model.heads["depth"].conv.weight, other.heads["depth"].conv.weight)
+
+
+def test_data_set_on_disk(tmp_path):
+    rooms = load_rooms("train", 4, (32, 48)).select_columns(["image", "depth", "semseg"])
+    for split in ("train", "validation"):
+        rooms.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    tasks = {"depth": {"kind": "depth"}, "semseg": ROOMS_TASKS["semseg"]}
+    fields = {"dataset": str(tmp_path / "data"), "num_train_images": None, "num_eval_images": 2}
+    scores = train(arguments(tmp_path, model={**MODEL, "tasks": tasks}, **fields))
+    assert list(scores) == ["depth", "semseg"]
+
+    tasks["parts"] = {"kind": "segmentation", "num_labels": 2}
+    with pytest.raises(ValueError, match=r"lacks the columns \['parts'\].*'depth'"):
+        train(arguments(tmp_path, model={**MODEL, "tasks": tasks}, **fields))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    rows = {"image": [Image.new("RGB", (32, 32))] * 2, "depth": [Image.new("F", (32, 32), 1e38)] * 2}
+    for split in ("train", "validation"):
+        Dataset.from_dict(rows).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    fields = {"dataset": str(tmp_path / "data"), "model": {**MODEL, "tasks": {"depth": {"kind": "depth"}}}}
+    with pytest.raises(ValueError, match="not finite at step 1.*depth.*inf"):
+        train(arguments(tmp_path, **fields, num_train_images=None, num_eval_images=None))
+    assert not (tmp_path / "run").exists()
+
+
+def test_rooms_must_be_counted(tmp_path):
+    with pytest.raises(ValueError, match="`num_train_images`"):
+        train(arguments(tmp_path, num_train_images=None))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_script(tmp_path, num_processes):
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(vars(arguments(tmp_path, max_steps=2))))
+    script = Path(__file__).parents[2] / "scripts" / "train.py"
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(num_processes)]
+    command = [sys.executable, *(launch if num_processes > 1 else []), str(script), str(config), "--batch_size", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rmse" in done.stdout and str(tmp_path / "run") in done.stdout
+    assert (
+        AutoModel.from_pretrained(tmp_path / "run" / "best").config.tasks
+        == AutoModel.from_pretrained(tmp_path / "run" / "last").config.tasks
+    )
+
+    refused = subprocess.run([sys.executable, str(script), str(config), "--optimizer", "adam"], capture_output=True)
+    assert refused.returncode == 1 and b"Traceback" not in refused.stderr and b"adamw" in refused.stderr
