@@ -6,7 +6,9 @@ import re
 import runpy
 import subprocess
 import sys
+import types
 from argparse import Namespace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -222,8 +224,29 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path, nyud):
     assert not (tmp_path / "owned").exists()
 
 
+def test_lightning_objects_are_passed_over(tmp_path, nyud, expected, monkeypatch):
+    # Classes that name callbacks, and hyperparameters in a class of their own, on a machine without Lightning
+    module = types.ModuleType("pytorch_lightning.callbacks")
+    for name, base in (("ModelCheckpoint", object), ("AttributeDict", dict)):
+        setattr(module, name, type(name, (base,), {"__module__": module.__name__}))
+    hyperparameters = module.AttributeDict(lr=1e-3)
+    hyperparameters.note = "an attribute"
+    checkpoint = {
+        "state_dict": nyud,
+        "callbacks": {module.ModelCheckpoint: {"best_model_score": torch.tensor(0.5)}},
+        "hyper_parameters": hyperparameters,
+        "hparams": Namespace(lr=1e-3),
+    }
+    with monkeypatch.context() as with_lightning:
+        with_lightning.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+        with_lightning.setitem(sys.modules, module.__name__, module)
+        torch.save(checkpoint, tmp_path / "a.ckpt")
+    _, parameters = convert_state_dict(load_released_checkpoint(tmp_path / "a.ckpt"))
+    assert_same(parameters, expected)
+
+
 def test_objects_in_a_checkpoint_are_refused_with_a_way_out(tmp_path, nyud):
-    torch.save({"state_dict": nyud, "hyper_parameters": Namespace(lr=1e-3)}, tmp_path / "a.ckpt")
+    torch.save({"state_dict": nyud, "hyper_parameters": Fraction(1, 3)}, tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match=r"torch\.save\(.*'state_dict'"):
         load_released_checkpoint(tmp_path / "a.ckpt")
 

@@ -134,7 +134,8 @@ def test_save_and_load(tmp_path, scope):
 def test_base_model_loads_from_the_full_one(tmp_path):
     model = small_model()
     model.save_pretrained(tmp_path)
-    base = DeGMixModel.from_pretrained(tmp_path)
+    base, info = DeGMixModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
     outputs = base(images())
     assert torch.equal(outputs.fused_features, model.model(images()).fused_features)
     assert list(outputs.task_features) == list(ALL_KINDS)

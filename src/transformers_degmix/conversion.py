@@ -6,6 +6,7 @@ parameter of the model its tensor.
 
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
 from math import isqrt
@@ -152,7 +153,8 @@ def load_released_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_lightning_stand_ins(path)):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and could run code when it is read. If you trust it, keep "
@@ -164,6 +166,27 @@ def load_released_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     if not isinstance(state_dict, dict):
         raise ValueError(f"{path} holds neither a state dict nor a Lightning checkpoint")
     return {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+class _LightningObject:
+    """Stands in for what Lightning stores beside the tensors: an empty dictionary, whatever the file asks for."""
+
+    def __new__(cls, *args):
+        return OrderedDict()
+
+
+def _lightning_stand_ins(path: Path) -> list[tuple[type, str]]:
+    """Lightning 1.1 names callbacks by their classes and keeps hyperparameters in a class of its own.
+
+    The stand-ins let `weights_only` reading pass over them, on machines without Lightning too, and run nothing.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # not a file of PyTorch 1.6 or later; reading it tells more
+        return []
+    return [
+        (_LightningObject, name) for name in names if name.startswith(("pytorch_lightning.", "argparse.Namespace"))
+    ]
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

@@ -353,6 +353,8 @@ class DeGMixPreTrainedModel(PreTrainedModel):
 class DeGMixModel(DeGMixPreTrainedModel):
     """DeGMix without task heads: backbone, fusion, deformable mixer encoder, task-aware gating transformer decoder."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^heads\."]
+
     def __init__(self, config: DeGMixConfig):
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)

@@ -8,16 +8,11 @@ import datasets
 import numpy as np
 import pytest
 
-from transformers_degmix.data import rooms
-from transformers_degmix.data.raycast import Box, Capsule, Ellipsoid, sees, visible
-from transformers_degmix.data.rooms import (
-    HUMAN_PARTS_CLASSES,
-    ROOMS_TASKS,
-    SEMSEG_CLASSES,
-    load_rooms,
-    render_room,
-    sample_room,
-)
+from transformers_degmix.data.benchmarks import HUMAN_PARTS
+from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms, render_room, sample_room
+from transformers_degmix.data.rooms import dataset as rooms_dataset
+from transformers_degmix.data.rooms.objects import SEMSEG_CLASSES
+from transformers_degmix.data.rooms.raycast import Box, Capsule, Ellipsoid, sees, visible
 
 
 SIZE = (48, 64)
@@ -170,7 +165,7 @@ def test_labels_are_valid(index):
     for key, value in labels.items():
         assert value.shape == (*SIZE, 3) if key in ("image", "normals") else SIZE
     assert labels["semseg"].max() < len(SEMSEG_CLASSES)
-    assert labels["human_parts"].max() < len(HUMAN_PARTS_CLASSES)
+    assert labels["human_parts"].max() < len(HUMAN_PARTS)
     np.testing.assert_array_equal(labels["human_parts"] > 0, labels["semseg"] == PERSON)
     assert set(np.unique(labels["sal"])) == {0, 1}
     assert set(np.unique(labels["edge"])) == {0, 1}
@@ -258,7 +253,7 @@ def test_every_class_appears():
         seen |= set(np.unique(labels["semseg"]).tolist())
         parts |= set(np.unique(labels["human_parts"]).tolist())
     assert seen == set(range(len(SEMSEG_CLASSES)))
-    assert parts == set(range(len(HUMAN_PARTS_CLASSES)))
+    assert parts == set(range(len(HUMAN_PARTS)))
 
 
 def test_tasks_name_the_classes():
@@ -280,7 +275,7 @@ def test_dataset_holds_the_rendered_arrays(tmp_path):
     assert dataset.split == "validation"
     assert dataset["image_id"][:] == ["validation_000000", "validation_000001", "validation_000002"]
     assert dataset.features["semseg_classes"].feature.names == list(SEMSEG_CLASSES)
-    assert dataset.features["human_parts_classes"].feature.names == list(HUMAN_PARTS_CLASSES)
+    assert dataset.features["human_parts_classes"].feature.names == list(HUMAN_PARTS)
     for index, row in enumerate(dataset):
         room = render_room("validation", index, SIZE)
         assert [row[key].mode for key in ("image", "semseg", "depth", "normals", "edge")] == [
@@ -317,14 +312,14 @@ def test_dataset_is_rendered_once_and_whole(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("rendered again")
 
-    monkeypatch.setattr(rooms, "render_room", interrupted)
+    monkeypatch.setattr(rooms_dataset, "render_room", interrupted)
     with pytest.raises((KeyboardInterrupt, datasets.exceptions.DatasetGenerationError)):
         load()
-    monkeypatch.setattr(rooms, "render_room", render_room)
+    monkeypatch.setattr(rooms_dataset, "render_room", render_room)
     assert load()["image_id"][:] == ["train_000000", "train_000001", "train_000002"]
-    monkeypatch.setattr(rooms, "render_room", never)
+    monkeypatch.setattr(rooms_dataset, "render_room", never)
     assert len(load()) == 3
-    monkeypatch.setattr(rooms, "RENDERER_VERSION", rooms.RENDERER_VERSION + 1)
+    monkeypatch.setattr(rooms_dataset, "RENDERER_VERSION", rooms_dataset.RENDERER_VERSION + 1)
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         load()
 

@@ -1,4 +1,4 @@
-"""Rooms: a data set of indoor scenes, rendered on the spot, with exact labels for every kind of task.
+"""From the number of a room to its image and labels, and from those to a data set.
 
 A room, furnished and peopled at random, is a set of convex primitives. One ray through the centre of each pixel finds
 what that pixel shows, and all labels derive from that one hit, so that they agree with each other pixel by pixel.
@@ -8,10 +8,11 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..benchmarks import HUMAN_PARTS
+from .objects import SEMSEG_CLASSES
 from .raycast import dot, rotate, visible
-from .rooms_objects import HUMAN_PARTS_CLASSES, SEMSEG_CLASSES
-from .rooms_scene import SPLITS, sample_room
-from .rooms_shading import shade
+from .scene import SPLITS, sample_room
+from .shading import shade
 
 
 ROOMS_TASKS = {
@@ -22,9 +23,9 @@ ROOMS_TASKS = {
     },
     "human_parts": {
         "kind": "segmentation",
-        "num_labels": len(HUMAN_PARTS_CLASSES),
+        "num_labels": len(HUMAN_PARTS),
         "loss_weight": 2.0,
-        "id2label": dict(enumerate(HUMAN_PARTS_CLASSES)),
+        "id2label": dict(enumerate(HUMAN_PARTS)),
     },
     "sal": {"kind": "saliency"},
     "depth": {"kind": "depth"},
@@ -53,7 +54,7 @@ def render_room(split: str, index: int, image_size: tuple[int, int] = (240, 320)
 
         - `image`: RGB `(height, width, 3)` uint8.
         - `semseg`: uint8, positions in `SEMSEG_CLASSES`.
-        - `human_parts`: uint8, positions in `HUMAN_PARTS_CLASSES`; above 0 exactly where `semseg` is "person".
+        - `human_parts`: uint8, positions in `HUMAN_PARTS`; above 0 exactly where `semseg` is "person".
         - `sal`: uint8, 1 on the salient objects: all people who cover at least 0.5 % of the image. Failing these, it
           is the one free-standing object (not the shell, a door, a window, a picture or a rug) that is largest when
           each pixel counts by exp(-2 (x^2 + y^2)), for coordinates that run from -1 to 1 across the image.
@@ -140,7 +141,7 @@ def load_rooms(
             "image_id": datasets.Value("string"),
             **{name: datasets.Image() for name in maps},
             "semseg_classes": datasets.List(datasets.ClassLabel(names=list(SEMSEG_CLASSES))),
-            "human_parts_classes": datasets.List(datasets.ClassLabel(names=list(HUMAN_PARTS_CLASSES))),
+            "human_parts_classes": datasets.List(datasets.ClassLabel(names=list(HUMAN_PARTS))),
         }
     )
     arguments = {

@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .raycast import Box, Camera, Cluster, Shape, dot, sees, turn
-from .rooms_materials import FABRICS, WALLS, WOODS, fabric, plain, stripes, tiles, wood
-from .rooms_objects import (
+from .materials import FABRICS, WALLS, WOODS, fabric, plain, stripes, tiles, wood
+from .objects import (
     GROUPS_AT_WALLS,
     SEMSEG_CLASSES,
     Item,
@@ -25,6 +24,7 @@ from .rooms_objects import (
     toy_ball,
     window,
 )
+from .raycast import Box, Camera, Cluster, Shape, dot, sees, turn
 
 
 SPLITS = ("train", "validation", "test")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .raycast import Cluster, dot, visible
-from .rooms_scene import Light, Room
+from .scene import Light, Room
 
 
 def shade(room: Room, rays, points, normals, hit) -> np.ndarray:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .raycast import Box, Capsule, Ellipsoid, Frustum, Shape, between, rotate, turn
-from .rooms_materials import (
+from ..benchmarks import HUMAN_PARTS
+from .materials import (
     BRIGHT,
     FABRICS,
     HAIRS,
@@ -23,29 +23,13 @@ from .rooms_materials import (
     tiles,
     wood,
 )
+from .raycast import Box, Capsule, Ellipsoid, Frustum, Shape, between, rotate, turn
 
 
 SEMSEG_CLASSES = (
-    "wall",
-    "floor",
-    "ceiling",
-    "door",
-    "window",
-    "picture",
-    "rug",
-    "table",
-    "chair",
-    "sofa",
-    "bed",
-    "bookcase",
-    "cabinet",
-    "lamp",
-    "tv",
-    "plant",
-    "ball",
-    "person",
-)
-HUMAN_PARTS_CLASSES = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+    "wall", "floor", "ceiling", "door", "window", "picture", "rug", "table", "chair", "sofa", "bed", "bookcase",
+    "cabinet", "lamp", "tv", "plant", "ball", "person",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +63,7 @@ class Item:
     surfaces: list[Surface] = field(default_factory=list)
 
     def add(self, shape: Shape, material: Material, part: str = "background", opaque: bool = True) -> None:
-        label, part = SEMSEG_CLASSES.index(self.label), HUMAN_PARTS_CLASSES.index(part)
+        label, part = SEMSEG_CLASSES.index(self.label), HUMAN_PARTS.index(part)
         self.surfaces.append(Surface(shape, material, label, part, opaque))
 
     def box(self, low, high, material: Material, **kwargs) -> None:
