@@ -6,8 +6,8 @@ losses, image processing, augmentation and pictures look their rules up here, so
 """
 
 from collections.abc import Callable
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,18 +20,6 @@ IGNORE_INDEX = 255
 
 # Anchors of the perceptually uniform "viridis" colour map, interpolated linearly.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-
-# Linear sRGB to the responses of the eye's cones, and their cube roots to OKLab.
-_RGB_TO_LMS = (
-    (0.4122214708, 0.5363325363, 0.0514459929),
-    (0.2119034982, 0.6806995451, 0.1073969566),
-    (0.0883024619, 0.2817188376, 0.6299787005),
-)
-_LMS_TO_OKLAB = (
-    (0.2104542553, 0.7936177850, -0.0040720468),
-    (1.9779984951, -2.4285922050, 0.4505937099),
-    (0.0259040371, 0.7827717662, -0.8086757660),
-)
 
 
 @dataclass(frozen=True)
@@ -88,41 +76,20 @@ def _mirror_x(normals: Tensor) -> Tensor:
     return normals * normals.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
 
 
-def _oklab(colors: Tensor) -> Tensor:
-    """sRGB in [0, 255], `(n, 3)` -> OKLab `(n, 3)`, where distances are as the eye sees them (Ottosson 2020)."""
-    colors = colors.double() / 255
-    linear = torch.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
-    return (linear @ colors.new_tensor(_RGB_TO_LMS).T) ** (1 / 3) @ colors.new_tensor(_LMS_TO_OKLAB).T
-
-
-@cache
-def _class_colors() -> Tensor:
-    """Slate, then always the colour farthest from all before it, without the darkest, palest and most glaring ones;
-    the last one, of ignored pixels, is black. uint8 `(256, 3)`."""
-    candidates = torch.cartesian_prod(*[torch.arange(0, 256, 17)] * 3)
-    lightness, a, b = _oklab(candidates).T
-    # Lightness counts less than hue: shading and print change it first.
-    places = torch.stack([0.6 * lightness, a, b], dim=1)
-    allowed = (lightness > 0.45) & (lightness < 0.88) & (torch.hypot(a, b) < 0.18)
-    candidates, places = candidates[allowed], places[allowed]
-    colors = [torch.tensor([102, 102, 119])]
-    chosen = (candidates == colors[0]).all(dim=1).nonzero()[0, 0]
-    distances = torch.full((len(places),), torch.inf, dtype=places.dtype)
-    while len(colors) < IGNORE_INDEX:
-        distances = torch.minimum(distances, (places - places[chosen]).norm(dim=1))
-        chosen = distances.argmax()
-        colors.append(candidates[chosen])
-    return torch.stack([*colors, torch.zeros(3, dtype=torch.long)]).to(torch.uint8)
-
-
 def label_palette(num_labels: int) -> Tensor:
-    """Colours of class ids, the same whatever the number of classes: slate for class 0 (background, wall), then
-    colours as different from each other as can be; black only for `IGNORE_INDEX`.
+    """Colours of class ids, the same whatever the number of classes; black only for `IGNORE_INDEX`.
+
+    Slate for class 0 (background, wall); then hues that turn by the golden angle, so that neighbours differ most, in
+    saturations and values that take turns.
 
     Returns:
         uint8 tensor `(num_labels, 3)`.
     """
-    return _class_colors()[:num_labels].clone()
+    colors = [(0.4, 0.4, 0.47)]
+    for index in range(1, IGNORE_INDEX):
+        saturation, value = (0.75, 0.75, 0.55)[index % 3], (0.7, 0.8, 0.9, 0.6, 0.9)[index % 5]
+        colors.append(hsv_to_rgb(index * 0.618034 % 1, saturation, value))
+    return torch.tensor([*colors, (0, 0, 0)]).mul(255).round().to(torch.uint8)[:num_labels]
 
 
 def _color_labels(prediction: Tensor, _) -> Tensor:
