@@ -120,12 +120,23 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     fields = {"dataset": str(tmp_path / "data"), "model": {**MODEL, "tasks": {"depth": {"kind": "depth"}}}}
     with pytest.raises(ValueError, match="not finite at step 1.*depth.*inf"):
         train(arguments(tmp_path, **fields, num_train_images=None, num_eval_images=None))
-    assert not (tmp_path / "run").exists()
+    assert not any((tmp_path / "run").iterdir())
+
+
+def test_output_that_cannot_be_written_stops_the_run_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        train(arguments(tmp_path, output_dir=str(tmp_path / "file" / "run"), max_steps=10_000_000))
 
 
 def test_rooms_must_be_counted(tmp_path):
     with pytest.raises(ValueError, match="`num_train_images`"):
         train(arguments(tmp_path, num_train_images=None))
+
+
+def test_less_than_a_batch(tmp_path):
+    with pytest.raises(ValueError, match="4 training images.*`batch_size` is 5"):
+        train(arguments(tmp_path, batch_size=5))
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

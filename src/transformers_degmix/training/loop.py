@@ -29,7 +29,8 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
         Scores of the last model on the evaluation split, by task and name of the score.
 
     Raises:
-        ValueError: the data set lacks a task's column, or a loss is not finite.
+        ValueError: the data set lacks a task's column or is smaller than a batch, or a loss is not finite.
+        OSError: the output directory cannot be written.
     """
     # Backbones may hold parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
     accelerator = Accelerator(
@@ -40,6 +41,11 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     model, processor = build_model(args)
     tasks = model.config.tasks
     train_data, eval_data = (load_split(args, split, processor.tasks) for split in ("train", "eval"))
+    if len(train_data) < args.batch_size * accelerator.num_processes:
+        raise ValueError(
+            f"{len(train_data)} training images do not fill one batch: `batch_size` is {args.batch_size}, "
+            f"processes are {accelerator.num_processes}"
+        )
     # A short last batch would make the steps of different processes differ.
     train_loader, eval_loader = (
         DataLoader(
@@ -58,6 +64,7 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
 
     output_dir, best_loss = Path(args.output_dir), float("inf")
+    output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
     progress = tqdm(total=args.max_steps, desc="train", disable=not accelerator.is_local_main_process)
     batches = endless(train_loader)
     for step in range(1, args.max_steps + 1):
