@@ -101,14 +101,18 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
     if args.pretrained:
         model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
         return model, DeGMixImageProcessorPil.from_pretrained(args.pretrained)
-    fields = {"tasks": ROOMS_TASKS, **args.model} if args.dataset == "rooms" else args.model
+    fields, processing = args.model, {}
+    if args.dataset == "rooms":
+        fields = {"tasks": ROOMS_TASKS, **args.model}
+        # Rooms have this size already; photos are brought to the scale that the model has learnt.
+        processing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
     config = DeGMixConfig(**fields)
     model = DeGMixForMultiTaskDensePrediction(config)
     if args.pretrained_backbone:
         # The class rather than AutoBackbone, which takes no local directory.
         backbone_class = type(model.model.backbone)
         model.model.backbone = backbone_class.from_pretrained(args.pretrained_backbone, config=config.backbone_config)
-    return model, DeGMixImageProcessorPil(tasks=config.tasks)
+    return model, DeGMixImageProcessorPil(tasks=config.tasks, **processing)
 
 
 def load_split(args: TrainingArguments, part: str, tasks: dict[str, str]) -> Dataset:
