@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers.utils import logging
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
 from transformers_degmix.data.rooms import load_rooms
@@ -36,6 +37,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="receives models and picture")
     options = parser.parse_args()
+    logging.disable_progress_bar()  # of saving; there is one of training
     overrides = ["--output_dir", str(options.output_dir), *(QUICK if options.quick else [])]
 
     start = time.monotonic()

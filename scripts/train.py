@@ -2,11 +2,14 @@
 
 import sys
 
+from transformers.utils import logging
+
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.loop import train
 
 
 def main():
+    logging.disable_progress_bar()  # of saving; there is one of training
     try:
         args = parse_arguments()
         scores = train(args)

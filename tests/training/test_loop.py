@@ -134,6 +134,16 @@ def test_rooms_must_be_counted(tmp_path):
         train(arguments(tmp_path, num_train_images=None))
 
 
+def test_tasks_of_rooms_can_be_chosen_and_changed(tmp_path):
+    model, processor = build_model(
+        arguments(tmp_path, model={**MODEL, "tasks": {"sal": {}, "depth": {"loss_weight": 5}}})
+    )
+    assert list(model.config.tasks) == list(processor.tasks) == ["sal", "depth"]
+    assert [task["loss_weight"] for task in model.config.tasks.values()] == [5, 5]
+    with pytest.raises(ValueError, match=r"\['flow'\].*'depth'"):
+        build_model(arguments(tmp_path, model={**MODEL, "tasks": {"flow": {}}}))
+
+
 def test_less_than_a_batch(tmp_path):
     with pytest.raises(ValueError, match="4 training images.*`batch_size` is 5"):
         train(arguments(tmp_path, batch_size=5))

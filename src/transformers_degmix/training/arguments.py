@@ -23,7 +23,8 @@ class TrainingArguments:
         train_split, eval_split: names of its splits.
         num_train_images, num_eval_images: the first so many; all by default. Rooms must know how many to render.
         image_size: height and width at which Rooms are rendered.
-        model: fields of `DeGMixConfig`. For Rooms, `tasks` defaults to all six of them.
+        model: fields of `DeGMixConfig`. For Rooms, `tasks` defaults to all six of them, and names with no or some
+            fields (`depth: {loss_weight: 5}`) choose among them and change them.
         pretrained: model directory or Hub id to fine-tune; `model` then is its configuration's.
         pretrained_backbone: directory or Hub id with the backbone's weights, for example ImageNet's.
         max_steps: optimiser steps.

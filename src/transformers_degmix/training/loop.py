@@ -103,7 +103,7 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
         return model, DeGMixImageProcessorPil.from_pretrained(args.pretrained)
     fields, processing = args.model, {}
     if args.dataset == "rooms":
-        fields = {"tasks": ROOMS_TASKS, **args.model}
+        fields = {**args.model, "tasks": rooms_tasks(args.model.get("tasks", dict.fromkeys(ROOMS_TASKS, {})))}
         # Rooms have this size already; photos are brought to the scale that the model has learnt.
         processing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
     config = DeGMixConfig(**fields)
@@ -113,6 +113,14 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
         backbone_class = type(model.model.backbone)
         model.model.backbone = backbone_class.from_pretrained(args.pretrained_backbone, config=config.backbone_config)
     return model, DeGMixImageProcessorPil(tasks=config.tasks, **processing)
+
+
+def rooms_tasks(tasks: dict[str, dict]) -> dict[str, dict]:
+    """The tasks of Rooms that are named, with the fields that are given in place of their own."""
+    unknown = sorted(set(tasks) - set(ROOMS_TASKS))
+    if unknown:
+        raise ValueError(f"Rooms have no labels of {unknown}, only of {list(ROOMS_TASKS)}")
+    return {name: {**ROOMS_TASKS[name], **task} for name, task in tasks.items()}
 
 
 def load_split(args: TrainingArguments, part: str, tasks: dict[str, str]) -> Dataset:
