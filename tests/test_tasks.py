@@ -46,12 +46,19 @@ def test_enlarging_an_image_brings_depth_nearer():
     assert TASK_KINDS["boundary"].rescale(depth, 2.0) is depth
 
 
-@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255))
+@given(st.integers(1, 255), st.integers(0, 255), st.integers(0, 255))
 def test_8_bit_normals_are_decoded_within_half_a_step(x, y, z):
     image = torch.tensor([x, y, z], dtype=torch.uint8).view(3, 1, 1)
     decoded = TASK_KINDS["normals"].decode(image)
     assert decoded.min() >= -1 and decoded.max() <= 1
     assert torch.equal(((decoded + 1) / 2 * 255).round().to(torch.uint8), image)
+
+
+def test_black_pixels_of_8_bit_normals_are_unknown():
+    image = torch.tensor([[0, 0, 0], [0, 0, 1]], dtype=torch.uint8).T.view(3, 1, 2)
+    decoded = TASK_KINDS["normals"].decode(image)
+    assert not decoded[..., 0].any() and decoded[0, 0, 1] == -1
+    assert TASK_KINDS["normals"].unknown(decoded).flatten().tolist() == [True, False]
 
 
 def test_unknown_pixels():

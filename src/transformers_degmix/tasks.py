@@ -71,6 +71,11 @@ def _is_ignored(label: Tensor) -> Tensor:
     return label == IGNORE_INDEX
 
 
+def _decode_normals(image: Tensor) -> Tensor:
+    """`(..., 3, height, width)`; (0, 0, 0), far from the code of any unit vector, is the zero vector."""
+    return (2 * image.float() / 255 - 1) * image.any(dim=-3, keepdim=True)
+
+
 def _mirror_x(normals: Tensor) -> Tensor:
     """Negates the x component, the first of the three channels."""
     return normals * normals.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
@@ -167,7 +172,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         legend="scale",
         unit="m",
     ),
-    # unit vectors in the camera frame; 8-bit images hold (n + 1) / 2 * 255; zero vectors are unknown
+    # unit vectors in the camera frame; 8-bit images hold (n + 1) / 2 * 255; zero vectors, there (0, 0, 0), are unknown
     "normals": TaskKind(
         num_logits=3,
         label_dtype=torch.float32,
@@ -175,7 +180,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         defaults={"loss_weight": 10.0},
         label_padding=0.0,
         activation=lambda logits: F.normalize(logits, dim=1),
-        decode=lambda image: 2 * image.float() / 255 - 1,
+        decode=_decode_normals,
         unknown=lambda normals: (
             (normals == 0).all(dim=-3, keepdim=True) | (normals == IGNORE_INDEX).any(dim=-3, keepdim=True)
         ),

@@ -1,0 +1,179 @@
+"""Reading the archives that benchmarks come in: .tar.gz files or folders, with images and .mat and .npy files in them.
+
+All errors name the file.
+"""
+
+import gzip
+import json
+import shutil
+import tarfile
+import zlib
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from ..image_processing_pil_degmix import load_image
+
+
+def unpack(archive: Path, target: Path):
+    """Unpacks a .tar.gz into the new folder `target`, which appears whole or not at all.
+
+    Only folders and regular files are unpacked, with none of their permissions and owners: what an archive holds can
+    neither be written outside `target` nor, as a link, lead there.
+
+    Raises:
+        ValueError: the archive is truncated or damaged, or a member has a path out of the archive or is neither a
+            folder nor a regular file.
+    """
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        with gzip.open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as members:
+                for member in members:
+                    _unpack_member(members, member, unfinished)
+            # The checksum comes last, after what tar reads.
+            while stream.read(2**20):
+                pass
+        unfinished.rename(target)
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+        raise ValueError(f"{archive} is truncated or damaged, or no .tar.gz: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{archive}: {error}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unpack_member(members: tarfile.TarFile, member: tarfile.TarInfo, target: Path):
+    # Windows' rules for paths, which are the stricter ones.
+    parts, anchor = PureWindowsPath(member.name).parts, PureWindowsPath(member.name).anchor
+    if anchor or ".." in parts:
+        raise ValueError(f"the path of the member {member.name!r} leads out of the archive")
+    path = target.joinpath(*parts)
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+    elif member.isfile():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            shutil.copyfileobj(members.extractfile(member), file)
+    else:
+        raise ValueError(
+            f"the member {member.name!r} is a link or device; unpack the archive yourself if you trust it"
+        )
+
+
+def find_root(folder: Path, *entries: str) -> Path:
+    """`folder`, or the one folder in it, that holds all `entries`.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is neither a folder nor a .tar.gz")
+    candidates = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    roots = [path for path in candidates if all((path / entry).exists() for entry in entries)]
+    if not roots:
+        raise ValueError(f"neither {folder} nor a folder in it holds {', '.join(entries)}")
+    if len(roots) > 1:
+        raise ValueError(f"{', '.join(entries)} are in more than one place: {', '.join(map(str, roots))}")
+    return roots[0]
+
+
+def read_ids(path: Path) -> list[str]:
+    """The image ids in a text file, one per line.
+
+    Raises:
+        ValueError: there are none, one occurs twice, or one is no file name.
+    """
+    try:
+        ids = path.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise ValueError(f"cannot read the image ids: {error}") from error
+    if not ids:
+        raise ValueError(f"{path} lists no images")
+    for image_id in ids:
+        if PureWindowsPath(image_id).name != image_id:
+            raise ValueError(f"{path} lists {image_id!r}, which is no file name")
+    if len(set(ids)) < len(ids):
+        twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
+        raise ValueError(f"{path} lists {twice!r} twice")
+    return ids
+
+
+def check_header(path: Path):
+    """Raises ValueError if a file does not exist or does not begin as one of its kind (.png, .jpg, .npy, .mat, .json).
+
+    It decodes no pixels. A truncated .npy shows too, as its header tells the length.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    read = {".npy": read_npy, ".mat": scipy.io.whosmat, ".json": read_json}.get(path.suffix, _open_image)
+    try:
+        read(path)
+    except Exception as error:  # of every type, from PIL's and SciPy's parsers
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _open_image(path: Path):
+    with Image.open(path):
+        pass
+
+
+def read_image(path: Path, *modes: str) -> np.ndarray:
+    """The pixels of an image `(height, width)` or `(height, width, channels)`; palette indices for mode P.
+
+    Raises:
+        ValueError: the file is missing or damaged, or the image is of none of these modes of PIL.
+    """
+    image = load_image(path)
+    if image.mode not in modes:
+        raise ValueError(f"{path}: expected an image of mode {' or '.join(modes)}, got {image.mode}")
+    return np.array(image)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file of an image that can be decoded whole.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    load_image(path)
+    return path.read_bytes()
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory.
+
+    Raises:
+        ValueError: the file is missing, truncated or no array.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"cannot read an array from {path}: {error}") from error
+
+
+def read_mat(path: Path, variable: str) -> Any:
+    """A variable of a .mat file; structs become dictionaries, arrays of structs lists of those.
+
+    Raises:
+        ValueError: the file is missing or damaged, or has no such variable.
+    """
+    try:
+        return scipy.io.loadmat(path, simplify_cells=True, variable_names=[variable])[variable]
+    except KeyError as error:
+        raise ValueError(f"{path} has no variable {variable!r}") from error
+    except Exception as error:  # of every type, from SciPy's parser
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError if the file is missing or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error

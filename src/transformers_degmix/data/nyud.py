@@ -1,0 +1,66 @@
+"""NYUD-v2 from the archive that multi-task learning shares: 795 training and 654 test images of 425 x 560 pixels.
+
+NYUDv2/{images,segmentation,edge,normals}/ID.png  depth/ID.npy  gt_sets/{train,val}.txt
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from .archives import find_root, read_bytes, read_ids, read_image, read_npy
+from .benchmarks import BENCHMARKS, NYUD_CLASSES
+from .schema import named_tasks
+
+
+_FILES = {
+    "image": "images/{}.png",
+    "semseg": "segmentation/{}.png",
+    "depth": "depth/{}.npy",
+    "normals": "normals/{}.png",
+    "edge": "edge/{}.png",
+}
+
+
+class NYUD:
+    """A [`Source`](schema.py). Normals and boundaries keep the values of their files.
+
+    Args:
+        folder: the unpacked archive.
+
+    Raises:
+        ValueError: the folder has another layout, or a split is empty.
+    """
+
+    title = "NYUD-v2"
+    terms = (
+        "Images and depth come from NYU Depth V2 (Silberman, Hoiem, Kohli and Fergus, ECCV 2012), the 40 classes from "
+        "Gupta et al. (CVPR 2013), in the split and files that multi-task learning uses. The page of NYU Depth V2 "
+        "offers it for research and states no licence: ask its authors before any other use, or before passing it on."
+    )
+    columns = {
+        "semseg": "40 classes; unlabelled pixels are 255",
+        "depth": "metres; 0 is unknown",
+        "normals": "values of the source's files: n = 2 * value / 255 - 1; (0, 0, 0) is unknown",
+        "edge": "values of the source's files: strength times 255",
+    }
+
+    def __init__(self, folder: Path):
+        self.root = find_root(folder, "gt_sets")
+        self.tasks = named_tasks(BENCHMARKS["nyud"].tasks, {"semseg": NYUD_CLASSES})
+        self.ids = {
+            split: read_ids(self.root / "gt_sets" / name)
+            for split, name in (("train", "train.txt"), ("validation", "val.txt"))
+        }
+
+    def files(self, split: str, image_id: str) -> dict[str, Path]:
+        return {name: self.root / pattern.format(image_id) for name, pattern in _FILES.items()}
+
+    def read(self, split: str, image_id: str) -> tuple[bytes, dict[str, np.ndarray]]:
+        files = self.files(split, image_id)
+        return read_bytes(files["image"]), {
+            # 0 is unlabelled, and in 8 bits 0 - 1 is 255.
+            "semseg": read_image(files["semseg"], "L", "P") - np.uint8(1),
+            "depth": read_npy(files["depth"]),
+            "normals": read_image(files["normals"], "RGB"),
+            "edge": read_image(files["edge"], "L"),
+        }

@@ -1,0 +1,154 @@
+"""Unpacking: nothing outside of the target, nothing half; and files that are not what they should be are named."""
+
+import gzip
+import io
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from transformers_degmix.data.archives import (
+    check_header,
+    find_root,
+    read_bytes,
+    read_ids,
+    read_image,
+    read_json,
+    read_mat,
+    read_npy,
+    unpack,
+)
+
+
+def member(name, kind=tarfile.REGTYPE, content=b"", link=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname, info.mode = kind, len(content), link, 0
+    return info, io.BytesIO(content)
+
+
+def write_tar(path, *members):
+    with tarfile.open(path, "w:gz") as tar:
+        for info, content in members:
+            tar.addfile(info, content)
+    return path
+
+
+def test_unpack(tmp_path):
+    content = np.random.default_rng(0).bytes(100_000)
+    members = member("./top", tarfile.DIRTYPE), member("./top/a/b.bin", content=content), member("empty")
+    unpack(write_tar(tmp_path / "a.tar.gz", *members), tmp_path / "out")
+    assert (tmp_path / "out/top/a/b.bin").read_bytes() == content  # although the member's mode lets nobody read it
+    assert (tmp_path / "out/empty").read_bytes() == b""
+    assert sorted(os.listdir(tmp_path)) == ["a.tar.gz", "out"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        member("../evil"),
+        member("a/../../evil"),
+        member("/evil"),
+        member("..\\evil"),
+        member("C:/evil"),
+        member("link", tarfile.SYMTYPE, link="/etc"),
+        member("link", tarfile.SYMTYPE, link="good"),
+        member("link", tarfile.LNKTYPE, link="good"),
+        member("device", tarfile.CHRTYPE),
+    ],
+    ids=lambda bad: f"{bad[0].name}-{bad[0].type}",
+)
+def test_unsafe_member_is_named_and_nothing_is_left(tmp_path, bad):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    archive = write_tar(folder / "a.tar.gz", member("good", content=b"x"), bad)
+    with pytest.raises(ValueError) as error:
+        unpack(archive, folder / "out")
+    assert repr(bad[0].name) in str(error.value) and "a.tar.gz" in str(error.value)
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(folder) == ["a.tar.gz"]
+
+
+def damaged(content):
+    yield "half", content[: len(content) // 2]
+    yield "without checksum", content[:-8]
+    yield "one bit", content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+    yield "nothing", b""
+    yield "no gzip", b"not an archive"
+    yield "no tar", gzip.compress(b"not an archive" * 100)
+
+
+def test_damaged_archives(tmp_path):
+    content = np.random.default_rng(0).bytes(100_000)
+    whole = write_tar(tmp_path / "a.tar.gz", member("a", content=content)).read_bytes()
+    for name, part in damaged(whole):
+        (tmp_path / "a.tar.gz").write_bytes(part)
+        with pytest.raises(ValueError, match="a.tar.gz is truncated or damaged, or no .tar.gz"):
+            unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+        assert os.listdir(tmp_path) == ["a.tar.gz"], name
+
+
+def test_find_root(tmp_path):
+    (tmp_path / "a" / "images").mkdir(parents=True)
+    assert find_root(tmp_path, "images") == find_root(tmp_path / "a", "images") == tmp_path / "a"
+    with pytest.raises(ValueError, match="holds images, depth"):
+        find_root(tmp_path, "images", "depth")
+    (tmp_path / "b" / "images").mkdir(parents=True)
+    with pytest.raises(ValueError, match="more than one place"):
+        find_root(tmp_path, "images")
+    with pytest.raises(ValueError, match="neither a folder"):
+        find_root(tmp_path / "c", "images")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "lists no images"), ("a\n../b\n", "'../b', which is no file name"), ("a\nb\na\n", "lists 'a' twice")],
+)
+def test_lists_of_ids(tmp_path, text, message):
+    (tmp_path / "ids.txt").write_text("a\r\nb\n\n")
+    assert read_ids(tmp_path / "ids.txt") == ["a", "b"]
+    (tmp_path / "ids.txt").write_text(text)
+    with pytest.raises(ValueError, match=f"ids.txt {message}|{message}"):
+        read_ids(tmp_path / "ids.txt")
+    with pytest.raises(ValueError, match="missing.txt"):
+        read_ids(tmp_path / "missing.txt")
+
+
+def test_bad_files_are_named(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 60), np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.ones((9, 9)))
+    scipy.io.savemat(tmp_path / "a.mat", {"LabelMap": np.ones((9, 9))})
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    readers = {
+        "a.png": lambda path: read_image(path, "L"),
+        "a.npy": read_npy,
+        "a.mat": lambda path: read_mat(path, "LabelMap"),
+        "a.json": read_json,
+    }
+    for name, read in readers.items():
+        path = tmp_path / name
+        check_header(path)
+        read(path)
+        content = path.read_bytes()
+        path.write_bytes(content[: 2 * len(content) // 3])
+        with pytest.raises(ValueError, match=name):
+            read(path)
+        path.write_bytes(b"no data")
+        for function in (read, check_header):
+            with pytest.raises(ValueError, match=name):
+                function(path)
+        path.unlink()
+        for function in (read, check_header):
+            with pytest.raises(ValueError, match=name):
+                function(path)
+
+
+def test_modes_variables_and_whole_images(tmp_path):
+    Image.new("LA", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png: expected an image of mode L or P, got LA"):
+        read_image(tmp_path / "a.png", "L", "P")
+    assert read_bytes(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
+    scipy.io.savemat(tmp_path / "a.mat", {"other": np.ones(3)})
+    with pytest.raises(ValueError, match="a.mat has no variable 'LabelMap'"):
+        read_mat(tmp_path / "a.mat", "LabelMap")

@@ -1,0 +1,112 @@
+"""NYUD-v2: a miniature of the archive against an independent reading of its files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transformers_degmix.data.nyud import NYUD
+from transformers_degmix.data.schema import encode_row
+
+
+SIZE = (6, 8)
+
+
+def write_nyud(folder: Path, train=("0001", "0003"), validation=("0002",)) -> Path:
+    """An archive of random images, unpacked in `folder / "NYUDv2"`."""
+    root = folder / "NYUDv2"
+    for name in ("images", "segmentation", "edge", "normals", "depth", "gt_sets"):
+        (root / name).mkdir(parents=True)
+    for image_id in (*train, *validation):
+        rng = np.random.default_rng(int(image_id))
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(root / f"images/{image_id}.png")
+        Image.fromarray(rng.integers(0, 41, SIZE, np.uint8)).save(root / f"segmentation/{image_id}.png")
+        Image.fromarray(rng.integers(0, 256, SIZE, np.uint8)).save(root / f"edge/{image_id}.png")
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(root / f"normals/{image_id}.png")
+        np.save(root / f"depth/{image_id}.npy", rng.uniform(0.5, 10, SIZE).astype(np.float32))
+    (root / "gt_sets/train.txt").write_text("\n".join(train) + "\n")
+    (root / "gt_sets/val.txt").write_text("\n".join(validation) + "\n")
+    return root
+
+
+def check_nyud_row(row: dict, root: Path, image_id: str):
+    """Compares a row of the finished data set with the files."""
+    pixels = {name: np.array(row[name]) for name in ("image", "semseg", "depth", "normals", "edge")}
+    segmentation = np.array(Image.open(root / "segmentation" / f"{image_id}.png"))
+    for y, x in np.ndindex(SIZE):
+        assert pixels["semseg"][y, x] == (255 if segmentation[y, x] == 0 else segmentation[y, x] - 1)
+    for name, folder in (("image", "images"), ("normals", "normals"), ("edge", "edge")):
+        assert np.array_equal(pixels[name], np.array(Image.open(root / folder / f"{image_id}.png")))
+    assert pixels["depth"].dtype == np.float32
+    assert np.array_equal(pixels["depth"], np.load(root / "depth" / f"{image_id}.npy"))
+    assert row["semseg_classes"] == sorted({int(value) - 1 for value in segmentation.flat if value})
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_nyud(tmp_path)
+
+
+def row(root, image_id="0001", split="train"):
+    source = NYUD(root)
+    return encode_row(image_id, *source.read(split, image_id), source.tasks)
+
+
+def test_ids_and_tasks(root):
+    source = NYUD(root.parent)  # the folder around it will do
+    assert source.ids == {"train": ["0001", "0003"], "validation": ["0002"]}
+    assert {name: task["kind"] for name, task in source.tasks.items()} == {
+        "semseg": "segmentation",
+        "depth": "depth",
+        "normals": "normals",
+        "edge": "boundary",
+    }
+    assert len(source.tasks["semseg"]["id2label"]) == 40 and set(source.columns) == set(source.tasks)
+    assert all(path.exists() for path in source.files("train", "0001").values())
+
+
+def test_image_is_the_source_file(root):
+    assert row(root)["image"]["bytes"] == (root / "images/0001.png").read_bytes()
+
+
+def save(path, values):
+    Image.fromarray(values).save(path) if path.suffix == ".png" else np.save(path, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("images/0001.png", np.zeros(SIZE, np.uint8), "image: expected mode RGB, got L"),
+        (
+            "segmentation/0001.png",
+            np.zeros((*SIZE, 3), np.uint8),
+            "0001.png: expected an image of mode L or P, got RGB",
+        ),
+        ("segmentation/0001.png", np.full(SIZE, 41, np.uint8), r"semseg: expected class ids from 0 to 39 .*\[40\]"),
+        ("segmentation/0001.png", np.ones((5, 8), np.uint8), "semseg: expected the shape"),
+        ("normals/0001.png", np.zeros(SIZE, np.uint8), "0001.png: expected an image of mode RGB, got L"),
+        ("edge/0001.png", np.zeros(SIZE, bool), "0001.png: expected an image of mode L, got 1"),
+        ("depth/0001.npy", np.full(SIZE, np.nan), "depth: expected finite"),
+        ("depth/0001.npy", np.full(SIZE, -1.0), "depth: expected values of 0 or more"),
+        ("depth/0001.npy", np.full(SIZE, 1500), "depth: expected floating point metres"),
+        ("depth/0001.npy", np.ones((8, 6)), "depth: expected the shape"),
+    ],
+)
+def test_bad_files(root, name, values, message):
+    save(root / name, values)
+    with pytest.raises(ValueError, match=message):
+        row(root)
+
+
+def test_corrupt_png(root):
+    path = root / "normals/0001.png"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="normals/0001.png"):
+        row(root)
+
+
+def test_empty_split(root):
+    (root / "gt_sets/val.txt").write_text("\n")
+    with pytest.raises(ValueError, match="val.txt lists no images"):
+        NYUD(root)
