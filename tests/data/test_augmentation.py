@@ -1,43 +1,311 @@
-import torch
-from small_models import ALL_KINDS, random_labels
-from transformers import BatchFeature
+"""Augmentation: what moves together, what keeps its values, and colours against the standard library's."""
 
-from transformers_degmix.data.augmentation import random_horizontal_flip
+from colorsys import hsv_to_rgb, rgb_to_hsv
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from small_models import ALL_KINDS, random_labels
+
+from transformers_degmix.data.augmentation import (
+    MAX_CLASS_FRACTION,
+    Augmentation,
+    Window,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    draw_window,
+    flip_label,
+    largest_class_fraction,
+    rescale_label,
+    turn_hue,
+)
+from transformers_degmix.data.rooms import render_room, sample_room
+from transformers_degmix.tasks import TASK_KINDS
 
 
 KINDS = {name: task["kind"] for name, task in ALL_KINDS.items()}
+COLORS_AS_THEY_ARE = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
+
+seeds = st.integers(0, 2**32 - 1)
+lengths = st.integers(1, 24)
 
 
-def batch():
-    labels = random_labels(ALL_KINDS, 3, 4, 5)
-    return BatchFeature({"pixel_values": torch.arange(180.0).view(3, 3, 4, 5), "labels": labels})
+def random_maps(seed, height, width):
+    """Maps of every kind `(channels, height, width)`, ignored and unknown pixels among them."""
+    torch.manual_seed(seed)
+    labels = random_labels(ALL_KINDS, 1, height, width)
+    labels["depth"][torch.rand(1, height, width) < 0.2] = 0
+    labels["normals"][(torch.rand(1, 1, height, width) < 0.2).expand(-1, 3, -1, -1)] = 0
+    return {task: label[0] if label.ndim == 4 else label for task, label in labels.items()}
 
 
-def test_images_and_labels_are_mirrored_together():
-    flipped = random_horizontal_flip(batch(), KINDS, probability=1.0)
-    original = batch()
-    assert torch.equal(flipped["pixel_values"], original["pixel_values"].flip(-1))
-    for task in ("semseg", "human_parts", "sal", "depth", "edge"):
-        assert torch.equal(flipped["labels"][task], original["labels"][task].flip(-1))
-    mirrored = original["labels"]["normals"].flip(-1)
-    mirrored[:, 0] = torch.where(mirrored[:, 0] == 255, 255, -mirrored[:, 0])  # ignored stays ignored
-    assert torch.equal(flipped["labels"]["normals"], mirrored)
+def random_pixels(seed, height, width):
+    return np.random.default_rng(seed).uniform(0, 255, (3, height, width)).astype(np.float32)
 
 
-def test_twice_is_the_identity():
-    twice = random_horizontal_flip(random_horizontal_flip(batch(), KINDS, 1.0), KINDS, 1.0)
-    assert torch.equal(twice["pixel_values"], batch()["pixel_values"])
-    assert all(torch.equal(twice["labels"][task], label) for task, label in batch()["labels"].items())
+def pixel_set(label):
+    """The values of all pixels, as a set of tuples over the channels."""
+    return {tuple(pixel) for pixel in label.flatten(1).T.tolist()}
 
 
-def test_each_image_decides_for_itself():
-    torch.manual_seed(0)
-    seen = set()
-    for _ in range(20):
-        flipped = random_horizontal_flip(batch(), KINDS)["pixel_values"] != batch()["pixel_values"]
-        seen.add(tuple(flipped.flatten(1).any(dim=1).tolist()))
-    assert len(seen) > 2
+@settings(deadline=None)
+@given(seeds, lengths, lengths, st.sampled_from(sorted(KINDS)))
+def test_flipping_twice_is_the_identity(seed, height, width, task):
+    label, kind = random_maps(seed, height, width)[task], TASK_KINDS[KINDS[task]]
+    assert torch.equal(flip_label(flip_label(label, kind), kind), label)
 
 
-def test_never():
-    assert torch.equal(random_horizontal_flip(batch(), KINDS, 0.0)["pixel_values"], batch()["pixel_values"])
+@settings(deadline=None)
+@given(seeds, lengths, lengths)
+def test_flipped_values(seed, height, width):
+    for task, label in random_maps(seed, height, width).items():
+        flipped, mirrored = flip_label(label, TASK_KINDS[KINDS[task]]), label.flip(-1)
+        if task == "normals":
+            ignored = (mirrored == 255).any(dim=0)
+            mirrored[0] = torch.where(ignored, mirrored[0], -mirrored[0])
+        assert torch.equal(flipped, mirrored)
+
+
+@settings(deadline=None)
+@given(seeds, st.floats(0.5, 2))
+def test_scale_divides_depth_and_nothing_else(seed, scale):
+    for task, label in random_maps(seed, 8, 9).items():
+        rescaled = rescale_label(label, TASK_KINDS[KINDS[task]], scale)
+        if task == "depth":
+            label = torch.where(label == 255, label, label / scale)
+        assert torch.equal(rescaled, label)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds, lengths, lengths, st.floats(0.5, 2), lengths, lengths)
+def test_labels_are_never_interpolated(seed, height, width, scale, crop_height, crop_width):
+    labels = random_maps(seed, height, width)
+    augmentation = Augmentation((crop_height, crop_width), scale=(scale, scale), flip_probability=0.0)
+    rng = np.random.default_rng(seed)
+    pixels, augmented = augmentation(random_pixels(seed, height, width), labels, KINDS, rng)
+    size = tuple(min(crop, max(1, round(own * scale))) for crop, own in ((crop_height, height), (crop_width, width)))
+    assert pixels.shape == (3, *size)
+    for task, label in augmented.items():
+        assert label.dtype == labels[task].dtype and label.shape[-2:] == size
+        expected = rescale_label(labels[task], TASK_KINDS[KINDS[task]], scale)
+        assert pixel_set(label) <= pixel_set(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds, lengths, lengths, lengths, lengths, st.data())
+def test_window_is_part_of_the_whole_image_resized(seed, height, width, scaled_height, scaled_width, data):
+    top, left = (data.draw(st.integers(0, whole - 1)) for whole in (scaled_height, scaled_width))
+    size = (data.draw(st.integers(1, scaled_height - top)), data.draw(st.integers(1, scaled_width - left)))
+    window = Window((scaled_height, scaled_width), (top, left), size)
+    part = np.s_[top : top + size[0], left : left + size[1]]
+    channel = random_pixels(seed, height, width)[0]
+
+    whole = np.array(Image.fromarray(channel).resize((scaled_width, scaled_height), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(window.of_image(channel[None])[0], whole[part], atol=1e-2)
+    ids = np.arange(height * width, dtype=np.int32).reshape(height, width)
+    seen = np.divmod(window.of_label(torch.from_numpy(ids)[None])[0].numpy(), width)
+    for axis, (own, scaled, start) in enumerate(((height, scaled_height, top), (width, scaled_width, left))):
+        centers = (np.indices(size)[axis] + start + 0.5) / scaled * own
+        assert np.abs(seen[axis] + 0.5 - centers).max() <= 0.5 + 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.floats(0.5, 2))
+def test_image_and_labels_move_together(seed, scale):
+    """Every map holds the columns of its pixels; so must every augmented map, at the same places."""
+    height, width = 40, 60
+    columns = torch.arange(width).expand(1, height, width)
+    labels = {"semseg": columns, "depth": 1.0 + columns, "edge": columns / width}
+    pixels = np.ascontiguousarray(columns.float().expand(3, -1, -1).numpy())
+    augmentation = Augmentation((32, 48), scale=(scale, scale), **COLORS_AS_THEY_ARE)
+    kinds = {"semseg": "segmentation", "depth": "depth", "edge": "boundary"}
+    pixels, labels = augmentation(pixels, labels, kinds, np.random.default_rng(seed))
+    seen = labels["semseg"].float()
+    torch.testing.assert_close(labels["depth"] * scale - 1, seen, atol=1e-3, rtol=0)
+    torch.testing.assert_close(labels["edge"] * width, seen, atol=1e-3, rtol=0)
+    # Nearest and bilinear differ by half a pixel of the finer grid, at the image's border by as much again.
+    assert np.abs(pixels - seen.numpy()).max() <= 0.5 * max(1, 1 / scale) + 0.51
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_normals_agree_with_depth_on_rooms(seed):
+    """Points of one plane, found from augmented depth and the changed camera, lie at right angles to its normal."""
+    size, scale = (72, 96), (0.6, 1.7)[seed % 2]
+    room, camera = render_room("train", seed, size), sample_room("train", seed).camera
+    rows, columns = np.indices(size, dtype=np.float32) / 1000
+    labels = {
+        "semseg": torch.from_numpy(room["semseg"]).long()[None],
+        "depth": torch.from_numpy(room["depth"])[None],
+        "normals": torch.from_numpy(room["normals"]).permute(2, 0, 1),
+        # where a pixel comes from
+        "row": torch.from_numpy(rows)[None],
+        "column": torch.from_numpy(columns)[None],
+    }
+    kinds = {"semseg": "segmentation", "depth": "depth", "normals": "normals", "row": "boundary", "column": "boundary"}
+    augmentation = Augmentation((60, 80), scale=(scale, scale), flip_probability=seed // 2 % 2)
+    pixels = room["image"].transpose(2, 0, 1).astype(np.float32)
+    _, labels = augmentation(pixels, labels, kinds, np.random.default_rng(seed))
+
+    # The camera's frame has y down and z forward, that of normals x to the right, y down and z backward.
+    (focal, _, center_x), (_, _, center_y), _ = camera.intrinsics(size)
+    mirror = -1 if labels["column"][0, 0, 0] > labels["column"][0, 0, -1] else 1
+    assert mirror == (-1 if augmentation.flip_probability else 1)
+    x = mirror * (labels["column"][0] * 1000 - center_x) / focal
+    y = (labels["row"][0] * 1000 - center_y) / focal
+    points = labels["depth"] * torch.stack([x, y, -torch.ones_like(x)])
+    normals = labels["normals"]
+    for a, b in ((np.s_[:, :, :-2], np.s_[:, :, 2:]), (np.s_[:, :-2], np.s_[:, 2:])):
+        flat = (normals[a] - normals[b]).abs().amax(dim=0) < 1e-5
+        flat &= (labels["semseg"][a] == labels["semseg"][b])[0]
+        step, normal = (points[b] - points[a])[:, flat], normals[a][:, flat]
+        sine = (step * normal).sum(dim=0).abs() / step.norm(dim=0)
+        # Not all: neighbours may lie on parallel planes, such as those of two shelves.
+        for chosen in (sine, sine[normal[0].abs() > 0.2]):
+            assert len(chosen) > 100 and (chosen < 0.01).float().mean() > 0.8
+    source = room["depth"][(labels["row"][0] * 1000).round().long(), (labels["column"][0] * 1000).round().long()]
+    torch.testing.assert_close(labels["depth"][0], torch.from_numpy(source) / scale)
+
+
+def test_crops_avoid_one_class():
+    classes = torch.zeros(1, 60, 60, dtype=torch.int64)
+    classes[:, :, 40:] = 1
+    fractions = []
+    for seed in range(200):
+        window = draw_window((60, 60), (20, 20), classes, np.random.default_rng(seed))
+        fractions.append(largest_class_fraction(window.of_label(classes)))
+    # A third of all positions lie across the border well enough, so that ten tries fail twice in a hundred.
+    assert np.mean(np.array(fractions) <= MAX_CLASS_FRACTION) > 0.9
+    blind = [draw_window((60, 60), (20, 20), None, np.random.default_rng(seed)) for seed in range(200)]
+    assert np.mean([largest_class_fraction(window.of_label(classes)) <= MAX_CLASS_FRACTION for window in blind]) < 0.5
+
+
+def test_crops_that_must_show_one_class_end():
+    classes = torch.full((1, 60, 60), 3)
+    assert draw_window((60, 60), (20, 20), classes, np.random.default_rng(0)).size == (20, 20)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 100))
+def test_class_fractions_count_labelled_pixels(counts, ignored):
+    classes = torch.tensor(
+        [index for index, count in enumerate(counts) for _ in range(count)] + [255] * ignored, dtype=torch.int64
+    )
+    expected = max(counts) / sum(counts) if sum(counts) else 0
+    assert largest_class_fraction(classes.view(1, 1, -1)) == pytest.approx(expected)
+
+
+channels = st.floats(0, 255, width=32)
+
+
+def apply_to_pixel(adjust, pixel, amount):
+    return adjust(np.array(pixel, np.float32).reshape(3, 1, 1), amount).ravel()
+
+
+@settings(deadline=None)
+@given(st.tuples(channels, channels, channels), st.floats(0, 3))
+def test_saturation_is_that_of_hsv(pixel, factor):
+    hue, saturation, value = rgb_to_hsv(*(channel / 255 for channel in pixel))
+    expected = np.array(hsv_to_rgb(hue, min(saturation * factor, 1), value)) * 255
+    np.testing.assert_allclose(apply_to_pixel(adjust_saturation, pixel, factor), expected, atol=1e-2)
+
+
+@settings(deadline=None)
+@given(st.tuples(channels, channels, channels), st.floats(-90, 90))
+def test_hue_is_that_of_hsv(pixel, amount):
+    hue, saturation, value = rgb_to_hsv(*(channel / 255 for channel in pixel))
+    expected = np.array(hsv_to_rgb((hue + amount / 180) % 1, saturation, value)) * 255
+    np.testing.assert_allclose(apply_to_pixel(turn_hue, pixel, amount), expected, atol=2e-2)
+
+
+@settings(deadline=None)
+@given(st.tuples(channels, channels, channels), st.floats(-255, 255), st.floats(0, 3))
+def test_brightness_and_contrast(pixel, summand, factor):
+    pixel = np.array(pixel, np.float32)
+    np.testing.assert_allclose(
+        apply_to_pixel(adjust_brightness, pixel, summand), np.clip(pixel + summand, 0, 255), atol=1e-3
+    )
+    np.testing.assert_allclose(
+        apply_to_pixel(adjust_contrast, pixel, factor), np.clip(pixel * factor, 0, 255), atol=1e-3
+    )
+
+
+@settings(deadline=None)
+@given(seeds)
+def test_distorted_colors_stay_in_range(seed):
+    pixels = random_pixels(seed, 8, 9)
+    distorted = Augmentation((8, 9)).distort(pixels, np.random.default_rng(seed))
+    assert distorted.shape == pixels.shape and distorted.dtype == np.float32
+    assert -1e-3 <= distorted.min() and distorted.max() <= 255 + 1e-3
+
+
+def test_each_adjustment_has_its_chance():
+    """What a color becomes tells which of the four were drawn: 16 combinations, one of them nothing at all."""
+    pixels, unchanged = random_pixels(0, 4, 4), 0
+    augmentations = {
+        name: Augmentation((4, 4), **{**COLORS_AS_THEY_ARE, name: value})
+        for name, value in (("brightness", 32.0), ("contrast", (0.5, 0.9)), ("saturation", (0.5, 0.9)), ("hue", 18.0))
+    }
+    changes = []
+    for seed in range(400):
+        unchanged += np.array_equal(Augmentation((4, 4)).distort(pixels, np.random.default_rng(seed)), pixels)
+        changes.append(
+            [
+                np.abs(augmentation.distort(pixels, np.random.default_rng(seed)) - pixels).max() > 1e-2
+                for augmentation in augmentations.values()
+            ]
+        )
+    assert 10 <= unchanged <= 45  # 25 are expected
+    assert np.all(np.abs(np.mean(changes, axis=0) - 0.5) < 0.1)
+    assert len({tuple(change) for change in changes}) == 16
+
+
+def test_contrast_comes_before_or_after_saturation_and_hue():
+    """Contrast that clips everything to white leaves nothing to turn; after a turn, it clips the turned color."""
+    pixels = np.array([200, 50, 0], np.float32).reshape(3, 1, 1)
+    augmentation = Augmentation((1, 1), brightness=0.0, contrast=(9, 9), saturation=(0.5, 0.5), hue=0.0)
+    results = {
+        tuple(augmentation.distort(pixels, np.random.default_rng(seed)).ravel().round().tolist()) for seed in range(60)
+    }
+    # untouched; contrast; saturation; contrast, then saturation; saturation, then contrast
+    expected = {(200, 50, 0), (255, 255, 0), (200, 125, 100), (255, 255, 128), (255, 255, 255)}
+    assert results == expected
+
+
+def test_draws_are_as_published():
+    scales, flips = [], 0
+    columns = torch.arange(100).expand(1, 8, 100)
+    for seed in range(300):
+        _, labels = Augmentation((4000, 4000))(
+            np.zeros((3, 8, 100), np.float32),
+            {"semseg": columns},
+            {"semseg": "segmentation"},
+            np.random.default_rng(seed),
+        )
+        scales.append(labels["semseg"].shape[-1] / 100)
+        flips += bool(labels["semseg"][0, 0, 0] > 50)
+    assert 0.5 <= min(scales) < 0.52 and 1.98 < max(scales) <= 2
+    assert np.mean(scales) == pytest.approx(1.25, abs=0.1)
+    assert flips / 300 == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": (0, 5)},
+        {"size": (5,)},
+        {"scale": (0.0, 1.0)},
+        {"scale": (2.0, 1.0)},
+        {"contrast": (-0.1, 1.0)},
+        {"saturation": (1.0, float("nan"))},
+        {"flip_probability": 1.5},
+        {"brightness": -1.0},
+        {"hue": float("nan")},
+    ],
+)
+def test_fields_out_of_range(fields):
+    with pytest.raises(ValueError, match=f"`{next(iter(fields))}` must be"):
+        Augmentation(**{"size": (4, 4), **fields})

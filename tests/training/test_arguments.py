@@ -27,6 +27,16 @@ def test_file_and_command_line(config):
     assert args.image_size == [64, 96]
 
 
+def test_columns_from_file_and_command_line(config):
+    path = config("output_dir: out\ndataset: folder\ncolumns:\n  image: rgb\n  depth: {column: d, scale: 0.001}\n")
+    args = parse_arguments([path, "--columns.depth.invalid", "0", "--columns.semseg", "{ignore: -1}"])
+    assert args.columns == {
+        "image": "rgb",
+        "depth": {"column": "d", "scale": 0.001, "invalid": 0},
+        "semseg": {"ignore": -1},
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
@@ -40,6 +50,12 @@ def test_file_and_command_line(config):
         ("output_dir: out\nlearning_rate: -1", [], "`learning_rate`.*-1"),
         ("output_dir: out\nlearning_rate: fast", [], "learning_rate.*'fast'"),
         ("output_dir: out\npretrained: a\nmodel: {hidden_size: 8}", [], "`pretrained`"),
+        ("output_dir: out\ncolumns: {depth: d}", [], "`columns`.*rooms"),
+        ("output_dir: out\nstreaming: true", [], "`streaming`.*rooms"),
+        ("output_dir: out\nshuffle_buffer_size: 0", [], "`shuffle_buffer_size`.*0"),
+        ("output_dir: out\nmodel: {tasks: [depth]}", [], r"`model.tasks`.*\['depth'\]"),
+        ("output_dir: out\nmodel: {tasks: {depth: null}}", [], "`model.tasks`.*None"),
+        ("output_dir: out\naugmentation: {scales: [1, 2]}", [], r"`augmentation`.*\['scales'\].*flip_probability"),
         ("max_steps: 3", [], "output_dir"),
         ("- a\n- b", [], "field: value.*list"),
         ("output_dir: [", [], "run.yaml"),

@@ -1,19 +1,23 @@
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, List
+from datasets import config as datasets_config
 from PIL import Image
 from small_models import BACKBONES
 from transformers import AutoModel, pipeline
 
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
-from transformers_degmix.training.arguments import TrainingArguments
+from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.collator import DeGMixDataCollator
-from transformers_degmix.training.loop import build_model, build_optimizer, build_scheduler, train
+from transformers_degmix.training.loop import build_model, build_optimizer, build_scheduler, load_split, train
 
 
 MODEL = {"backbone_config": BACKBONES["swin"].to_dict(), "hidden_size": 16, "gating_intermediate_size": 8}
@@ -109,8 +113,127 @@ def test_data_set_on_disk(tmp_path):
     assert list(scores) == ["depth", "semseg"]
 
     tasks["parts"] = {"kind": "segmentation", "num_labels": 2}
-    with pytest.raises(ValueError, match=r"lacks the columns \['parts'\].*'depth'"):
+    with pytest.raises(ValueError, match=r"data', split 'train'.*lacks the columns 'parts'; it has.*'depth'"):
         train(arguments(tmp_path, model={**MODEL, "tasks": tasks}, **fields))
+
+
+def save_splits(folder: Path, data: Dataset, splits=("train", "validation")) -> dict:
+    """Writes a data set; fields of a run that reads it."""
+    for split in splits:
+        data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return {"dataset": str(folder), "num_train_images": None, "num_eval_images": None}
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_own_data_as_in_the_readme(tmp_path, monkeypatch):
+    text = re.search(r"## Your own data.*?```yaml\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    assert len(text.splitlines()) <= 15
+    (tmp_path / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("validation", 3)):
+        folder = tmp_path / "my_data" / split
+        folder.mkdir(parents=True)
+        with open(folder / "metadata.jsonl", "w") as metadata:
+            for index in range(count):
+                row = {"file_name": f"{index}.jpg"}
+                maps = {
+                    "image": rng.integers(0, 256, (32, 48, 3), np.uint8),
+                    "parts": rng.integers(0, 3, (32, 48), np.uint8),
+                    "materials": rng.integers(0, 3, (32, 48), np.uint8),
+                    "depth": rng.integers(0, 3000, (32, 48), np.uint16),
+                }
+                Image.fromarray(maps.pop("image")).save(folder / row["file_name"])
+                # Each has a sample without it: null, and not even that.
+                for position, (name, values) in enumerate(maps.items()):
+                    if index == position:
+                        row |= {f"{name}_file_name": None} if position else {}
+                        continue
+                    row[f"{name}_file_name"] = f"{index}_{name}.png"
+                    Image.fromarray(values).save(folder / row[f"{name}_file_name"])
+                metadata.write(json.dumps(row) + "\n")
+    fast = ["--max_steps", "3", "--batch_size", "2", "--num_workers", "0", "--pretrained_backbone", "null"]
+    fast += ["--model.hidden_size", "16", "--model.backbone_config", json.dumps(BACKBONES["resnet"].to_dict())]
+    args = parse_arguments(["mine.yaml", *fast])
+    data = load_split(args, "train", build_model(args)[0].config.tasks)
+    assert [name for name in ("parts", "materials", "distance") if data[1][name] is None] == ["materials"]
+    assert data[0]["parts"] is None and data[1]["distance"].max() < 3
+    assert set(data[1]["parts"].unique().tolist()) == {0, 1, 255}
+
+    scores = train(args)
+    assert list(scores) == ["parts", "materials", "distance"]
+    assert 0 < scores["distance"]["rmse"] < 10  # metres
+    config = AutoModel.from_pretrained("outputs/mine/best").config
+    assert config.tasks["parts"]["id2label"] == {0: "blade", 1: "handle"}
+
+
+@pytest.fixture
+def no_pause(monkeypatch):
+    """`datasets` waits 5 seconds at the end of each shuffled stream."""
+    monkeypatch.setattr(datasets_config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)
+
+
+def test_streaming(tmp_path, no_pause):
+    rooms = load_rooms("train", 5, (32, 48)).select_columns(["image", "depth", "semseg", "semseg_classes", "image_id"])
+    tasks = {"depth": {"kind": "depth"}, "semseg": {"kind": "segmentation"}}
+    fields = save_splits(tmp_path / "data", rooms)
+    args = arguments(tmp_path, streaming=True, model={**MODEL, "tasks": tasks}, max_steps=5, **fields)
+    train(args)  # through the end of the data: two whole batches an epoch
+    tasks = AutoModel.from_pretrained(tmp_path / "run" / "last").config.tasks
+    assert tasks["semseg"] == {**ROOMS_TASKS["semseg"], "loss_weight": 1.0}
+
+    stream = load_split(args, "train", tasks)
+    orders = []
+    for epoch in range(2):
+        stream.set_epoch(epoch)
+        orders.append([row["image_id"] for row in stream])
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == rooms["image_id"][:]
+    assert [row["image_id"] for row in load_split(args, "eval", tasks)] == rooms["image_id"][:]
+    args.num_eval_images = 2
+    assert len(list(load_split(args, "eval", tasks))) == 2
+
+
+def test_streams_are_scored_as_data_sets_are(tmp_path, no_pause):
+    fields = save_splits(tmp_path / "data", load_rooms("train", 3, (32, 48)).select_columns(["image", "depth"]))
+    fields["model"] = {**MODEL, "tasks": {"depth": {"kind": "depth"}}}
+    frozen = {"learning_rate": 1e-30, "weight_decay": 0.0, "batch_size": 3, "max_steps": 1}
+    scores = [train(arguments(tmp_path, streaming=streaming, **fields, **frozen)) for streaming in (False, True)]
+    assert scores[0]["depth"] == pytest.approx(scores[1]["depth"], rel=1e-4)
+
+
+def test_less_than_a_batch_in_a_stream(tmp_path):
+    fields = save_splits(tmp_path / "data", load_rooms("train", 3, (32, 48)).select_columns(["image", "depth"]))
+    fields["model"] = {**MODEL, "tasks": {"depth": {"kind": "depth"}}}
+    with pytest.raises(ValueError, match="3 training images do not fill one batch: `batch_size` is 4"):
+        train(arguments(tmp_path, streaming=True, batch_size=4, **fields))
+
+
+def test_classes_come_from_the_data(tmp_path):
+    names = ClassLabel(names=["floor", "wall"])
+    rows = Dataset.from_dict({"image": [Image.new("RGB", (48, 32))], "ids": [Image.new("L", (48, 32))]})
+    rows = rows.add_column("ids_classes", [[0]]).cast_column("ids_classes", List(names))
+    fields = save_splits(tmp_path / "data", rows)
+    fields["model"] = {**MODEL, "tasks": {"surface": {"kind": "segmentation"}}}
+    model, _ = build_model(arguments(tmp_path, columns={"surface": "ids"}, **fields))
+    assert model.config.tasks["surface"]["id2label"] == {0: "floor", 1: "wall"}
+    with pytest.raises(ValueError, match=r"tasks\['surface'\]\['num_labels'\].*got None"):
+        build_model(arguments(tmp_path, columns={"surface": "image"}, **fields))
+
+
+def test_splits_that_cannot_be_used(tmp_path):
+    data = Dataset.from_dict({"image": [Image.new("RGB", (48, 32))], "depth": [Image.new("F", (48, 32), 1.0)]})
+    fields = save_splits(tmp_path / "data", data, ["train"])
+    data.select([]).to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
+    tasks = {"depth": {"kind": "depth"}}
+    fields["model"] = {**MODEL, "tasks": tasks}
+    with pytest.raises(ValueError, match="data', split 'validation'.* no data"):
+        load_split(arguments(tmp_path, **fields), "eval", tasks)
+    with pytest.raises(ValueError, match="`num_train_images` is 2, but .*data' has 1 in 'train'"):
+        load_split(arguments(tmp_path, **{**fields, "num_train_images": 2}), "train", tasks)
+    with pytest.raises(ValueError, match=r"`columns` has the keys \['dept'\]; allowed are \['image', 'depth'\]"):
+        load_split(arguments(tmp_path, columns={"dept": "d"}, **fields), "train", tasks)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -10,6 +10,8 @@ import yaml
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
+from ..data.augmentation import Augmentation
+
 
 @strict
 @dataclass(kw_only=True)
@@ -18,11 +20,17 @@ class TrainingArguments:
 
     Attributes:
         output_dir: receives `best` and `last`, two model directories.
-        dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder, file or Hub id with the
-            columns `image` and one per task.
+        dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id with a column
+            of images and one per task, in which null means that there is no label.
+        columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`], with which the
+            values stored there become the expected ones. A task that is not mentioned has a column of its name.
+        streaming: whether samples are read while they arrive rather than downloaded before; their order is then
+            random only within `shuffle_buffer_size` samples.
+        shuffle_buffer_size: samples that each loader process holds in memory for `streaming`, as they are stored.
         train_split, eval_split: names of its splits.
         num_train_images, num_eval_images: the first so many; all by default. Rooms must know how many to render.
-        image_size: height and width at which Rooms are rendered.
+        image_size: height and width of training crops, by default NYUD-v2's; Rooms are rendered in this size.
+        augmentation: fields of [`~data.augmentation.Augmentation`] to change; null turns it off.
         model: fields of `DeGMixConfig`. For Rooms, `tasks` defaults to all six of them, and names with no or some
             fields (`depth: {loss_weight: 5}`) choose among them and change them.
         pretrained: model directory or Hub id to fine-tune; `model` then is its configuration's.
@@ -45,11 +53,15 @@ class TrainingArguments:
 
     output_dir: str
     dataset: str = "rooms"
+    columns: dict[str, Any] = field(default_factory=dict)
+    streaming: bool = False
+    shuffle_buffer_size: int = 256
     train_split: str = "train"
     eval_split: str = "validation"
     num_train_images: int | None = None
     num_eval_images: int | None = None
-    image_size: list[int] = field(default_factory=lambda: [240, 320])
+    image_size: list[int] = field(default_factory=lambda: [425, 560])
+    augmentation: dict[str, Any] | None = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     pretrained: str | None = None
     pretrained_backbone: str | None = None
@@ -76,18 +88,31 @@ class TrainingArguments:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("max_steps", "batch_size", "eval_steps"):
+        for name in ("max_steps", "batch_size", "eval_steps", "shuffle_buffer_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "momentum", "weight_decay", "warmup_steps", "max_grad_norm", "num_workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        if self.dataset == "rooms" and (self.streaming or self.columns):
+            raise ValueError("`streaming` and `columns` are for data sets that are read; rooms are rendered")
+        tasks = self.model.get("tasks", {})
+        if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
+            raise ValueError(f"`model.tasks` must have the fields of each task under its name, got {tasks!r}")
+        _check_augmentation(self.augmentation or {})
         if self.pretrained and (self.model or self.pretrained_backbone):
             raise ValueError("`pretrained` brings its own `model` and backbone: give only one of them")
 
 
+def _check_augmentation(given: dict[str, Any]):
+    known = [f.name for f in fields(Augmentation)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"`augmentation` has the fields {unknown}; allowed are {known}")
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
-    """Reads `CONFIG.yaml [--field value ...]`; values are YAML, dots reach into `model` (`--model.hidden_size 64`).
+    """Reads `CONFIG.yaml [--field value ...]`; values are YAML, dots reach inside (`--model.hidden_size 64`).
 
     Raises:
         ValueError: the file or the command line has an unknown field or a value that does not fit.

@@ -1,29 +1,201 @@
 """From rows of a data set to a batch for the model."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 from transformers import BatchFeature
 
-from ..data.augmentation import random_horizontal_flip
+from ..data.augmentation import Augmentation
+from ..image_processing_pil_degmix import LabelMap, Size, crop_centred, resized_size, to_label, to_pixels
+from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 
 
 class DeGMixDataCollator:
     """Turns rows, `image` and one column per task, into `pixel_values` and `labels`.
 
+    Without augmentation the processor does it all. With it, what the processor would resize an image to is scale 1,
+    and images and labels are padded to the crops' size.
+
+    All that is random about a sample comes from the seed, the epoch and a checksum of its image: batches do not depend
+    on the number of workers or processes, nor on what was drawn before. Call [`set_epoch`] before each epoch, as for a
+    `DistributedSampler`; otherwise all epochs are augmented alike.
+
     Args:
-        processor: a `DeGMixImageProcessor`; its `tasks` are the columns that are read.
-        augment: whether to mirror images at random.
+        processor: a `DeGMixImageProcessor`; its `tasks` are the columns that are read. A row without a column, or with
+            `None` in it, is ignored by that task.
+        augmentation: what to do at random, by default nothing.
+        seed: of the augmentation, 0 or more.
+        tasks: `DeGMixConfig.tasks`, whose `num_labels` class ids are held against; without, any id up to 254 will do.
+        part_tasks: segmentation tasks whose class 0 counts only beside other classes: an image in which nothing but it
+            is labelled is ignored. For body parts, which are not annotated in every image that shows a person.
+
+    Raises:
+        ValueError: on a call, if an image or a label cannot be used; the message names the row and the task.
     """
 
-    def __init__(self, processor, augment: bool = False):
+    def __init__(
+        self,
+        processor,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        tasks: dict[str, dict[str, Any]] | None = None,
+        part_tasks: Collection[str] = ("human_parts",),
+    ):
         self.processor = processor
-        self.augment = augment
+        self.augmentation = augmentation
+        self.seed = seed
+        self.num_labels = {name: (tasks or {}).get(name, {}).get("num_labels") for name in processor.tasks}
+        self.part_tasks = [name for name in processor.tasks if name in part_tasks]
+        # Workers that live on from one epoch to the next have their own copy of all but shared memory.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int):
+        """Sets the epoch, 0 or more, of the batches to come, in running workers too."""
+        self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> BatchFeature:
-        batch = self.processor(
-            images=[row["image"] for row in rows],
-            labels={task: [row[task] for row in rows] for task in self.processor.tasks},
+        """
+        Returns:
+            `pixel_values` `(batch, 3, height, width)`, float32, and `labels`, for each task of the processor
+            `(batch, height, width)`, for normals `(batch, 3, height, width)`, of dtype `TaskKind.label_dtype`; 255 on
+            pixels that are padding or unknown, and in samples without this label.
+        """
+        samples = [self._read(row, _row_name(row, index)) for index, row in enumerate(rows)]
+        batch = self._process(samples) if self.augmentation is None else self._augment(samples)
+        for task in self.part_tasks:
+            label = batch["labels"][task]
+            label[((label == 0) | (label == IGNORE_INDEX)).flatten(1).all(dim=1)] = IGNORE_INDEX
+        return batch
+
+    def _read(self, row: dict[str, Any], name: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """A row -> its image `(3, height, width)`, and for each task a map `(channels, height, width)`."""
+        try:
+            pixels = np.ascontiguousarray(to_pixels(row["image"], self.processor.do_convert_rgb))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`image` of {name}: {error}") from error
+        labels = {}
+        for task, kind in self.processor.tasks.items():
+            try:
+                labels[task] = read_label(row.get(task), kind, pixels.shape[-2:], self.num_labels[task])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`{task}` of {name}: {error}") from error
+        return pixels, labels
+
+    def _process(self, samples: list[tuple[np.ndarray, dict[str, Tensor]]]) -> BatchFeature:
+        return self.processor(
+            images=[pixels for pixels, _ in samples],
+            labels={task: [labels[task] for _, labels in samples] for task in self.processor.tasks},
             return_tensors="pt",
         )
-        return random_horizontal_flip(batch, self.processor.tasks) if self.augment else batch
+
+    def _augment(self, samples: list[tuple[np.ndarray, dict[str, Tensor]]]) -> BatchFeature:
+        kinds, (height, width) = self.processor.tasks, self.augmentation.size
+        samples = [self._augment_sample(*sample) for sample in samples]
+        batch = self.processor(
+            images=[pixels for pixels, _ in samples],
+            do_resize=False,
+            do_pad=True,
+            pad_size={"height": height, "width": width},
+            return_tensors="pt",
+        )
+        # The processor would read, check and resize labels once more, which takes as long as all of the augmentation.
+        batch["labels"] = {
+            task: _pad_labels([labels[task] for _, labels in samples], TASK_KINDS[kind], (height, width))
+            for task, kind in kinds.items()
+        }
+        return batch
+
+    def _augment_sample(self, pixels: np.ndarray, labels: dict[str, Tensor]) -> tuple[np.ndarray, dict[str, Tensor]]:
+        rng = np.random.default_rng([self.seed, self._epoch.item(), zlib.crc32(pixels)])
+        size = pixels.shape[-2:]
+        if self.processor.do_resize:
+            size = resized_size(size, self.processor.size)
+        return self.augmentation(pixels, labels, self.processor.tasks, rng, size)
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """What a stored label of one kind must be like.
+
+    Attributes:
+        modes: of PIL images.
+        offences: map `(channels, height, width)` and number of classes -> the values that cannot be, `(n,)`.
+        expected: what they should have been.
+    """
+
+    modes: tuple[str, ...]
+    offences: Callable[[Tensor, int], Tensor]
+    expected: str
+
+
+def _outside(label: Tensor, lowest: float, highest: float) -> Tensor:
+    return label[((label < lowest) | (label > highest)) & (label != IGNORE_INDEX)]
+
+
+def _wrong_lengths(normals: Tensor, _) -> Tensor:
+    """Lengths that are not nearly 0 or 1, if more than 5 % of all are not.
+
+    Fewer may be: maps that were resized have shorter vectors at creases.
+    """
+    normals = normals[:, ::4, ::4]  # which tells as well, in a fraction of the time
+    lengths = normals.square().sum(dim=0).sqrt()
+    # 8 bits, unless decoded as exactly zero, hold the zero vector to 1/255 only.
+    is_wrong = ((lengths - 1).abs() > 0.2) & (lengths > 0.01) & (normals != IGNORE_INDEX).all(dim=0)
+    return lengths[is_wrong] if is_wrong.sum() > 0.05 * lengths.numel() else lengths[:0].flatten()
+
+
+_8_BIT = ("1", "L", "P")
+
+LABEL_RULES: dict[str, LabelRule] = {
+    "segmentation": LabelRule(
+        _8_BIT, lambda label, num_labels: _outside(label, 0, num_labels - 1), "class ids from 0 to {highest}, or 255"
+    ),
+    "saliency": LabelRule(_8_BIT, lambda label, _: _outside(label, 0, 1), "0, 1 or 255"),
+    # Integers would be of an unknown unit.
+    "depth": LabelRule(("F",), lambda depth, _: depth[depth < 0], "metres of at least 0"),
+    "normals": LabelRule(("RGB",), _wrong_lengths, "vectors of length 1 or 0"),
+    "boundary": LabelRule(_8_BIT, lambda strength, _: _outside(strength, 0, 1), "strengths from 0 to 1, or 255"),
+}
+
+
+def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | None = None) -> Tensor:
+    """Label of an image of `size` as stored in data sets -> `(channels, height, width)`, checked; see [`to_label`].
+
+    Args:
+        label: a map, or `None` for one that is ignored everywhere.
+        kind: of the task.
+        size: (height, width) of the image.
+        num_labels: number of classes; any that 8 bits hold if not given.
+
+    Raises:
+        ValueError: the map has another size, or a mode or values that this kind does not have.
+    """
+    task_kind, rule = TASK_KINDS[kind], LABEL_RULES[kind]
+    if label is None:
+        return torch.full((task_kind.label_channels, *size), IGNORE_INDEX, dtype=task_kind.label_dtype)
+    if isinstance(label, Image.Image) and label.mode not in rule.modes:
+        raise ValueError(f"expected an image of mode {' or '.join(rule.modes)}, got {label.mode}")
+    label = to_label(label, task_kind, size)
+    num_labels = num_labels or IGNORE_INDEX
+    offences = rule.offences(label, num_labels)
+    if len(offences):
+        raise ValueError(f"expected {rule.expected.format(highest=num_labels - 1)}, got {offences[0].item():g}")
+    return label
+
+
+def _pad_labels(labels: list[Tensor], kind: TaskKind, size: Size) -> Tensor:
+    """Maps `(channels, height, width)` -> one batch of `size`, 255 around them and wherever nothing is known."""
+    batch = torch.full((len(labels), kind.label_channels, *size), IGNORE_INDEX, dtype=kind.label_dtype)
+    for padded, label in zip(batch, labels):
+        crop_centred(padded, label.shape[-2:]).copy_(torch.where(kind.unknown(label), IGNORE_INDEX, label))
+    return batch if kind.label_channels == 3 else batch.squeeze(1)
+
+
+def _row_name(row: dict[str, Any], index: int) -> str:
+    return f"row {index} of the batch" + (f", {row['image_id']!r}" if "image_id" in row else "")

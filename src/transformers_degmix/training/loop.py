@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..configuration_degmix import DeGMixConfig
+from ..configuration_degmix import NYUD_TASKS, DeGMixConfig
+from ..data.augmentation import Augmentation
+from ..data.columns import MappedDataset, map_columns, name_classes
 from ..data.rooms import ROOMS_TASKS, load_rooms
 from ..evaluation.evaluator import evaluate_model, format_main_scores
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
@@ -40,24 +43,31 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     model, processor = build_model(args)
     tasks = model.config.tasks
-    train_data, eval_data = (load_split(args, split, processor.tasks) for split in ("train", "eval"))
-    if len(train_data) < args.batch_size * accelerator.num_processes:
+    train_data, eval_data = (load_split(args, part, tasks) for part in ("train", "eval"))
+    num_images = args.batch_size * accelerator.num_processes
+    # Streams have no length.
+    found = sum(1 for _ in open_split(args, "train").take(num_images)) if args.streaming else len(train_data)
+    if found < num_images:
         raise ValueError(
-            f"{len(train_data)} training images do not fill one batch: `batch_size` is {args.batch_size}, "
+            f"{found} training images do not fill one batch: `batch_size` is {args.batch_size}, "
             f"processes are {accelerator.num_processes}"
         )
+    train_collator = DeGMixDataCollator(processor, build_augmentation(args), args.seed, tasks)
     # A short last batch would make the steps of different processes differ.
     train_loader, eval_loader = (
         DataLoader(
             data,
             args.batch_size,
-            shuffle=augment,
-            drop_last=augment,
+            shuffle=training and not args.streaming,  # streams come in random order
+            drop_last=training,
             num_workers=args.num_workers,
             persistent_workers=args.num_workers > 0,
-            collate_fn=DeGMixDataCollator(processor, augment),
+            collate_fn=collator,
         )
-        for data, augment in ((train_data, True), (eval_data, False))
+        for data, collator, training in (
+            (train_data, train_collator, True),
+            (eval_data, DeGMixDataCollator(processor, tasks=tasks), False),
+        )
     )
     optimizer = build_optimizer(args, model)
     scheduler = build_scheduler(args, optimizer)
@@ -66,7 +76,7 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     output_dir, best_loss = Path(args.output_dir), float("inf")
     output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
     progress = tqdm(total=args.max_steps, desc="train", disable=not accelerator.is_local_main_process)
-    batches = endless(train_loader)
+    batches = endless(train_loader, train_collator)
     for step in range(1, args.max_steps + 1):
         model.train()
         outputs = model(**next(batches))
@@ -106,6 +116,9 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
         fields = {**args.model, "tasks": rooms_tasks(args.model.get("tasks", dict.fromkeys(ROOMS_TASKS, {})))}
         # Rooms have this size already; photos are brought to the scale that the model has learnt.
         processing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
+    else:
+        tasks = args.model.get("tasks", NYUD_TASKS)
+        fields = {**args.model, "tasks": name_classes(tasks, open_split(args, "train").features, args.columns)}
     config = DeGMixConfig(**fields)
     model = DeGMixForMultiTaskDensePrediction(config)
     if args.pretrained_backbone:
@@ -123,20 +136,38 @@ def rooms_tasks(tasks: dict[str, dict]) -> dict[str, dict]:
     return {name: {**ROOMS_TASKS[name], **task} for name, task in tasks.items()}
 
 
-def load_split(args: TrainingArguments, part: str, tasks: dict[str, str]) -> Dataset:
-    """The `"train"` or `"eval"` part of the run's data set, with a column for every task."""
+def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> MappedDataset | IterableDataset:
+    """The `"train"` or `"eval"` part of the run's data set, with the columns `image` and one per task.
+
+    Labels are `None` where a sample has none. A training stream comes in another random order in each epoch.
+
+    Raises:
+        ValueError: it is empty, smaller than it should be, or lacks a column.
+    """
+    data = open_split(args, part)
+    buffer_size = args.shuffle_buffer_size if part == "train" else 0
+    try:
+        return map_columns(data, tasks, args.columns, buffer_size, args.seed)
+    except ValueError as error:
+        raise ValueError(f"{args.dataset!r}, split {getattr(args, f'{part}_split')!r}: {error}") from error
+
+
+def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
+    """The `"train"` or `"eval"` part of the run's data set as it is."""
     split, num_images = getattr(args, f"{part}_split"), getattr(args, f"num_{part}_images")
     if args.dataset == "rooms":
         if num_images is None:
             raise ValueError(f"`num_{part}_images` must say how many rooms to render")
-        data = load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
-    else:
-        data = load_dataset(args.dataset, split=split)
-        data = data if num_images is None else data.select(range(num_images))
-    missing = sorted({"image", *tasks} - set(data.column_names))
-    if missing:
-        raise ValueError(f"data set {args.dataset!r} lacks the columns {missing}; it has {data.column_names}")
-    return data
+        return load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
+    try:
+        data = load_dataset(args.dataset, split=split, streaming=args.streaming)
+    except ValueError as error:  # there is no such split, or nothing in it
+        raise ValueError(f"{args.dataset!r}, split {split!r}: {error}") from error
+    if num_images is None:
+        return data
+    if not args.streaming and num_images > len(data):
+        raise ValueError(f"`num_{part}_images` is {num_images}, but {args.dataset!r} has {len(data)} in {split!r}")
+    return data.take(num_images)
 
 
 def build_optimizer(args: TrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -157,7 +188,13 @@ def build_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer):
     )
 
 
-def endless(loader: DataLoader) -> Iterator[dict]:
-    """Epoch after epoch."""
-    while True:
+def build_augmentation(args: TrainingArguments) -> Augmentation | None:
+    """The published augmentation, with the fields that the run changes, or none."""
+    return None if args.augmentation is None else Augmentation(**{"size": tuple(args.image_size), **args.augmentation})
+
+
+def endless(loader: DataLoader, collator: DeGMixDataCollator) -> Iterator[dict]:
+    """Epoch after epoch, each augmented in its own way."""
+    for epoch in count():
+        collator.set_epoch(epoch)
         yield from loader

@@ -1,0 +1,357 @@
+"""Data sets as they are -> the rows that training reads: an image, and a label map per task or `None`.
+
+The mapping is data (`TrainingArguments.columns`), for example
+
+    image: {scale: 255}                             # floats in 0..1
+    semseg: {column: segmentation, ignore: -1}      # -1 marks pixels without a class
+    depth: {scale: 0.001, invalid: 0}               # 16-bit PNG in millimetres, 0 where nothing was measured
+    normals: {channel_order: [2, 1, 0]}             # stored as z, y, x
+
+and is applied row by row when a row is read.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset
+from PIL import Image
+from torch import Tensor
+
+from ..image_processing_pil_degmix import Size, to_label, to_pixels
+from ..tasks import TASK_KINDS, TaskKind
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where the maps of one task, or the images, are, and what the values stored there mean.
+
+    Attributes:
+        column: name of the column.
+        ignore: stored values, usually class ids, of pixels without a label.
+        invalid: the same, usually measurements. Both become the unknown label of the task's kind, which is 0 for
+            depth, the zero vector for normals and 255 else; a pixel of three channels must have the value in all.
+        scale, offset: what is stored times `scale` plus `offset` is meant, after the decoding of 8-bit maps that
+            [`to_label`] does; one number, or one per channel. Class ids are rounded.
+        channel_order: for each of the three channels, its position among the stored ones; `(2, 1, 0)` reads BGR.
+            Whether channels come first or last is seen from the shape.
+    """
+
+    column: str
+    ignore: tuple[float, ...] = ()
+    invalid: tuple[float, ...] = ()
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+    channel_order: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def changes_values(self) -> bool:
+        return self != Column(self.column)
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Values `(channels, height, width)` in the stored order and scale -> in the meant ones."""
+        if len(values) == len(self.channel_order):
+            values = values[list(self.channel_order)]
+        if self.scale == (1.0,) and self.offset == (0.0,):
+            return values
+        scale, offset = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (self.scale, self.offset))
+        return values * scale + offset
+
+
+def parse_columns(columns: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> dict[str, Column]:
+    """The column of the images, under `"image"`, and that of each task. Those not mentioned have the task's name.
+
+    Args:
+        columns: `"image"` or task -> column name, or fields of [`Column`].
+        tasks: `DeGMixConfig.tasks`.
+
+    Raises:
+        ValueError: a key, a field or a value is not allowed; the message names it and what is.
+    """
+    channels = {"image": 3, **{name: TASK_KINDS[task["kind"]].label_channels for name, task in tasks.items()}}
+    _check_keys("`columns`", columns, list(channels))
+    return {name: _parse_column(name, columns.get(name, name), count) for name, count in channels.items()}
+
+
+def _parse_column(name: str, given: str | dict[str, Any], num_channels: int) -> Column:
+    where = f"`columns[{name!r}]`"
+    if isinstance(given, str):
+        return Column(given)
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} must be the name of a column or a dictionary, got {given!r}")
+    allowed = [field.name for field in fields(Column)]
+    if name == "image":
+        allowed = [field for field in allowed if field not in ("ignore", "invalid")]
+    if num_channels == 1:
+        allowed.remove("channel_order")
+    _check_keys(where, given, allowed)
+    column = given.get("column", name)
+    if not isinstance(column, str):
+        raise ValueError(f"{where} must have the name of a column as `column`, got {column!r}")
+    numbers = {field: _numbers(where, field, given[field]) for field in given if field != "column"}
+    for field in {"scale", "offset"} & set(numbers):
+        if len(numbers[field]) not in (1, num_channels) or not all(map(math.isfinite, numbers[field])):
+            raise ValueError(
+                f"{where} must have 1 or {num_channels} finite numbers as `{field}`, got {given[field]!r}"
+            )
+    if "channel_order" in numbers:
+        if sorted(numbers["channel_order"]) != [0, 1, 2]:
+            raise ValueError(f"{where} must have 0, 1 and 2 as `channel_order`, got {given['channel_order']!r}")
+        numbers["channel_order"] = tuple(int(index) for index in numbers["channel_order"])
+    return Column(column, **numbers)
+
+
+def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
+    unknown = [key for key in given if key not in allowed]
+    if unknown:
+        raise ValueError(f"{where} has the keys {unknown}; allowed are {allowed}")
+
+
+def _numbers(where: str, field: str, value: Any) -> tuple[float, ...]:
+    """A number or a list of them. Texts count as far as they are numbers, since YAML reads 1e-3 as one."""
+    try:
+        return tuple(float(number) for number in (value if isinstance(value, list) else [value]))
+    except (TypeError, ValueError):
+        raise ValueError(f"{where} must have a number or a list of them as `{field}`, got {value!r}") from None
+
+
+class RowReader:
+    """Row of a data set -> `{"image": ..., task: ..., "image_id": ...}`.
+
+    What the mapping leaves alone stays what it is, an image or array for the collator to check. Else images become
+    float32 `(channels, height, width)`, and labels tensors of `TaskKind.label_dtype` `(height, width)` or, for
+    normals, `(3, height, width)`. A label that is null is `None`.
+
+    Args:
+        tasks: `DeGMixConfig.tasks`.
+        columns: `TrainingArguments.columns`.
+        features: of the data set; they tell the dtype of its arrays.
+    """
+
+    def __init__(
+        self, tasks: dict[str, dict[str, Any]], columns: dict[str, Any] | None = None, features: Features | None = None
+    ):
+        self.kinds = {name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}
+        self.columns = parse_columns(columns or {}, tasks)
+        self.dtypes = {name: getattr(_leaf(feature), "dtype", None) for name, feature in (features or {}).items()}
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: a value cannot be read as the mapping says; the message names column and task.
+        """
+        image = self.read_image(row)
+        labels = {task: self.read_label(row, task, image_size(image)) for task in self.kinds}
+        return {"image": image, **labels, **({"image_id": row["image_id"]} if "image_id" in row else {})}
+
+    def read_image(self, row: dict[str, Any]) -> Image.Image | np.ndarray:
+        """
+        Raises:
+            ValueError: there is no image, nor an array of the shape of one.
+        """
+        column = self.columns["image"]
+        with self._naming("image"):
+            stored = self._stored(row, column)
+            if stored is None:
+                raise ValueError("there is no image")
+            if not column.changes_values:
+                return stored
+            pixels = to_pixels(stored, do_convert_rgb=True)
+            return column.apply(torch.from_numpy(pixels)).numpy()
+
+    def read_label(self, row: dict[str, Any], task: str, size: Size) -> Image.Image | np.ndarray | Tensor | None:
+        """The label map of a task, for an image of `size`, or `None`.
+
+        Raises:
+            ValueError: its values are to be changed, but it has another size, another number of channels, or values
+                that are NaN or infinite without being `invalid`.
+        """
+        column, kind = self.columns[task], self.kinds[task]
+        with self._naming(task):
+            stored = self._stored(row, column)
+            if stored is None or not column.changes_values:
+                return stored
+            return _change_label(stored, column, kind, size)
+
+    def _stored(self, row: dict[str, Any], column: Column) -> Image.Image | np.ndarray | None:
+        """What a row has in a column: an image, an array, or nothing."""
+        stored, dtype = row.get(column.column), self.dtypes.get(column.column)
+        if stored is None or (isinstance(stored, np.ndarray) and _is_nan(stored)):
+            return None
+        if isinstance(stored, list | np.ndarray):
+            # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
+            return np.asarray(stored, dtype=dtype)
+        if not isinstance(stored, Image.Image):
+            raise ValueError(f"expected an image or an array, got a {type(stored).__name__}")
+        return stored
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Errors inside say which column they are about."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            source = self.columns[name].column
+            role = "" if name == source else f" (for {name!r})"
+            raise ValueError(f"column {source!r}{role}: {error}") from error
+
+
+def _change_label(stored: Image.Image | np.ndarray, column: Column, kind: TaskKind, size: Size) -> Tensor:
+    """Stored map -> label of an image of `size`, `(height, width)` or `(3, height, width)`."""
+    if isinstance(stored, Image.Image) and len(stored.getbands()) != kind.label_channels:
+        raise ValueError(f"expected {kind.label_channels} channel(s), got an image of mode {stored.mode}")
+    values = np.asarray(stored)
+    absent = _equals_any(values, column.ignore + column.invalid)
+    # Absent values need not be such that can be read: NaN, for example.
+    label = column.apply(to_label(np.where(absent, values.dtype.type(0), values), kind, size))
+    if not kind.label_dtype.is_floating_point:
+        label = label.round()
+    unlabelled = to_label(absent, kind, size).bool().all(dim=0)
+    label = label.masked_fill(unlabelled, kind.label_padding).to(kind.label_dtype)
+    return label if kind.label_channels > 1 else label[0]
+
+
+def image_size(image: Image.Image | np.ndarray) -> Size:
+    """(height, width) of an image or an array whose channels, if any, are first or last."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return image.shape[:2] if image.ndim == 2 or image.shape[0] not in (1, 3, 4) else image.shape[1:]
+
+
+def _is_nan(values: np.ndarray) -> bool:
+    """Whether there is nothing but NaN, which is what `datasets` makes of null in NumPy's format."""
+    return values.dtype.kind == "f" and bool(np.isnan(values).all())
+
+
+def _equals_any(values: np.ndarray, numbers: tuple[float, ...]) -> np.ndarray:
+    """Boolean array: where `values` are one of the numbers, NaN included."""
+    found = np.zeros(values.shape, bool)
+    for number in numbers:
+        found |= np.isnan(values) if math.isnan(number) else values == number
+    return found
+
+
+def _leaf(feature: Any) -> Any:
+    """What lists hold, however deep."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature
+
+
+class MappedDataset(torch.utils.data.Dataset):
+    """A `datasets.Dataset` whose rows are read by a [`RowReader`]; the index is the `image_id` of rows without one.
+
+    Raises:
+        ValueError: on reading a bad row; the message has its index.
+    """
+
+    def __init__(self, data: Dataset, reader: RowReader):
+        # As arrays rather than lists, an order of magnitude faster; other columns keep their format.
+        arrays = [
+            column.column
+            for column in reader.columns.values()
+            if isinstance(data.features[column.column], Array2D | Array3D)
+        ]
+        self.data = data.with_format("numpy", columns=arrays, output_all_columns=True) if arrays else data
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return {"image_id": str(index), **self.reader(self.data[index])}
+        except ValueError as error:
+            raise ValueError(f"sample {index}: {error}") from error
+
+
+def map_columns(
+    data: Dataset | IterableDataset,
+    tasks: dict[str, dict[str, Any]],
+    columns: dict[str, Any] | None = None,
+    shuffle_buffer_size: int = 0,
+    seed: int = 0,
+) -> MappedDataset | IterableDataset:
+    """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
+
+    Args:
+        data: the data set as it is.
+        tasks: `DeGMixConfig.tasks`.
+        columns: `TrainingArguments.columns`.
+        shuffle_buffer_size: of a stream, among how many samples the next one is drawn; 0 keeps their order.
+        seed: of the draws, together with the epoch (`set_epoch`).
+
+    Raises:
+        ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
+    """
+    reader = RowReader(tasks, columns, data.features)
+    available = check_columns(data, reader)
+    if not isinstance(data, IterableDataset):
+        return MappedDataset(data, reader)
+    if shuffle_buffer_size:
+        # Before rows are read, so that the buffer holds images as files rather than pixels.
+        data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
+    return data.map(reader, remove_columns=available)
+
+
+def check_columns(data: Dataset | IterableDataset, reader: RowReader) -> list[str]:
+    """The names of the columns of a data set, all that the reader needs among them.
+
+    Raises:
+        ValueError: there is no sample, or a column is missing.
+    """
+    # A stream may not know its length and columns before it is read.
+    first = next(iter(data.take(1)), None) if isinstance(data, IterableDataset) else len(data) or None
+    if first is None:
+        raise ValueError("the data set has no samples in this split")
+    available = data.column_names or list(first)
+    missing = {name: column.column for name, column in reader.columns.items() if column.column not in available}
+    if missing:
+        wanted = ", ".join(repr(c) if c == name else f"{c!r} (for {name!r})" for name, c in missing.items())
+        raise ValueError(f"the data set lacks the columns {wanted}; it has {available}")
+    return available
+
+
+def name_classes(
+    tasks: dict[str, dict[str, Any]], features: Features | None, columns: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The tasks with `num_labels` and `id2label` from the data set, where they are not given.
+
+    Class names are those of the `ClassLabel` in the feature `<task>_classes`, `<column>_classes` or the column itself,
+    in lists or not.
+
+    Args:
+        tasks: as `DeGMixConfig` takes them by name; what is wrong with them is left for it to say.
+        features: of the data set.
+        columns: `TrainingArguments.columns`.
+
+    Raises:
+        ValueError: the data set names another number of classes than `num_labels`, and there is no `id2label`.
+    """
+    named = {}
+    for name, task in tasks.items():
+        given = (columns or {}).get(name, name)
+        column = given.get("column", name) if isinstance(given, dict) else given
+        labels = _class_label(features or {}, (f"{name}_classes", f"{column}_classes", column))
+        kind = TASK_KINDS.get(task.get("kind"))
+        takes_names = kind is not None and "id2label" in kind.defaults and not task.get("id2label")
+        named[name] = _with_names(name, task, labels.names) if labels and takes_names else task
+    return named
+
+
+def _class_label(features: Features | dict, names: tuple[str, ...]) -> ClassLabel | None:
+    leaves = (_leaf(features.get(name)) for name in names)
+    return next((leaf for leaf in leaves if isinstance(leaf, ClassLabel)), None)
+
+
+def _with_names(name: str, task: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    if task.get("num_labels", len(names)) != len(names):
+        raise ValueError(
+            f"`tasks[{name!r}]['num_labels']` is {task['num_labels']}, but the data set names {len(names)} classes; "
+            "leave it out to use these, or give `id2label`"
+        )
+    return {**task, "num_labels": len(names), "id2label": dict(enumerate(names))}

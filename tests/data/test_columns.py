@@ -1,0 +1,274 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import (
+    Array2D,
+    Array3D,
+    ClassLabel,
+    Dataset,
+    Features,
+    IterableDataset,
+    List,
+    Sequence,
+    Value,
+    load_dataset,
+)
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from transformers_degmix.data.columns import RowReader, map_columns, name_classes, parse_columns
+from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
+from transformers_degmix.training.collator import DeGMixDataCollator
+
+
+RECIPE = Path(__file__).parents[2] / "scripts" / "recipes" / "nyuv2_tanganke.yaml"
+SEMSEG, DEPTH, NORMALS = {"kind": "segmentation", "num_labels": 13}, {"kind": "depth"}, {"kind": "normals"}
+TASKS = {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}
+IMAGE = Image.new("RGB", (3, 2), (10, 20, 30))
+
+
+def read(task: dict, column: dict | str, stored, name: str = "task"):
+    """The label that a row with this value gives."""
+    source = column if isinstance(column, str) else column.get("column", name)
+    return RowReader({name: task}, {name: column})({"image": IMAGE, source: stored})[name]
+
+
+def nyuv2(height: int = 6, width: int = 8, num_rows: int = 3) -> tuple[list[dict], Features]:
+    """Rows of the schema of tanganke/nyuv2 but for the size."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(num_rows):
+        normal = rng.standard_normal((3, height, width)).astype(np.float32)
+        normal /= np.linalg.norm(normal, axis=0)
+        normal[:, 0, 0] = 0
+        normal[0, 1, 1], normal[1, 1, 1], normal[2, 1, 1] = 0, 0.6, 0.8
+        depth = rng.uniform(1, 5, (1, height, width)).astype(np.float32)
+        depth[0, 2, 3] = 0
+        row = {"image": rng.random((3, height, width), np.float32), "depth": depth, "normal": normal}
+        row["segmentation"] = rng.integers(-1, 13, (height, width))
+        rows.append({**row, "noise": rng.random((1, height, width), np.float32)})
+    arrays = {name: Array3D((rows[0][name].shape), "float32") for name in ("image", "depth", "normal", "noise")}
+    return rows, Features({**arrays, "segmentation": Array2D((height, width), "int64")})
+
+
+@pytest.fixture(scope="module")
+def nyuv2_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("nyuv2")
+    rows, features = nyuv2()
+    for split in ("train", "val"):
+        Dataset.from_list(rows, features=features).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_recipe_for_nyuv2_of_tanganke(nyuv2_folder, streaming):
+    recipe = yaml.safe_load(RECIPE.read_text())
+    tasks = recipe["model"]["tasks"]
+    data = load_dataset(str(nyuv2_folder), split=recipe["eval_split"], streaming=streaming)
+    mapped = map_columns(data, tasks, recipe["columns"])
+    rows, _ = nyuv2()
+    seen = list(mapped) if streaming else [mapped[index] for index in range(len(mapped))]
+    assert len(seen) == len(rows)
+    for read_row, row in zip(seen, rows):
+        assert read_row["image"] == pytest.approx(255 * row["image"], abs=1e-4)
+        expected = np.where(row["segmentation"] == -1, 255, row["segmentation"])
+        assert read_row["semseg"].dtype == torch.int64 and np.array_equal(read_row["semseg"], expected)
+        assert np.array_equal(read_row["depth"], row["depth"][0])
+        assert np.array_equal(read_row["normals"], row["normal"])
+
+    batch = DeGMixDataCollator(DeGMixImageProcessorPil(tasks=tasks), tasks=tasks)(seen)
+    assert batch["pixel_values"].shape == (3, 3, 6, 8)
+    assert (batch["labels"]["depth"][:, 2, 3] == 255).all()
+    assert (batch["labels"]["normals"][:, :, 0, 0] == 255).all()
+    # A vector with one component of 0 is a normal all the same.
+    assert batch["labels"]["normals"][0, :, 1, 1].tolist() == pytest.approx([0, 0.6, 0.8])
+
+
+def test_values_as_stored_become_values_as_meant():
+    ids = np.array([[0, 1, 2], [13, 255, 7]], np.uint8)
+    meant = read(SEMSEG, {"ignore": [0, 255], "offset": -1}, Image.fromarray(ids))
+    assert meant.tolist() == [[255, 0, 1], [12, 255, 6]]
+
+    millimetres = np.array([[0, 1500, 65535], [1, 2000, 10]], np.uint16)
+    metres = read(DEPTH, {"column": "mm", "scale": 0.001, "invalid": 65535}, Image.fromarray(millimetres))
+    assert metres.dtype == torch.float32
+    assert metres.numpy() == pytest.approx(np.where(millimetres == 65535, 0, millimetres / 1000))
+
+    # Cityscapes' disparity: invalid is what is stored, not what it would become
+    disparity = read(DEPTH, {"scale": 1 / 256, "offset": -1 / 256, "invalid": 0}, np.full((2, 3), 257, np.uint16))
+    assert disparity.tolist() == [[1.0] * 3] * 2
+
+    saliency = np.array([[0, 255, 0], [255, 255, 0]], np.uint8)
+    assert read({"kind": "saliency"}, {"scale": 1 / 255}, saliency).tolist() == (saliency // 255).tolist()
+
+    edge = read({"kind": "boundary"}, {"scale": 255, "invalid": 9}, np.array([[0, 1, 9], [0, 0, 1]], np.uint8))
+    assert edge.tolist() == [[0, 1, 255], [0, 0, 1]]
+
+    depth = np.array([[1, np.nan, 2], [3, 4, np.nan]], np.float32)
+    assert read(DEPTH, {"invalid": float("nan")}, depth).tolist() == [[1, 0, 2], [3, 4, 0]]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_channels_of_normals(channels_last):
+    stored = np.array([0.8, 0.6, 0.0], np.float32)[:, None, None] * np.ones((3, 2, 3), np.float32)
+    stored[:, 1, 2] = 9
+    if channels_last:
+        stored = np.moveaxis(stored, 0, -1)
+    column = {"channel_order": [2, 1, 0], "scale": [1, -1, 1], "invalid": 9}
+    normals = read(NORMALS, column, stored)
+    assert normals.shape == (3, 2, 3)
+    assert normals[:, 0, 0].tolist() == pytest.approx([0, -0.6, 0.8])
+    assert normals[:, 1, 2].tolist() == [0, 0, 0]
+
+
+def test_eight_bit_normals_are_decoded_before_they_are_scaled():
+    stored = np.full((2, 3, 3), 255, np.uint8)
+    stored[0, 0] = 0
+    normals = read(NORMALS, {"scale": 0.5, "invalid": 0}, Image.fromarray(stored))
+    assert normals[:, 0, 0].tolist() == [0, 0, 0] and normals[:, 1, 1].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_images():
+    blue_first = RowReader({}, {"image": {"channel_order": [2, 1, 0]}})({"image": IMAGE})["image"]
+    assert blue_first[:, 0, 0].tolist() == [30, 20, 10]
+    assert RowReader({}, {"image": "rgb"})({"rgb": IMAGE})["image"] is IMAGE
+    grey = RowReader({}, {"image": {"scale": 255}})({"image": np.full((2, 3), 0.5, np.float32)})["image"]
+    assert grey.tolist() == [[[127.5] * 3] * 2] * 3
+
+
+def test_labels_that_are_not_mapped_are_left_for_the_collator():
+    label = Image.new("L", (3, 2), 4)
+    assert read(SEMSEG, "ids", label) is label
+    assert read(SEMSEG, "ids", None) is None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_null_labels_and_dtypes_of_arrays(streaming):
+    features = Features(
+        {"image": ImageFeature(), "normals": Array3D((2, 3, 3), "uint8"), "depth": Array2D((2, 3), "float32")}
+    )
+    features["ids"] = List(List(Value("uint8")))
+    right = np.uint8([255, 128, 128]) * np.ones((2, 3, 1), np.uint8)
+    full = {"image": IMAGE, "normals": right, "depth": np.ones((2, 3), np.float32)}
+    rows = [{**full, "ids": [[1, 2, 3]] * 2}, {"image": IMAGE, "normals": None, "depth": None, "ids": None}]
+    data = Dataset.from_list(rows, features=features)
+    mapped = map_columns(data.to_iterable_dataset() if streaming else data, TASKS, {"semseg": "ids"})
+    first, second = list(mapped) if streaming else [mapped[0], mapped[1]]
+    assert first["normals"].dtype == np.uint8 and first["semseg"].dtype == np.uint8
+    assert [second[task] for task in TASKS] == [None] * 3
+    batch = DeGMixDataCollator(DeGMixImageProcessorPil(tasks=TASKS), tasks=TASKS)([first, second])
+    assert batch["labels"]["normals"][0, :, 0, 0].tolist() == pytest.approx([1, 1 / 255, 1 / 255], abs=1e-6)
+    assert all((label[1] == 255).all() for label in batch["labels"].values())
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"dpth": "d"}, r"`columns` has the keys \['dpth'\]; allowed are \['image', 'semseg', 'depth', 'normals'\]"),
+        (
+            {"depth": {"scal": 2}},
+            r"columns\['depth'\].*\['scal'\]; allowed are \['column', 'ignore', 'invalid', 's.*t'\]",
+        ),
+        ({"depth": {"channel_order": [2, 1, 0]}}, r"columns\['depth'\].*channel_order"),
+        ({"image": {"ignore": 0}}, r"columns\['image'\].*\['ignore'\]; allowed are \['column', 'scale'"),
+        ({"depth": 3}, r"columns\['depth'\].*name of a column or a dictionary, got 3"),
+        ({"depth": {"column": 3}}, r"columns\['depth'\].*`column`, got 3"),
+        ({"depth": {"scale": "1/256"}}, r"columns\['depth'\].*`scale`, got '1/256'"),
+        ({"depth": {"scale": [1, 2, 3]}}, r"columns\['depth'\].*1 finite number.*`scale`"),
+        ({"normals": {"scale": [1, 2]}}, r"columns\['normals'\].*1 or 3 finite.*`scale`"),
+        ({"depth": {"offset": float("nan")}}, r"columns\['depth'\].*`offset`, got nan"),
+        ({"normals": {"channel_order": [0, 0, 1]}}, r"columns\['normals'\].*0, 1 and 2 as `channel_order`"),
+    ],
+)
+def test_mappings_that_are_refused(columns, message):
+    with pytest.raises(ValueError, match=message):
+        parse_columns(columns, TASKS)
+
+
+def test_numbers_that_yaml_takes_for_texts():
+    assert parse_columns({"depth": {"scale": "1e-3"}}, TASKS)["depth"].scale == (0.001,)
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "stored", "message"),
+    [
+        (SEMSEG, {"ignore": 0}, Image.new("RGB", (3, 2)), "column 'task': expected 1 channel.*mode RGB"),
+        (
+            NORMALS,
+            {"column": "n", "invalid": 0},
+            Image.new("L", (3, 2)),
+            r"column 'n' \(for 'task'\).*3 channel.*mode L",
+        ),
+        (DEPTH, {"scale": 2}, np.ones((2, 4), np.float32), r"column 'task': expected the shape \(1, 2, 3\).*\(2, 4\)"),
+        (DEPTH, {"scale": 2}, np.array([[1, np.nan, 1]] * 2), "column 'task': expected finite values"),
+        (DEPTH, "d", "depth/1.png", "column 'd'.*expected an image or an array, got a str"),
+        (DEPTH, "d", [[1.0, 2.0], [3.0]], "column 'd'"),
+    ],
+)
+def test_values_that_are_refused(task, column, stored, message):
+    with pytest.raises(ValueError, match=message):
+        read(task, column, stored)
+
+
+def test_bad_rows_are_named():
+    rows = {"image": [IMAGE, None], "depth": [Image.new("F", (3, 2)), Image.new("F", (3, 2))]}
+    features = Features({"image": ImageFeature(), "depth": ImageFeature()})
+    mapped = map_columns(Dataset.from_dict(rows, features=features), {"depth": DEPTH})
+    assert mapped[0]["image_id"] == "0"
+    with pytest.raises(ValueError, match="sample 1: column 'image': there is no image"):
+        mapped[1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_missing_columns_and_empty_splits(streaming):
+    data = Dataset.from_dict({"image": [1], "depth": [2]})
+    empty = data.select([])
+    if streaming:
+        data, empty = data.to_iterable_dataset(), IterableDataset.from_generator(lambda: iter(()))
+    message = r"lacks the columns 'z' \(for 'depth'\), 'normals'; it has \['image', 'depth'\]"
+    with pytest.raises(ValueError, match=message):
+        map_columns(data, {"depth": DEPTH, "normals": NORMALS}, {"depth": "z"})
+    with pytest.raises(ValueError, match="no samples"):
+        map_columns(empty, {"depth": DEPTH})
+
+
+def test_a_stream_whose_columns_are_unknown_before_it_is_read():
+    data = IterableDataset.from_generator(lambda: iter([{"image": IMAGE, "depth": None, "more": 1}]))
+    assert data.column_names is None
+    assert list(map_columns(data, {"depth": DEPTH})) == [{"image": IMAGE, "depth": None}]
+    with pytest.raises(ValueError, match=r"'normals'; it has \['image', 'depth', 'more'\]"):
+        map_columns(data, {"normals": NORMALS})
+
+
+NAMES = ClassLabel(names=["blade", "handle"])
+ID2LABEL = {0: "blade", 1: "handle"}
+
+
+@pytest.mark.parametrize(
+    ("features", "columns"),
+    [
+        ({"parts_classes": List(NAMES)}, {}),
+        ({"parts_classes": NAMES}, {}),
+        ({"ids_classes": Sequence(NAMES)}, {"parts": {"column": "ids", "ignore": 0}}),
+        ({"parts": List(List(NAMES))}, {}),
+        ({"ids": List(List(NAMES))}, {"parts": "ids"}),
+    ],
+)
+def test_class_names_come_from_the_data(features, columns):
+    tasks = {"parts": {"kind": "segmentation"}, "depth": {"kind": "depth"}}
+    named = name_classes(tasks, Features(features), columns)
+    assert named["parts"] == {"kind": "segmentation", "num_labels": 2, "id2label": ID2LABEL}
+    assert named["depth"] == tasks["depth"] and list(named) == list(tasks)
+
+
+def test_class_names_that_are_given_go_first():
+    features = Features({"parts_classes": NAMES, "sal_classes": NAMES})
+    own = {"kind": "segmentation", "num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}}
+    tasks = {"parts": own, "sal": {"kind": "saliency"}}
+    assert name_classes(tasks, features) == tasks
+    assert name_classes(tasks, None) == tasks
+    with pytest.raises(ValueError, match=r"tasks\['parts'\].*is 3.*names 2 classes"):
+        name_classes({"parts": {"kind": "segmentation", "num_labels": 3}}, features)

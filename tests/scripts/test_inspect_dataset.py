@@ -1,0 +1,146 @@
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from transformers_degmix.data.rooms import load_rooms
+from transformers_degmix.tasks import label_palette
+
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def inspect(monkeypatch, capsys, tmp_path):
+    """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from inspect_dataset import main
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", *map(str, args), "--output", str(tmp_path / "out")])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as exit:
+            return str(exit.code)
+        return capsys.readouterr().out
+
+    return run
+
+
+def save(folder: Path, rows: list[dict]) -> Path:
+    Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def photo(width: int = 8, height: int = 6) -> Image.Image:
+    return Image.new("RGB", (width, height), (90, 80, 70))
+
+
+def floats(value: float, width: int = 8, height: int = 6) -> Image.Image:
+    return Image.fromarray(np.full((height, width), value, np.float32))
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory):
+    data = load_rooms("train", 4, (32, 48))
+    folder = tmp_path_factory.mktemp("rooms")
+    data.to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder, data
+
+
+def test_rooms(inspect, rooms, tmp_path):
+    folder, data = rooms
+    output = inspect(folder, "--num", "3")
+    assert "warning" not in output
+    chosen = [data[index] for index in (0, 2, 3)]
+    ids = np.concatenate([np.asarray(row["semseg"]).ravel() for row in chosen])
+    assert f"   0  {(ids == 0).mean():6.1%}  wall" in output
+    depth = np.concatenate([np.asarray(row["depth"]).ravel() for row in chosen])
+    least, low, median, high, most = np.quantile(depth, [0, 0.01, 0.5, 0.99, 1])
+    assert f"min {least:.4g} m, 1% {low:.4g} m, median {median:.4g} m, 99% {high:.4g} m, max {most:.4g} m" in output
+    assert output.count("labelled: 3 of 3 samples, 100.0% of their pixels") == 6
+    assert re.search(r"length: min 0\.99.*max 1\.00", output)
+
+    picture = Image.open(tmp_path / "out" / "inspection.png")
+    colors = {color for _, color in picture.getcolors(1 << 24)}
+    assert picture.width > 7 * 300 and {tuple(color) for color in label_palette(2).tolist()} <= colors
+
+
+def test_tasks_and_columns_of_a_run(inspect, tmp_path):
+    rows = [
+        {"rgb": photo(), "ids": Image.new("L", (8, 6), 2), "mm": Image.fromarray(np.full((6, 8), 1500, np.uint16))},
+        {"rgb": photo(), "ids": Image.new("L", (8, 6), 0), "mm": None},
+    ]
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "output_dir: o\n"
+        "columns: {image: rgb, parts: {column: ids, ignore: 0, offset: -1}, depth: {column: mm, scale: 0.001}}\n"
+        "model: {tasks: {parts: {kind: segmentation, num_labels: 2, id2label: {0: a, 1: b}}, depth: {kind: depth}}}\n"
+    )
+    for streaming in ("false", "true"):
+        config.write_text(config.read_text() + f"streaming: {streaming}\n")
+        output = inspect(save(tmp_path / "data", rows), "--config", config)
+        assert "labelled: 2 of 2 samples, 50.0% of their pixels\n     1  100.0%  b\n" in output
+        assert "classes that do not occur: a" in output
+        assert "labelled: 1 of 2 samples, 100.0%" in output and "median 1.5 m" in output
+        # Sample 1 is without parts: all 0.
+        assert output.count("warning") == 1 and "column 'ids': nothing is labelled (sample 1" in output
+
+
+CASES = {
+    "millimetres": ({"depth": floats(1500)}, r"column 'depth': not in metres\?.*sample 1: the median is 1500"),
+    "empty depth": ({"depth": floats(0)}, "column 'depth': nothing is labelled.*sample 1"),
+    "negative depth": ({"depth": floats(-2)}, "column 'depth': training would stop.*sample 1.*-2"),
+    "NaN": ({"depth": floats(float("nan"))}, "column 'depth': training would stop.*sample 1.*NaN"),
+    "size": ({"depth": floats(1, width=9)}, r"column 'depth': training would stop.*sample 1.*\(1, 6, 8\).*\(6, 9\)"),
+    "lengths": (
+        {"normals": np.full((3, 6, 8), 0.53).tolist()},
+        "column 'normals': vectors are not of len.*sample 1.*0.918",
+    ),
+    "class": ({"parts": Image.new("L", (8, 6), 5)}, "column 'parts': training would stop.*sample 1.*0 to 4.*5"),
+    "mode": ({"parts": photo()}, "column 'parts': training would stop.*sample 1.*RGB"),
+    "black": ({"image": np.full((3, 6, 8), 0.5).tolist()}, "column 'image': black.*sample 1.*above 1"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_looks_wrong_is_named(inspect, tmp_path, case):
+    bad, message = CASES[case]
+    good = {
+        "image": np.full((3, 6, 8), 90.0).tolist() if "image" in bad else photo(),
+        "depth": floats(2),
+        "parts": Image.new("L", (8, 6), 4),
+        "normals": np.float32([[[0]], [[0.6]], [[0.8]]]).repeat(6, 1).repeat(8, 2).tolist(),
+    }
+    tasks = "{depth: {kind: depth}, normals: {kind: normals}, parts: {kind: segmentation, num_labels: 5}}"
+    config = tmp_path / "run.yaml"
+    config.write_text(f"output_dir: o\nmodel: {{tasks: {tasks}}}")
+    output = inspect(save(tmp_path / "data", [good, {**good, **bad}]), "--config", config)
+    warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and re.search(message, warnings[0]), output
+    assert (tmp_path / "out" / "inspection.png").exists()
+    if case == "class":  # counted, though it cannot be drawn
+        assert "     5   50.0%" in output
+
+
+def test_warnings_are_counted(inspect, tmp_path):
+    rows = [
+        {"image": photo(), "semseg": Image.new("L", (8, 6), 0), "depth": floats(2000 + index)} for index in range(3)
+    ]
+    output = inspect(save(tmp_path / "data", rows), "--split", "train")
+    assert "not in metres? (`scale: 0.001` for millimetres) (sample 0: the median is 2000; 2 more samples)" in output
+
+
+def test_errors(inspect, tmp_path):
+    folder = save(tmp_path / "data", [{"image": photo(), "other": 1}])
+    assert re.match(r"error: none of the columns \['image', 'other'\] is a known task", inspect(folder))
+    config = tmp_path / "run.yaml"
+    config.write_text("output_dir: o\nmodel: {tasks: {other: {kind: segmentaton}}}")
+    assert re.match(r"error: .*'other'.*'segmentation'.*'segmentaton'", inspect(folder, "--config", config))
+    assert "error: " in inspect(folder, "--split", "nowhere")
+    assert "error: " in inspect(tmp_path / "nowhere")
