@@ -25,6 +25,7 @@ from transformers.utils import logging
 from .configuration_degmix import DeGMixConfig
 from .data.benchmarks import BENCHMARKS, TASKS, Benchmark
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction
+from .tasks import TASK_KINDS
 
 
 logger = logging.get_logger(__name__)
@@ -364,7 +365,7 @@ def _infer_tasks(released: dict[str, Tensor], dataset: str | None) -> dict[str, 
     num_labels = {
         name: _common_size(released, _weight_and_bias(f"head.final_logits.{name}"))
         for name in names
-        if TASKS[name]["kind"] == "segmentation"
+        if TASK_KINDS[TASKS[name]["kind"]].num_logits is None
     }
     benchmark = _find_benchmark(names, num_labels, dataset)
     tasks = {name: dict(TASKS[name]) for name in names}

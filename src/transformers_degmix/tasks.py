@@ -18,6 +18,9 @@ from torch.nn import functional as F
 # Pixels with this label take no part in losses and metrics, for every kind.
 IGNORE_INDEX = 255
 
+# PIL modes of 8-bit maps of one channel
+_8_BIT = ("1", "L", "P")
+
 # Anchors of the perceptually uniform "viridis" colour map, interpolated linearly.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 
@@ -35,6 +38,9 @@ class TaskKind:
         activation: logits `(batch, num_logits, height, width)` -> prediction, `(batch, height, width)` or
             `(batch, 3, height, width)`.
         decode: an 8-bit label image as stored in data sets -> label values, `IGNORE_INDEX` kept where the kind has it.
+        image_modes: PIL modes of label images in data sets.
+        offences: label `(channels, height, width)` and number of classes -> the values that cannot be, `(n,)`.
+        expected: what they should have been, in words; `{highest}` stands for the largest class id.
         unknown: label values -> boolean mask, broadcastable to them, of pixels that carry no measurement.
         flip: values of a map that was mirrored left to right.
         rescale: values of a map whose image was enlarged by a factor.
@@ -53,6 +59,9 @@ class TaskKind:
     label_padding: float
     activation: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
+    image_modes: tuple[str, ...]
+    offences: Callable[[Tensor, int], Tensor]
+    expected: str
     unknown: Callable[[Tensor], Tensor]
     flip: Callable[[Tensor], Tensor]
     rescale: Callable[[Tensor, float], Tensor]
@@ -65,6 +74,21 @@ class TaskKind:
 
 def _unchanged(label: Tensor, *_) -> Tensor:
     return label
+
+
+def _outside(label: Tensor, lowest: float, highest: float) -> Tensor:
+    return label[((label < lowest) | (label > highest)) & (label != IGNORE_INDEX)]
+
+
+def _wrong_lengths(normals: Tensor, _) -> Tensor:
+    """Lengths that are not nearly 0 or 1, if of more than 5 % of all vectors.
+
+    Maps that were resized have shorter vectors at creases; 8-bit maps hold the zero vector to 1/255 only.
+    """
+    lengths = normals.square().sum(dim=0).sqrt()
+    is_wrong = ((lengths - 1).abs() > 0.2) & (lengths > 0.01)
+    wrong = lengths[is_wrong][(normals[:, is_wrong] != IGNORE_INDEX).all(dim=0)]
+    return wrong if len(wrong) > 0.05 * lengths.numel() else wrong[:0]
 
 
 def _is_ignored(label: Tensor) -> Tensor:
@@ -132,6 +156,9 @@ TASK_KINDS: dict[str, TaskKind] = {
         label_padding=IGNORE_INDEX,
         activation=lambda logits: logits.argmax(dim=1),
         decode=_unchanged,
+        image_modes=_8_BIT,
+        offences=lambda label, num_labels: _outside(label, 0, num_labels - 1),
+        expected="class ids from 0 to {highest}, or 255",
         unknown=_is_ignored,
         flip=_unchanged,
         rescale=_unchanged,
@@ -148,6 +175,9 @@ TASK_KINDS: dict[str, TaskKind] = {
         label_padding=IGNORE_INDEX,
         activation=lambda logits: logits.softmax(dim=1)[:, 1],
         decode=_unchanged,
+        image_modes=_8_BIT,
+        offences=lambda label, _: _outside(label, 0, 1),
+        expected="0, 1 or 255",
         unknown=_is_ignored,
         flip=_unchanged,
         rescale=_unchanged,
@@ -164,6 +194,9 @@ TASK_KINDS: dict[str, TaskKind] = {
         label_padding=0.0,
         activation=lambda logits: logits[:, 0].clamp(min=0),
         decode=lambda image: image.float(),
+        image_modes=("F",),  # integers would be of an unknown unit
+        offences=lambda depth, _: depth[depth < 0],
+        expected="metres of at least 0",
         unknown=lambda depth: (depth == 0) | (depth == IGNORE_INDEX),
         flip=_unchanged,
         rescale=lambda depth, scale: depth / scale,
@@ -181,6 +214,9 @@ TASK_KINDS: dict[str, TaskKind] = {
         label_padding=0.0,
         activation=lambda logits: F.normalize(logits, dim=1),
         decode=_decode_normals,
+        image_modes=("RGB",),
+        offences=_wrong_lengths,
+        expected="vectors of length 1 or 0",
         unknown=lambda normals: (
             (normals == 0).all(dim=-3, keepdim=True) | (normals == IGNORE_INDEX).any(dim=-3, keepdim=True)
         ),
@@ -199,6 +235,9 @@ TASK_KINDS: dict[str, TaskKind] = {
         label_padding=IGNORE_INDEX,
         activation=lambda logits: logits[:, 0].sigmoid(),
         decode=lambda image: image.float() / 255,
+        image_modes=_8_BIT,
+        offences=lambda strength, _: _outside(strength, 0, 1),
+        expected="strengths from 0 to 1, or 255",
         unknown=_is_ignored,
         flip=_unchanged,
         rescale=_unchanged,

@@ -8,28 +8,24 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import numpy as np
+import prepare_dataset
 import pyarrow.parquet
 import pytest
 from filelock import FileLock
 from PIL import Image
+from test_cityscapes import IDS, check_cityscapes_row, write_cityscapes
+from test_nyud import check_nyud_row, write_nyud
+from test_pascal_context import check_pascal_context_row, write_pascal_context
 
+from transformers_degmix.data import prepare
 from transformers_degmix.data.benchmarks import CITYSCAPES_CATEGORIES, CITYSCAPES_CLASSES
 from transformers_degmix.data.rooms import load_rooms
-
-
-SCRIPTS, TESTS = Path(__file__).parents[2] / "scripts", Path(__file__).parents[1]
-sys.path[:0] = [str(SCRIPTS), str(TESTS / "data")]
-
-import prepare_dataset  # noqa: E402
-from test_cityscapes import IDS, check_cityscapes_row, write_cityscapes  # noqa: E402
-from test_nyud import check_nyud_row, write_nyud  # noqa: E402
-from test_pascal_context import check_pascal_context_row, write_pascal_context  # noqa: E402
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the script's `main` in this process: arguments -> error message or None; what was printed."""
-    monkeypatch.setattr(prepare_dataset, "SHARD_SIZE", 2)
+    monkeypatch.setattr(prepare, "SHARD_SIZE", 2)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])

@@ -84,7 +84,7 @@ class Augmentation:
         """
         scale = rng.uniform(*self.scale)
         height, width = (max(1, round(length * scale)) for length in size or pixels.shape[-2:])
-        classes = next((labels[task] for task, kind in kinds.items() if kind == "segmentation"), None)
+        classes = next((labels[task] for task, kind in kinds.items() if TASK_KINDS[kind].num_logits is None), None)
         window = draw_window((height, width), self.size, classes, rng)
 
         pixels = window.of_image(pixels)

@@ -126,7 +126,7 @@ def _encode_map(values: np.ndarray, size: tuple[int, int], task: dict[str, Any])
     expected = size if kind.label_channels == 1 else (*size, kind.label_channels)
     if values.shape != expected:
         raise ValueError(f"expected the shape {expected} for an image of {size[0]} x {size[1]}, got {values.shape}")
-    if task["kind"] == "depth":
+    if kind.image_modes == ("F",):
         return _encode(Image.fromarray(_checked_depth(values)), "TIFF")
     if values.dtype != np.uint8:
         raise ValueError(f"expected 8-bit values, got {values.dtype}")

@@ -1,8 +1,7 @@
 """From rows of a data set to a batch for the model."""
 
 import zlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,51 +118,6 @@ class DeGMixDataCollator:
         return self.augmentation(pixels, labels, self.processor.tasks, rng, size)
 
 
-@dataclass(frozen=True)
-class LabelRule:
-    """What a stored label of one kind must be like.
-
-    Attributes:
-        modes: of PIL images.
-        offences: map `(channels, height, width)` and number of classes -> the values that cannot be, `(n,)`.
-        expected: what they should have been.
-    """
-
-    modes: tuple[str, ...]
-    offences: Callable[[Tensor, int], Tensor]
-    expected: str
-
-
-def _outside(label: Tensor, lowest: float, highest: float) -> Tensor:
-    return label[((label < lowest) | (label > highest)) & (label != IGNORE_INDEX)]
-
-
-def _wrong_lengths(normals: Tensor, _) -> Tensor:
-    """Lengths that are not nearly 0 or 1, if more than 5 % of all are not.
-
-    Fewer may be: maps that were resized have shorter vectors at creases.
-    """
-    normals = normals[:, ::4, ::4]  # which tells as well, in a fraction of the time
-    lengths = normals.square().sum(dim=0).sqrt()
-    # 8 bits, unless decoded as exactly zero, hold the zero vector to 1/255 only.
-    is_wrong = ((lengths - 1).abs() > 0.2) & (lengths > 0.01) & (normals != IGNORE_INDEX).all(dim=0)
-    return lengths[is_wrong] if is_wrong.sum() > 0.05 * lengths.numel() else lengths[:0].flatten()
-
-
-_8_BIT = ("1", "L", "P")
-
-LABEL_RULES: dict[str, LabelRule] = {
-    "segmentation": LabelRule(
-        _8_BIT, lambda label, num_labels: _outside(label, 0, num_labels - 1), "class ids from 0 to {highest}, or 255"
-    ),
-    "saliency": LabelRule(_8_BIT, lambda label, _: _outside(label, 0, 1), "0, 1 or 255"),
-    # Integers would be of an unknown unit.
-    "depth": LabelRule(("F",), lambda depth, _: depth[depth < 0], "metres of at least 0"),
-    "normals": LabelRule(("RGB",), _wrong_lengths, "vectors of length 1 or 0"),
-    "boundary": LabelRule(_8_BIT, lambda strength, _: _outside(strength, 0, 1), "strengths from 0 to 1, or 255"),
-}
-
-
 def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | None = None) -> Tensor:
     """Label of an image of `size` as stored in data sets -> `(channels, height, width)`, checked; see [`to_label`].
 
@@ -176,16 +130,16 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
     Raises:
         ValueError: the map has another size, or a mode or values that this kind does not have.
     """
-    task_kind, rule = TASK_KINDS[kind], LABEL_RULES[kind]
+    task_kind = TASK_KINDS[kind]
     if label is None:
         return torch.full((task_kind.label_channels, *size), IGNORE_INDEX, dtype=task_kind.label_dtype)
-    if isinstance(label, Image.Image) and label.mode not in rule.modes:
-        raise ValueError(f"expected an image of mode {' or '.join(rule.modes)}, got {label.mode}")
+    if isinstance(label, Image.Image) and label.mode not in task_kind.image_modes:
+        raise ValueError(f"expected an image of mode {' or '.join(task_kind.image_modes)}, got {label.mode}")
     label = to_label(label, task_kind, size)
     num_labels = num_labels or IGNORE_INDEX
-    offences = rule.offences(label, num_labels)
+    offences = task_kind.offences(label, num_labels)
     if len(offences):
-        raise ValueError(f"expected {rule.expected.format(highest=num_labels - 1)}, got {offences[0].item():g}")
+        raise ValueError(f"expected {task_kind.expected.format(highest=num_labels - 1)}, got {offences[0].item():g}")
     return label
 
 
