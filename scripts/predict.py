@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from transformers_degmix import DeGMixForMultiTaskDensePrediction
+from transformers_degmix import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
 from transformers_degmix.image_processing_pil_degmix import load_image, resized_size, to_pixels
 from transformers_degmix.visualization import crop_attentions, draw_overview, draw_prediction
 
@@ -74,7 +74,7 @@ def load(name: str, device: str, dtype: str) -> tuple[DeGMixForMultiTaskDensePre
         model = AutoModel.from_pretrained(name, dtype=getattr(torch, dtype))
         if not isinstance(model, DeGMixForMultiTaskDensePrediction):
             raise ValueError(f"it is a {type(model).__name__}, not a {DeGMixForMultiTaskDensePrediction.__name__}")
-        return model.eval().to(device), AutoImageProcessor.from_pretrained(name)
+        return model.eval().to(device), DeGMixImageProcessor.from_pretrained(name)
     except Exception as error:  # a wrong path, a broken file, a missing device: each has exceptions of its own
         raise ValueError(f"cannot load {name}: {' '.join(str(error).split())}") from error
 
