@@ -112,7 +112,7 @@ def to_pixels(
     pixels = array.astype(np.float32)
     if array.dtype.newbyteorder("=") == np.uint16:
         pixels /= 257
-    if not np.isfinite(pixels).all():
+    if array.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ValueError("expected finite values, got NaN or infinity")
     if do_convert_rgb and len(pixels) == 4:
         white = 1 if np.issubdtype(array.dtype, np.floating) else 255
@@ -161,7 +161,7 @@ def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
         label = label.unsqueeze(0)
     if label.shape != expected:
         raise ValueError(f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}")
-    if not torch.isfinite(label).all():
+    if label.is_floating_point() and not torch.isfinite(label).all():
         raise ValueError("expected finite values, got NaN or infinity")
     if label.dtype == torch.uint8:
         label = kind.decode(label)

@@ -85,6 +85,7 @@ def _wrong_lengths(normals: Tensor, _) -> Tensor:
 
     Maps that were resized have shorter vectors at creases; 8-bit maps hold the zero vector to 1/255 only.
     """
+    normals = normals[:, ::4, ::4]  # enough for a share
     lengths = normals.square().sum(dim=0).sqrt()
     is_wrong = ((lengths - 1).abs() > 0.2) & (lengths > 0.01)
     wrong = lengths[is_wrong][(normals[:, is_wrong] != IGNORE_INDEX).all(dim=0)]
@@ -97,7 +98,16 @@ def _is_ignored(label: Tensor) -> Tensor:
 
 def _decode_normals(image: Tensor) -> Tensor:
     """`(..., 3, height, width)`; (0, 0, 0), far from the code of any unit vector, is the zero vector."""
-    return (2 * image.float() / 255 - 1) * image.any(dim=-3, keepdim=True)
+    red, green, blue = image.split(
+        1, dim=-3
+    )  # joined pairwise: a reduction over the channels takes three times as long
+    return image.float().mul_(2).div_(255).sub_(1).mul_((red | green | blue) != 0)
+
+
+def _is_unknown_normal(normals: Tensor) -> Tensor:
+    x, y, z = normals.split(1, dim=-3)
+    is_zero = (x == 0) & (y == 0) & (z == 0)
+    return is_zero | (x == IGNORE_INDEX) | (y == IGNORE_INDEX) | (z == IGNORE_INDEX)
 
 
 def _mirror_x(normals: Tensor) -> Tensor:
@@ -217,9 +227,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         image_modes=("RGB",),
         offences=_wrong_lengths,
         expected="vectors of length 1 or 0",
-        unknown=lambda normals: (
-            (normals == 0).all(dim=-3, keepdim=True) | (normals == IGNORE_INDEX).any(dim=-3, keepdim=True)
-        ),
+        unknown=_is_unknown_normal,
         flip=_mirror_x,
         rescale=_unchanged,
         colorize=_color_normals,
