@@ -172,6 +172,8 @@ def test_sampling_positions_stay_in_float32():
     module = small_model().model.mixers["depth"][0].spatial_mixing
     features = torch.randn(1, 16, 80, 160)
     expected = module.sampling_grid(features)
+    exact = copy.deepcopy(module).double().sampling_grid(features.double())
+    torch.testing.assert_close(expected.double(), exact, rtol=0, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(module.sampling_grid(features), expected)
     half = copy.deepcopy(module).bfloat16()

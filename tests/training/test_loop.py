@@ -8,16 +8,26 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.utils import set_seed
 from datasets import ClassLabel, Dataset, List
 from datasets import config as datasets_config
 from PIL import Image
 from small_models import BACKBONES
+from torch.utils.data import DataLoader
 from transformers import AutoModel, pipeline
 
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.collator import DeGMixDataCollator
-from transformers_degmix.training.loop import build_model, build_optimizer, build_scheduler, load_split, train
+from transformers_degmix.training.loop import (
+    build_augmentation,
+    build_model,
+    build_optimizer,
+    build_scheduler,
+    endless,
+    load_split,
+    train,
+)
 
 
 MODEL = {"backbone_config": BACKBONES["swin"].to_dict(), "hidden_size": 16, "gating_intermediate_size": 8}
@@ -59,6 +69,40 @@ def test_training_lowers_the_loss(tmp_path):
     trained = AutoModel.from_pretrained(tmp_path / "run" / "last")
     with torch.no_grad():
         assert trained(**batch).loss < 0.8 * untrained.eval()(**batch).loss
+
+
+def test_steps_are_those_of_a_plain_loop(tmp_path):
+    backbone = {**MODEL["backbone_config"], "drop_path_rate": 0.0}
+    args = arguments(
+        tmp_path,
+        model={**MODEL, "backbone_config": backbone},
+        num_train_images=2,  # one batch, in any order
+        max_steps=3,
+        augmentation=None,
+    )
+    train(args)
+    trained = AutoModel.from_pretrained(tmp_path / "run" / "last")
+
+    set_seed(args.seed)
+    model, processor = build_model(args)
+    batch = DeGMixDataCollator(processor, tasks=model.config.tasks)(list(load_rooms("train", 2, (32, 48))))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
+    model.train()
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / 3) ** 0.9
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    for (name, ours), plain in zip(trained.named_parameters(), model.parameters()):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_every_epoch_is_augmented_in_its_own_way(tmp_path):
+    args = arguments(tmp_path)
+    collator = DeGMixDataCollator(build_model(args)[1], build_augmentation(args), args.seed)
+    batches = endless(DataLoader(load_rooms("train", 1, (32, 48)), collate_fn=collator), collator)
+    first, second = (next(batches)["pixel_values"] for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 def test_runs_with_the_same_seed_are_equal(tmp_path):
