@@ -266,7 +266,7 @@ def test_swin_t_has_the_released_number_of_parameters():
         model = DeGMixForMultiTaskDensePrediction(DeGMixConfig())
     unread = model.model.backbone.swin.layernorm
     counted = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in unread.parameters())
-    assert counted == 33_198_779  # SPEC section 9, released code
+    assert counted == 33_198_779  # counted on the released code
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 3, 31, 64), (1, 3, 64, 16)])

@@ -85,7 +85,7 @@ def multi_head(attention) -> nn.MultiheadAttention:
 
 
 def deformable(module, y: Tensor) -> Tensor:
-    """Deform(y) of SPEC section 2, one sample at a time."""
+    """The deformable part of a mixer block, one sample at a time."""
     batch_size, channels, height, width = y.shape
     p = module.point_offsets(y)
     position = torch.zeros_like(p[0])
