@@ -67,7 +67,7 @@ def test_backbone_as_dict():
         ({"hidden_size": 0}, "`hidden_size`.*0"),
         ({"hidden_size": 15, "num_attention_heads": 1}, "`hidden_size`.*even.*15"),
         ({"num_attention_heads": 3}, r"`num_attention_heads`.*256.*3"),
-        ({"num_mixer_layers": 0}, "`num_mixer_layers`.*0"),
+        ({"num_mixer_layers": -1}, "`num_mixer_layers`.*-1"),
         ({"gating_intermediate_size": 33}, "`gating_intermediate_size`.*33"),
         ({"interaction_scope": "pixel"}, "`interaction_scope`.*token.*'pixel'"),
         ({"interaction_reduction": 2}, "`interaction_reduction`.*image.*2"),

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from small_models import ALL_KINDS, random_labels
 
 from transformers_degmix import DeGMixConfig
-from transformers_degmix.loss_degmix import multi_task_loss
+from transformers_degmix.loss_degmix import count_pixels, multi_task_loss
 
 
 TASKS = DeGMixConfig(tasks=ALL_KINDS).tasks
@@ -134,3 +135,27 @@ def test_half_precision_logits_are_summed_in_float32():
 def test_bad_labels(labels, message):
     with pytest.raises(ValueError, match=message):
         multi_task_loss(random_logits(1, 4, 5), labels, TASKS)
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_losses_of_parts_add_up_to_that_of_the_batch(sizes, seed):
+    labels, logits = random_labels(TASKS, sum(sizes), 4, 5, seed), random_logits(sum(sizes), 4, 5, seed)
+    labels["sal"][:1] = 1  # classes are shared unequally
+    _, expected = multi_task_loss(logits, labels, TASKS)
+    total = dict.fromkeys(TASKS, 0.0)
+    for start, end in zip(itertools.accumulate([0, *sizes[:-1]]), itertools.accumulate(sizes)):
+        part = {task: label[start:end] for task, label in labels.items()}
+        part_logits = {task: values[start:end] for task, values in logits.items()}
+        _, losses = multi_task_loss(part_logits, part, TASKS, count_pixels(labels))
+        total = {task: total[task] + losses[task].item() for task in TASKS}
+    for task in TASKS:
+        assert total[task] == pytest.approx(expected[task].item(), rel=1e-4)
+
+
+def test_count_pixels():
+    label = torch.tensor([[[0, 1, 255], [0, 2, 0]]])
+    normals = torch.zeros(1, 3, 2, 3)
+    normals[:, 1, 0, 0], normals[:, 2, 1, 1] = 255, 1
+    counts = count_pixels({"a": label, "b": label.unsqueeze(1), "n": normals})
+    assert {task: count.tolist() for task, count in counts.items()} == {"a": [5, 3], "b": [5, 3], "n": [5, 4]}

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from small_models import ALL_KINDS, BACKBONES, STAGES, random_labels, small_config, small_model
 from textbook import textbook_forward
 from transformers import AutoConfig, AutoModel, SwinConfig
@@ -273,3 +274,31 @@ def test_swin_t_has_the_released_number_of_parameters():
 def test_images_too_small_or_not_a_batch(shape):
     with pytest.raises(ValueError, match=r"at least 32.*" + str(shape[-1])):
         small_model()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet", "dinov2"])
+def test_files_can_be_loaded_as_state_dicts(tmp_path, backbone):
+    model = small_model(backbone_config=BACKBONES[backbone])
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    other = small_model(seed=1, backbone_config=BACKBONES[backbone])
+    other.load_state_dict(saved)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="Unexpected key.*heads.flow.conv"):
+        other.load_state_dict({**saved, "heads.flow.conv.weight": torch.zeros(1)})
+
+
+def test_plain_baseline_is_part_of_the_model():
+    whole = small_model()
+    plain = small_model(num_mixer_layers=0, use_decoder=False)
+    weights = whole.state_dict()
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    images = torch.randn(1, 3, 40, 56)
+    outputs = plain(images, output_attentions=True, output_hidden_states=True)
+    hidden_states = whole(images, output_hidden_states=True).hidden_states
+    for task, logits in outputs.logits.items():
+        expected = torch.nn.functional.interpolate(whole.heads[task](hidden_states[4]), size=(40, 56), mode="bilinear")
+        torch.testing.assert_close(logits, expected)
+    assert not outputs.attentions and len(outputs.hidden_states) == len(
+        whole(images, output_hidden_states=True).hidden_states
+    )

@@ -46,9 +46,12 @@ class DeGMixConfig(PreTrainedConfig):
         hidden_size (`int`, *optional*, defaults to 256):
             Channels of the fused features and of every block after them.
         num_mixer_layers (`int`, *optional*, defaults to 2):
-            Deformable mixer blocks per task. DeMT has 1.
+            Deformable mixer blocks per task; 0 for none. DeMT has 1.
         num_attention_heads (`int`, *optional*, defaults to 2):
             Heads of the task interaction and task query attention. DeMT has 4.
+        use_decoder (`bool`, *optional*, defaults to `True`):
+            Whether the task-aware gating transformer decoder stands between mixers and heads. Without it and without
+            mixers the model is the plain multi-task baseline: backbone, fusion and heads.
         use_gating (`bool`, *optional*, defaults to `True`):
             Whether the task-aware gating follows the task queries. DeMT has none.
         gating_intermediate_size (`int`, *optional*, defaults to 512):
@@ -77,6 +80,8 @@ class DeGMixConfig(PreTrainedConfig):
     """
 
     model_type = "degmix"
+    # `Trainer` then takes the logits alone for predictions.
+    keys_to_ignore_at_inference = ["losses", "hidden_states", "attentions"]
     sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -84,6 +89,7 @@ class DeGMixConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_mixer_layers: int = 2
     num_attention_heads: int = 2
+    use_decoder: bool = True
     use_gating: bool = True
     gating_intermediate_size: int = 512
     interaction_scope: str = "token"
@@ -111,9 +117,14 @@ class DeGMixConfig(PreTrainedConfig):
         return output
 
     def _check_sizes(self):
-        for field in ("hidden_size", "num_mixer_layers", "num_attention_heads", "interaction_reduction"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}")
+        for field, lowest in (
+            ("hidden_size", 1),
+            ("num_mixer_layers", 0),
+            ("num_attention_heads", 1),
+            ("interaction_reduction", 1),
+        ):
+            if getattr(self, field) < lowest:
+                raise ValueError(f"`{field}` must be at least {lowest}, got {getattr(self, field)}")
         if self.hidden_size % 2:
             # The first half of the channels samples by the rows' offsets, the second half by the columns'.
             raise ValueError(f"`hidden_size` must be even, got {self.hidden_size}")

@@ -2,6 +2,9 @@
 
 Sums and counts run over the whole batch and leave out pixels labelled 255. A batch without a valid pixel for a task
 gives that task a loss of 0 that still has a graph.
+
+A batch may come in parts, to several processes or one after the other: with the counts of the whole batch
+([`count_pixels`], summed over the parts), the losses of the parts add up to that of the whole.
 """
 
 from typing import Any
@@ -13,8 +16,24 @@ from torch.nn import functional as F
 from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
+def count_pixels(labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Per task an int64 tensor `(2,)`: how many pixels are valid, and how many of them have the label 0.
+
+    Args:
+        labels: as for [`multi_task_loss`]. A pixel is valid if none of its channels is 255.
+    """
+    counts = {}
+    for name, label in labels.items():
+        label = label.unsqueeze(1) if label.ndim == 3 else label
+        counts[name] = torch.stack([(label != IGNORE_INDEX).all(dim=1).sum(), (label == 0).all(dim=1).sum()])
+    return counts
+
+
 def multi_task_loss(
-    logits: dict[str, Tensor], labels: dict[str, Tensor], tasks: dict[str, dict[str, Any]]
+    logits: dict[str, Tensor],
+    labels: dict[str, Tensor],
+    tasks: dict[str, dict[str, Any]],
+    pixel_counts: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the losses of the tasks that have labels.
 
@@ -23,6 +42,7 @@ def multi_task_loss(
         labels: per task `(batch, height, width)` or `(batch, 1, height, width)`; `(batch, 3, height, width)` for
             normals.
         tasks: `DeGMixConfig.tasks`.
+        pixel_counts: [`count_pixels`] of the whole batch, if `labels` are part of one.
 
     Returns:
         The sum, and each task's loss times its weight, in the order of `tasks`.
@@ -33,6 +53,8 @@ def multi_task_loss(
     unknown = sorted(set(labels) - set(tasks))
     if unknown or not labels:
         raise ValueError(f"`labels` must be of some of the tasks {list(tasks)}, got {sorted(labels)}")
+    if pixel_counts is None:
+        pixel_counts = count_pixels(labels)
     losses = {}
     for name, task in tasks.items():
         if name in labels:
@@ -41,7 +63,9 @@ def multi_task_loss(
             task_logits = logits[name].to(torch.promote_types(logits[name].dtype, torch.float32))
             label = _with_channels(name, labels[name], task_logits, kind.label_channels)
             dtype = kind.label_dtype if kind.label_dtype == torch.int64 else task_logits.dtype
-            losses[name] = task["loss_weight"] * LOSSES[task["kind"]](task_logits, label.to(dtype), task)
+            losses[name] = task["loss_weight"] * LOSSES[task["kind"]](
+                task_logits, label.to(dtype), task, pixel_counts[name]
+            )
     return sum(losses.values()), losses
 
 
@@ -54,37 +78,34 @@ def _with_channels(name: str, label: Tensor, logits: Tensor, channels: int) -> T
     return label
 
 
-def cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+def cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
     """Segmentation: cross-entropy, mean over the valid pixels."""
     total = F.cross_entropy(logits, label.squeeze(1), ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / _count(label != IGNORE_INDEX)
+    return total / counts[0].clamp(min=1)
 
 
-def balanced_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+def balanced_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
     """Saliency: two-class cross-entropy, each class weighted by the other's share of the batch, mean over pixels."""
-    count = _count(label != IGNORE_INDEX)
-    positive_weight = (label == 0).sum() / count
+    valid, background = counts
+    positive_weight = background / valid.clamp(min=1)
     class_weights = torch.stack((1 - positive_weight, positive_weight)).to(logits.dtype)
     total = F.cross_entropy(logits, label.squeeze(1), class_weights, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / count
+    return total / valid.clamp(min=1)
 
 
-def l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+def l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
     """Depth: absolute error, mean over the valid pixels."""
     valid = label != IGNORE_INDEX
-    return torch.where(valid, (logits - label).abs(), 0).sum() / _count(valid)
+    return torch.where(valid, (logits - label).abs(), 0).sum() / counts[0].clamp(min=1)
 
 
-def normalized_l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
-    """Normals: absolute error of the unit vectors, summed over components, mean over the valid pixels.
-
-    A pixel is valid if none of its three components is 255.
-    """
+def normalized_l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
+    """Normals: absolute error of the unit vectors, summed over components, mean over the valid pixels."""
     valid = (label != IGNORE_INDEX).all(dim=1, keepdim=True)
-    return torch.where(valid, (F.normalize(logits, dim=1) - label).abs(), 0).sum() / _count(valid)
+    return torch.where(valid, (F.normalize(logits, dim=1) - label).abs(), 0).sum() / counts[0].clamp(min=1)
 
 
-def balanced_binary_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any]) -> Tensor:
+def balanced_binary_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
     """Boundaries: binary cross-entropy, `pos_weight` on boundary pixels and `1 - pos_weight` on others, mean.
 
     Labels between 0 and 1 take part in both terms.
@@ -94,11 +115,7 @@ def balanced_binary_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict
     errors = (1 - weight) * F.binary_cross_entropy_with_logits(
         logits, label, reduction="none", pos_weight=logits.new_tensor(weight / (1 - weight))
     )
-    return torch.where(valid, errors, 0).sum() / _count(valid)
-
-
-def _count(valid: Tensor) -> Tensor:
-    return valid.sum().clamp(min=1)
+    return torch.where(valid, errors, 0).sum() / counts[0].clamp(min=1)
 
 
 LOSSES = {

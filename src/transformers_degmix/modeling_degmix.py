@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -33,7 +34,7 @@ class DeGMixModelOutput(ModelOutput):
             `(batch_size, num_tasks, hidden_size, h, w)`, after the mixers and after the decoder.
         attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
             One tensor `(batch_size, num_tasks, num_attention_heads, num_tasks, h, w)`: how much the query of a task
-            (second axis) takes from each task (fourth axis, sums to 1) at each pixel.
+            (second axis) takes from each task (fourth axis, sums to 1) at each pixel. `None` without decoder.
     """
 
     fused_features: Tensor | None = None
@@ -329,6 +330,20 @@ class DeGMixPreTrainedModel(PreTrainedModel):
         # `_init_weights` overwrites loaded weights. Ours does not, and such modules know how their parts start.
         super()._initialize_weights(module)
 
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
+        """As in `nn.Module`; parameters may also have the names that they have in files of `save_pretrained`.
+
+        For some backbones (Swin, in newer versions of Transformers) those differ, and `Trainer` hands files over as
+        they are when it resumes or returns to its best model: parameters would silently keep their values.
+        """
+        own = self.state_dict()
+        if any(name not in own for name in state_dict):
+            names = {tensor.data_ptr(): name for name, tensor in own.items()}
+            saved = revert_weight_conversion(self, own)
+            renamed = {name: names.get(tensor.data_ptr()) for name, tensor in saved.items()}
+            state_dict = {renamed.get(name) or name: tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict, assign)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """PyTorch's defaults, but for the attentions, offsets, gates and classifiers (released code)."""
@@ -365,9 +380,10 @@ class DeGMixModel(DeGMixPreTrainedModel):
                 for task in config.tasks
             }
         )
-        self.interaction = DeGMixTaskInteraction(config)
-        self.query = DeGMixTaskQuery(config)
-        self.gating = DeGMixGating(config) if config.use_gating else nn.Identity()
+        if config.use_decoder:
+            self.interaction = DeGMixTaskInteraction(config)
+            self.query = DeGMixTaskQuery(config)
+            self.gating = DeGMixGating(config) if config.use_gating else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -401,21 +417,27 @@ class DeGMixModel(DeGMixPreTrainedModel):
         feature_maps = self.backbone(pixel_values).feature_maps
         fused = self.fusion(feature_maps)
         mixed = torch.stack([mixer(fused).permute(0, 2, 3, 1) for mixer in self.mixers.values()], dim=3)
-        queried, attentions = self.query(mixed, self.interaction(mixed))
-        # (B, h, w, T, C) -> (B, T, C, h, w)
-        decoded = self.gating(queried).permute(0, 3, 4, 1, 2)
+        decoded, attentions = mixed, None
+        if self.config.use_decoder:
+            queried, attentions = self.query(mixed, self.interaction(mixed))
+            decoded = self.gating(queried)
+            attentions = attentions.permute(0, 3, 4, 5, 1, 2)
+        decoded = decoded.permute(0, 3, 4, 1, 2)  # (B, h, w, T, C) -> (B, T, C, h, w)
         return DeGMixModelOutput(
             fused_features=fused,
             task_features=dict(zip(self.config.tasks, decoded.unbind(1))),
             hidden_states=(*feature_maps, fused, mixed.permute(0, 3, 4, 1, 2), decoded)
             if output_hidden_states
             else None,
-            attentions=(attentions.permute(0, 3, 4, 5, 1, 2),) if output_attentions else None,
+            attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
 
 
 class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
     """DeGMix with a head per task: one image in, one map per task out."""
+
+    # `Trainer` takes the `**kwargs` of `forward` for a promise to divide by its `num_items_in_batch`.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: DeGMixConfig):
         super().__init__(config)
@@ -431,6 +453,7 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: dict[str, Tensor] | None = None,
+        pixel_counts: dict[str, Tensor] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -443,6 +466,10 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
                 Ground truth of any of the tasks at the size of `pixel_values`, 255 = ignored pixel:
                 `(batch_size, height, width)`, class ids for segmentation and saliency (0, 1), metres for depth,
                 values in [0, 1] for boundaries; `(batch_size, 3, height, width)`, unit vectors, for normals.
+            pixel_counts (`dict[str, torch.Tensor]`, *optional*):
+                Where the images are part of a batch (gradient accumulation, several processes):
+                [`~loss_degmix.count_pixels`] of the labels of all parts, with which the losses of the parts add up to
+                that of the batch.
             output_hidden_states (`bool`, *optional*): whether to return the maps between the blocks.
             output_attentions (`bool`, *optional*): whether to return the task queries' attention over tasks.
 
@@ -463,7 +490,9 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
             task: F.interpolate(head(outputs.task_features[task]), size=size, mode="bilinear", align_corners=False)
             for task, head in self.heads.items()
         }
-        loss, losses = (None, None) if labels is None else multi_task_loss(logits, labels, self.config.tasks)
+        loss, losses = (
+            (None, None) if labels is None else multi_task_loss(logits, labels, self.config.tasks, pixel_counts)
+        )
         return DeGMixDensePredictionOutput(
             loss=loss,
             losses=losses,
