@@ -1,5 +1,6 @@
 """Depth: root mean squared error."""
 
+import torch
 from torch import Tensor
 
 from .metric import StreamingMetric, check_not_empty
@@ -13,18 +14,20 @@ class DepthMetric(StreamingMetric):
 
     def __init__(self, task: dict):
         super().__init__(task)
-        self.squared = self.relative = self.valid = 0.0
+        for name in ("squared", "relative", "valid"):
+            self.sums[name] = torch.zeros((), dtype=torch.float64)
 
     def update(self, prediction: Tensor, label: Tensor):
         valid = label != 255
-        prediction, label = prediction[valid].double(), label[valid].double()
-        self.squared += float(((prediction - label) ** 2).sum())
-        self.relative += float(((prediction - label).abs() / label).sum())
-        self.valid += label.numel()
+        prediction, label = prediction[valid].double().cpu(), label[valid].double().cpu()
+        self.sums["squared"] += ((prediction - label) ** 2).sum()
+        self.sums["relative"] += ((prediction - label).abs() / label).sum()
+        self.sums["valid"] += label.numel()
 
     def compute(self) -> dict[str, float]:
-        check_not_empty(self.valid, self)
-        return {"rmse": (self.squared / self.valid) ** 0.5, "abs_rel": self.relative / self.valid}
+        squared, relative, valid = self.sums.values()
+        check_not_empty(valid, self)
+        return {"rmse": float((squared / valid) ** 0.5), "abs_rel": float(relative / valid)}
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:

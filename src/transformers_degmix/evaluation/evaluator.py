@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -15,24 +16,53 @@ from . import METRICS
 def evaluate_model(
     model: nn.Module, batches: Iterable[dict], tasks: dict[str, dict], accelerator: Accelerator
 ) -> tuple[float, dict[str, dict[str, float]]]:
-    """Mean loss of the batches, and the scores of each task over all of their pixels.
+    """Mean loss of the images, and the scores of each task over all of their pixels.
 
     Args:
-        model: a `DeGMixForMultiTaskDensePrediction`, as `accelerator.prepare` returned it; left in eval mode.
-        batches: batches with `pixel_values` and `labels`, from a loader that `accelerator.prepare` returned.
+        model: a `DeGMixForMultiTaskDensePrediction` on the accelerator's device; left in eval mode. Not the one that
+            `accelerator.prepare` returned: it exchanges buffers, and processes may have different numbers of batches.
+        batches: this process's part of the batches, with `pixel_values` and `labels`.
         tasks: `DeGMixConfig.tasks`.
-        accelerator: gathers the predictions of all processes, each sample once.
+        accelerator: sums over the processes.
     """
     model.eval()
     metrics = {name: METRICS[task["kind"]](task) for name, task in tasks.items()}
-    losses = []
+    total = torch.zeros(2, dtype=torch.float64)  # loss, images
     for batch in tqdm(batches, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process):
-        outputs = model(**batch)
-        losses.append(accelerator.reduce(outputs.loss, "mean").item())
+        batch = send_to_device(batch, accelerator.device)
+        with accelerator.autocast():
+            outputs = model(**batch)
+        num_images = len(batch["pixel_values"])
+        total += torch.tensor([outputs.loss.item() * num_images, num_images], dtype=torch.float64)
         for name, metric in metrics.items():
             prediction = TASK_KINDS[tasks[name]["kind"]].activation(outputs.logits[name].float())
-            metric.update(*accelerator.gather_for_metrics((prediction, batch["labels"][name])))
-    return sum(losses) / len(losses), {name: metric.compute() for name, metric in metrics.items()}
+            metric.update(prediction, batch["labels"][name])
+
+    def over_processes(sums):
+        return send_to_device(accelerator.reduce(send_to_device(sums, accelerator.device), "sum"), "cpu")
+
+    for metric in metrics.values():
+        metric.sums = over_processes(metric.sums)
+    loss, num_images = over_processes(total).tolist()
+    return loss / num_images, {name: metric.compute() for name, metric in metrics.items()}
+
+
+def multi_task_gain(
+    scores: dict[str, dict[str, float]], single_task_scores: dict[str, float], tasks: dict[str, dict]
+) -> float:
+    """How much better than single-task models, in percent of their scores, mean over the tasks.
+
+    Args:
+        scores: by task and name of the score.
+        single_task_scores: task -> what a model for it alone reaches in the score of the paper's tables.
+        tasks: `DeGMixConfig.tasks`.
+    """
+    gains = []
+    for name, task in tasks.items():
+        metric = METRICS[task["kind"]]
+        gain = scores[name][metric.main] / single_task_scores[name] - 1
+        gains.append(gain if metric.higher_is_better else -gain)
+    return 100 * sum(gains) / len(gains)
 
 
 def format_main_scores(scores: dict[str, dict[str, float]], tasks: dict[str, dict]) -> str:

@@ -12,6 +12,7 @@ class StreamingMetric(ABC):
     Attributes:
         main: name of the score that the paper's tables show.
         higher_is_better: whether larger values of `main` are better.
+        sums: name -> tensor on the CPU. Those of several metrics, added up, are the sums of all their batches.
     """
 
     main: str
@@ -20,6 +21,7 @@ class StreamingMetric(ABC):
     def __init__(self, task: dict):
         """Args: task: one of `DeGMixConfig.tasks`."""
         self.num_labels = task["num_labels"]
+        self.sums: dict[str, Tensor] = {}
 
     @abstractmethod
     def update(self, prediction: Tensor, label: Tensor):
@@ -44,7 +46,7 @@ class StreamingMetric(ABC):
         """The prediction that does well without looking: one value, or one vector, for valid labels of any shape."""
 
 
-def check_not_empty(count: float, metric: StreamingMetric):
+def check_not_empty(count: Tensor, metric: StreamingMetric):
     if not count:
         raise ValueError(f"{type(metric).__name__} has seen no valid pixel")
 
@@ -61,9 +63,10 @@ class ThresholdedMetric(StreamingMetric):
 
     def __init__(self, task: dict):
         super().__init__(task)
-        self.true_positives = torch.zeros(len(self.thresholds), dtype=torch.float64)
-        self.predicted = torch.zeros(len(self.thresholds), dtype=torch.float64)
-        self.positives = self.valid = 0
+        for name in ("true_positives", "predicted"):
+            self.sums[name] = torch.zeros(len(self.thresholds), dtype=torch.float64)
+        for name in ("positives", "valid"):
+            self.sums[name] = torch.zeros((), dtype=torch.float64)
 
     def update(self, prediction: Tensor, label: Tensor):
         valid = label != 255
@@ -71,15 +74,15 @@ class ThresholdedMetric(StreamingMetric):
         # Number of thresholds that each pixel exceeds; a histogram of it, summed from above, counts every threshold.
         exceeded = torch.bucketize(prediction, self.thresholds)
         bins = len(self.thresholds) + 1
-        self.predicted += _counts_above(exceeded, bins)
-        self.true_positives += _counts_above(exceeded[label], bins)
-        self.positives += int(label.sum())
-        self.valid += label.numel()
+        self.sums["predicted"] += _counts_above(exceeded, bins)
+        self.sums["true_positives"] += _counts_above(exceeded[label], bins)
+        self.sums["positives"] += label.sum()
+        self.sums["valid"] += label.numel()
 
     def compute(self) -> dict[str, float]:
-        check_not_empty(self.valid, self)
-        precision = self.true_positives / self.predicted.clamp(min=1)
-        recall = self.true_positives / max(self.positives, 1)
+        check_not_empty(self.sums["valid"], self)
+        precision = self.sums["true_positives"] / self.sums["predicted"].clamp(min=1)
+        recall = self.sums["true_positives"] / self.sums["positives"].clamp(min=1)
         weighted = self.beta_squared * precision + recall
         scores = (1 + self.beta_squared) * precision * recall / weighted.clamp(min=1e-12)
         best = int(scores.argmax())

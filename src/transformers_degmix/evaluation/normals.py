@@ -16,23 +16,25 @@ class NormalsMetric(StreamingMetric):
 
     def __init__(self, task: dict):
         super().__init__(task)
-        self.angles = self.valid = 0.0
-        self.counts = torch.zeros(len(self.within), dtype=torch.float64)
+        for name in ("angles", "valid"):
+            self.sums[name] = torch.zeros((), dtype=torch.float64)
+        self.sums["within"] = torch.zeros(len(self.within), dtype=torch.float64)
 
     def update(self, prediction: Tensor, label: Tensor):
         valid = (label != 255).all(dim=1)
         # The label's length is not quite 1 where 8 bits hold it.
         cosine = F.cosine_similarity(prediction.double(), label.double(), dim=1)[valid]
         angles = cosine.clamp(-1, 1).acos().rad2deg().cpu()
-        self.angles += float(angles.sum())
-        self.counts += torch.stack([(angles < limit).sum() for limit in self.within])
-        self.valid += angles.numel()
+        self.sums["angles"] += angles.sum()
+        self.sums["valid"] += angles.numel()
+        self.sums["within"] += torch.stack([(angles < limit).sum() for limit in self.within])
 
     def compute(self) -> dict[str, float]:
-        check_not_empty(self.valid, self)
-        shares = (self.counts / self.valid).tolist()
+        angles, valid, within = self.sums.values()
+        check_not_empty(valid, self)
+        shares = (within / valid).tolist()
         return {
-            "mean_angle": self.angles / self.valid,
+            "mean_angle": float(angles / valid),
             **{f"within_{limit:g}": share for limit, share in zip(self.within, shares)},
         }
 

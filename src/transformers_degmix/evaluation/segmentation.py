@@ -18,16 +18,17 @@ class SegmentationMetric(StreamingMetric):
     def __init__(self, task: dict):
         super().__init__(task)
         # rows: true class, columns: predicted class
-        self.confusion = torch.zeros(self.num_labels, self.num_labels, dtype=torch.int64)
+        self.sums["confusion"] = torch.zeros(self.num_labels, self.num_labels, dtype=torch.int64)
 
     def update(self, prediction: Tensor, label: Tensor):
         valid = label != 255
         pairs = label[valid].long() * self.num_labels + prediction[valid].long()
-        self.confusion += torch.bincount(pairs, minlength=self.num_labels**2).view_as(self.confusion).cpu()
+        counts = torch.bincount(pairs, minlength=self.num_labels**2).cpu()
+        self.sums["confusion"] += counts.view(self.num_labels, self.num_labels)
 
     def compute(self) -> dict[str, float]:
-        check_not_empty(self.confusion.sum(), self)
-        matrix = self.confusion.double()
+        matrix = self.sums["confusion"].double()
+        check_not_empty(matrix.sum(), self)
         hits = matrix.diagonal()
         union = matrix.sum(0) + matrix.sum(1) - hits
         iou = hits[union > 0] / union[union > 0]
