@@ -10,9 +10,7 @@ import os
 import time
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
@@ -24,7 +22,7 @@ from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.collator import DeGMixDataCollator
 from transformers_degmix.training.loop import train
-from transformers_degmix.visualization import draw_overview, stack_overviews
+from transformers_degmix.training.tracking import draw_samples
 
 
 RECIPE = Path(__file__).parent / "recipes" / "rooms_demo.yaml"
@@ -42,6 +40,7 @@ def main():
 
     start = time.monotonic()
     args = parse_arguments([str(RECIPE), *overrides])
+    (options.output_dir / "checkpoint.pt").unlink(missing_ok=True)  # of an earlier demo
     train(args)
     model = DeGMixForMultiTaskDensePrediction.from_pretrained(options.output_dir / "best")
     processor = DeGMixImageProcessor.from_pretrained(options.output_dir / "best")
@@ -58,7 +57,7 @@ def main():
     }
     print_scores(scores, tasks, args.num_eval_images)
     picture = options.output_dir / "held_out_rooms.png"
-    draw_rooms(model, processor, held_out.dataset.select(range(NUM_DRAWN))).save(picture)
+    draw_samples(model, processor, list(held_out.dataset.select(range(NUM_DRAWN)))).save(picture)
     print(f"model: {options.output_dir / 'best'}   picture: {picture}   {time.monotonic() - start:.0f} s in all")
 
 
@@ -70,19 +69,6 @@ def print_scores(scores: dict[str, dict], tasks: dict[str, dict], num_images: in
         arrow = "up" if metric.higher_is_better else "down"
         print(f"{name:14} {metric.main:11} {arrow:6} {ours:10.4f} {constant:10.4f} {ours / constant:8.2f}")
     print()
-
-
-@torch.no_grad()
-def draw_rooms(model, processor, rooms) -> Image.Image:
-    """Overviews of rooms with their ground truth, one below the other."""
-    overviews = []
-    for room in rooms:
-        inputs = processor(room["image"], {task: room[task] for task in model.config.tasks}, return_tensors="pt")
-        outputs = model(inputs["pixel_values"])
-        predictions = processor.post_process_dense_prediction(outputs)[0]
-        references = {task: label[0] for task, label in inputs["labels"].items()}
-        overviews.append(draw_overview(room["image"], predictions, model.config.tasks, references=references))
-    return stack_overviews(overviews)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Trains DeGMix: python scripts/train.py CONFIG.yaml [--field value ...]"""
 
+import signal
 import sys
 
 from transformers.utils import logging
 
 from transformers_degmix.training.arguments import parse_arguments
-from transformers_degmix.training.loop import train
+from transformers_degmix.training.loop import TrainingTerminated, train
 
 
 def main():
@@ -15,6 +16,9 @@ def main():
         scores = train(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except TrainingTerminated as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     for task, values in scores.items():
         print(f"{task:12} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
     print(f"models: {args.output_dir}/best and {args.output_dir}/last")

@@ -1,5 +1,6 @@
 """Model directories that appear whole or not at all."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -8,6 +9,10 @@ from tempfile import TemporaryDirectory
 
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+
+
+# In the names of files and directories that are being written; what has it afterwards was left by a killed process.
+UNFINISHED = ".unfinished"
 
 
 @contextmanager
@@ -26,7 +31,7 @@ def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[P
     path = Path(path).absolute()
     check_writable(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+    with TemporaryDirectory(prefix=f".{path.name}{UNFINISHED}", dir=path.parent) as scratch:
         # Not the temporary directory itself, which only its owner may read.
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
@@ -40,6 +45,12 @@ def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[P
             if old.exists():
                 old.rename(path)
             raise
+
+
+def remove_unfinished(directory: str | PathLike):
+    """Removes what killed processes left in a directory. None may be writing there."""
+    for path in list(Path(directory).rglob(f"*{UNFINISHED}*")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def check_writable(path: str | PathLike, overwrite: bool = False):

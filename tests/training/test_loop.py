@@ -1,33 +1,34 @@
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from functools import partialmethod
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from datasets import ClassLabel, Dataset, List
 from datasets import config as datasets_config
 from PIL import Image
 from small_models import BACKBONES
-from torch.utils.data import DataLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, pipeline
 
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
+from transformers_degmix.training.balancing import FixedWeights
+from transformers_degmix.training.build import build_model, build_optimizer, build_scheduler
 from transformers_degmix.training.collator import DeGMixDataCollator
-from transformers_degmix.training.loop import (
-    build_augmentation,
-    build_model,
-    build_optimizer,
-    build_scheduler,
-    endless,
-    load_split,
-    train,
-)
+from transformers_degmix.training.data import TrainBatches, load_split
+from transformers_degmix.training.loop import train
 
 
 MODEL = {"backbone_config": BACKBONES["swin"].to_dict(), "hidden_size": 16, "gating_intermediate_size": 8}
@@ -98,9 +99,8 @@ def test_steps_are_those_of_a_plain_loop(tmp_path):
 
 
 def test_every_epoch_is_augmented_in_its_own_way(tmp_path):
-    args = arguments(tmp_path)
-    collator = DeGMixDataCollator(build_model(args)[1], build_augmentation(args), args.seed)
-    batches = endless(DataLoader(load_rooms("train", 1, (32, 48)), collate_fn=collator), collator)
+    args = arguments(tmp_path, num_train_images=1, batch_size=1)
+    batches = iter(TrainBatches(args, build_model(args)[1], ROOMS_TASKS, Accelerator()))
     first, second = (next(batches)["pixel_values"] for _ in range(2))
     assert not torch.equal(first, second)
 
@@ -115,7 +115,7 @@ def test_runs_with_the_same_seed_are_equal(tmp_path):
 
 def test_published_schedule_and_optimizer(tmp_path):
     args = arguments(tmp_path, max_steps=40)
-    optimizer = build_optimizer(args, torch.nn.Linear(2, 2))
+    optimizer = build_optimizer(args, build_model(args)[0], FixedWeights(6))
     scheduler = build_scheduler(args, optimizer)
     rates = []
     for _ in range(40):
@@ -243,7 +243,14 @@ def test_streams_are_scored_as_data_sets_are(tmp_path, no_pause):
     fields = save_splits(tmp_path / "data", load_rooms("train", 3, (32, 48)).select_columns(["image", "depth"]))
     fields["model"] = {**MODEL, "tasks": {"depth": {"kind": "depth"}}}
     frozen = {"learning_rate": 1e-30, "weight_decay": 0.0, "batch_size": 3, "max_steps": 1}
-    scores = [train(arguments(tmp_path, streaming=streaming, **fields, **frozen)) for streaming in (False, True)]
+    scores = [
+        train(
+            arguments(
+                tmp_path, output_dir=str(tmp_path / f"streaming_{streaming}"), streaming=streaming, **fields, **frozen
+            )
+        )
+        for streaming in (False, True)
+    ]
     assert scores[0]["depth"] == pytest.approx(scores[1]["depth"], rel=1e-4)
 
 
@@ -316,20 +323,248 @@ def test_less_than_a_batch(tmp_path):
         train(arguments(tmp_path, batch_size=5))
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_script(tmp_path, num_processes):
-    config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(vars(arguments(tmp_path, max_steps=2))))
-    script = Path(__file__).parents[2] / "scripts" / "train.py"
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(num_processes)]
-    command = [sys.executable, *(launch if num_processes > 1 else []), str(script), str(config), "--batch_size", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "rmse" in done.stdout and str(tmp_path / "run") in done.stdout
-    assert (
-        AutoModel.from_pretrained(tmp_path / "run" / "best").config.tasks
-        == AutoModel.from_pretrained(tmp_path / "run" / "last").config.tasks
+def test_script(tmp_path):
+    process = run_script(arguments(tmp_path, max_steps=2))
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "rmse" in output and str(tmp_path / "run") in output
+
+    process = run_script(arguments(tmp_path), "--optimizer", "adam")
+    _, errors = process.communicate()
+    assert process.returncode == 1 and "Traceback" not in errors and "adamw" in errors
+
+
+def run_script(args: TrainingArguments, *overrides: str, num_processes: int = 1) -> subprocess.Popen:
+    """`scripts/train.py` in a process of its own, or in several."""
+    config = Path(args.output_dir).with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(vars(args)))
+    # `accelerate launch --cpu` starts one process, whatever it is told, unless there is MPI.
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    script = str(Path(__file__).parents[2] / "scripts" / "train.py")
+    command = [sys.executable, *(launch if num_processes > 1 else []), script, str(config), *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def read_curves(output_dir: str) -> dict[str, list[float]]:
+    """What TensorBoard shows, by name."""
+    events = EventAccumulator(str(Path(output_dir) / "degmix"), size_guidance={"images": 0}).Reload()
+    return {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+WITHOUT_DROP_PATH = {**MODEL, "backbone_config": {**MODEL["backbone_config"], "drop_path_rate": 0.0}}
+
+
+def test_two_processes_are_one(tmp_path):
+    # 7 images are not a multiple of the batch, 5 evaluation images not one of the processes.
+    fields = {"model": WITHOUT_DROP_PATH, "num_train_images": 7, "num_eval_images": 5, "max_steps": 20}
+    fields |= {"eval_steps": 20, "log_with": ["tensorboard"], "logging_steps": 1, "learning_rate": 3e-3}
+    curves, models = [], []
+    for num_processes, batch_size in ((1, 2), (2, 1)):
+        name = f"processes_{num_processes}"
+        args = arguments(tmp_path, output_dir=str(tmp_path / name), batch_size=batch_size, **fields)
+        process = run_script(args, num_processes=num_processes)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        saved = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        assert saved["arguments"]["num_processes"] == len(saved["generators"]) == num_processes
+        curves.append(read_curves(args.output_dir))
+        models.append(AutoModel.from_pretrained(tmp_path / name / "last").state_dict())
+    for name, values in curves[0].items():
+        if "per_second" not in name:
+            assert curves[1][name] == pytest.approx(values, rel=1e-4), name
+    assert len(curves[0]["train/loss"]) == 20 and curves[0]["eval/depth_rmse"]
+    for name in models[0]:  # batch norms' statistics among them
+        torch.testing.assert_close(models[1][name], models[0][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    # Batch norms see one pass at a time: those that are frozen do not care.
+    frozen = ["model.mixers", "heads"]
+    fields = {"model": WITHOUT_DROP_PATH, "freeze": frozen, "max_steps": 3, "log_with": ["tensorboard"]}
+    fields |= {"logging_steps": 1, "learning_rate": 0.1}
+    for passes in (1, 4):
+        batches = {"batch_size": 4 // passes, "gradient_accumulation_steps": passes}
+        train(arguments(tmp_path, output_dir=str(tmp_path / f"{passes}"), **batches, **fields))
+    one, four = (AutoModel.from_pretrained(tmp_path / passes / "last").state_dict() for passes in ("1", "4"))
+    for name in one:
+        torch.testing.assert_close(four[name], one[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert read_curves(tmp_path / "4")["train/loss"] == pytest.approx(
+        read_curves(tmp_path / "1")["train/loss"], rel=1e-4
     )
 
-    refused = subprocess.run([sys.executable, str(script), str(config), "--optimizer", "adam"], capture_output=True)
-    assert refused.returncode == 1 and b"Traceback" not in refused.stderr and b"adamw" in refused.stderr
+
+def test_frozen_modules_stay_as_they_are(tmp_path):
+    args = arguments(tmp_path, freeze=["model.backbone", "model.mixers.depth"], learning_rate=0.1, max_steps=2)
+    set_seed(args.seed)
+    before = build_model(args)[0].state_dict()
+    train(args)
+    after = AutoModel.from_pretrained(tmp_path / "run" / "last").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if name.startswith(("model.backbone.", "model.mixers.depth."))]
+    assert "model.mixers.semseg.0.channel_norm.running_mean" in changed and "model.fusion.projection.weight" in changed
+    with pytest.raises(ValueError, match=r"`freeze` names \['backbone'\]; the model has modules such as \['model'"):
+        build_model(arguments(tmp_path, freeze=["backbone"]))
+
+
+def test_backbone_has_its_own_learning_rate(tmp_path):
+    args = arguments(tmp_path, backbone_learning_rate=0.0, learning_rate=0.1, weight_decay=0.0, max_steps=1)
+    set_seed(args.seed)
+    before = build_model(args)[0]
+    train(args)
+    after = AutoModel.from_pretrained(tmp_path / "run" / "last")
+    for (name, old), new in zip(before.named_parameters(), after.parameters()):
+        if name.startswith("model.backbone."):
+            assert torch.equal(old, new), name
+    assert not torch.equal(before.model.fusion.projection.weight, after.model.fusion.projection.weight)
+
+
+def test_moving_average(tmp_path):
+    weights = {}
+    for decay, steps in ((0.0, 1), (0.0, 2), (0.75, 2)):
+        name = f"{decay}_{steps}"
+        rate = {"lr_scheduler": "constant", "learning_rate": 0.01, "max_steps": steps}
+        train(arguments(tmp_path, output_dir=str(tmp_path / name), ema_decay=decay, **rate))
+        weights[decay, steps] = AutoModel.from_pretrained(tmp_path / name / "last").state_dict()
+    # It starts with the first step's weights.
+    for name, value in weights[0.75, 2].items():
+        if value.is_floating_point():
+            expected = 0.75 * weights[0.0, 1][name] + 0.25 * weights[0.0, 2][name]
+            torch.testing.assert_close(value, expected, msg=name)
+
+
+@pytest.mark.parametrize("balancing", ["uncertainty", "dynamic_weight_average"])
+def test_task_balancing(tmp_path, balancing):
+    fields = {"task_balancing": balancing, "learning_rate": 1e-2, "max_steps": 8}
+    train(arguments(tmp_path, **fields))
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]["balancer"]
+    learned = state["log_variances" if balancing == "uncertainty" else "weights"]
+    assert learned.isfinite().all() and len(learned.unique()) == len(ROOMS_TASKS)
+
+
+def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path):
+    # In the middle of an epoch, with stochastic depth, a moving average and weights that depend on earlier epochs
+    fields = {"num_train_images": 6, "max_steps": 8, "checkpoint_steps": 4, "eval_steps": 8, "ema_decay": 0.5}
+    fields |= {"task_balancing": "dynamic_weight_average", "max_grad_norm": 1.0, "warmup_steps": 2}
+    scores = train(arguments(tmp_path, **fields))
+
+    class Crash(Exception):
+        pass
+
+    def crash(*_):
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers_degmix.training.loop.evaluate_model", crash)
+        with pytest.raises(Crash):
+            train(arguments(tmp_path, output_dir=str(tmp_path / "resumed"), **{**fields, "eval_steps": 5}))
+    resumed = str(tmp_path / "resumed")
+    with pytest.raises(ValueError, match="other arguments: `eval_steps` was 5 and is 8"):
+        train(arguments(tmp_path, output_dir=resumed, resume=True, **fields))
+    with pytest.raises(FileExistsError, match="checkpoint.pt exists: go on from it with `resume`"):
+        train(arguments(tmp_path, output_dir=resumed, **fields))
+    path = tmp_path / "resumed" / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["parts"]["progress"]["step"] == 4 and checkpoint["parts"]["batches"]["position"] == 1
+    torch.save({**checkpoint, "arguments": {**checkpoint["arguments"], "eval_steps": 8}}, path)
+
+    assert train(arguments(tmp_path, output_dir=resumed, resume=True, **fields)) == scores
+    one, other = (AutoModel.from_pretrained(tmp_path / name / "last").state_dict() for name in ("run", "resumed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    # And once more: there is nothing left to do.
+    assert train(arguments(tmp_path, output_dir=resumed, resume=True, **fields)) == scores
+
+
+def test_sigterm_saves_and_exits(tmp_path):
+    args = arguments(tmp_path, max_steps=100_000, eval_steps=100_000, checkpoint_steps=100_000)
+    process = run_script(args)
+    while "train:" not in process.stderr.readline():
+        assert process.poll() is None
+    while not re.search(r" [1-9]\d*/200000 ", process.stderr.read(80)):
+        pass
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    step = int(re.search(r"stopped by SIGTERM after step (\d+); go on with `resume`", errors)[1])
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]
+    assert state["progress"]["step"] == step > 0
+    assert "Traceback" not in errors
+
+
+def test_killed_runs_end_like_those_left_alone(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "check_resume.py"
+    command = [sys.executable, str(script), "--kills", "2", "--output_dir", str(tmp_path / "runs")]
+    short = ["--max_steps", "16", "--eval_steps", "6", "--checkpoint_steps", "3"]
+    done = subprocess.run([*command, *short], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 kills" in done.stdout and "all weights are equal" in done.stdout
+
+
+def test_best_models_are_kept(tmp_path):
+    qualities = iter([-3.0, -1.0, -2.0, -4.0])
+    seen = []
+
+    def scored(model, *_):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return -next(qualities), {task: {} for task in ROOMS_TASKS}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers_degmix.training.loop.evaluate_model", scored)
+        patch.setattr("transformers_degmix.training.tracking.format_main_scores", lambda *_: "")
+        train(arguments(tmp_path, eval_steps=1, num_best_models=2, learning_rate=0.1))
+    ranked = tmp_path / "run" / "best_models"
+    assert {path.name for path in ranked.iterdir()} == {"step_2", "step_3"}
+    saved = {"best": 1, "last": 3, "best_models/step_2": 1, "best_models/step_3": 2}
+    for name, index in saved.items():
+        weights = AutoModel.from_pretrained(tmp_path / "run" / name).state_dict()
+        assert all(torch.equal(weights[key], seen[index][key]) for key in weights), name
+
+
+def test_early_stop_on_the_multi_task_gain(tmp_path):
+    # Nothing changes: batch norms are frozen, and steps too small.
+    fields = {"freeze": ["model.mixers", "heads"], "learning_rate": 1e-30, "eval_steps": 1, "max_steps": 9}
+    single = dict.fromkeys(ROOMS_TASKS, 1.0)
+    train(arguments(tmp_path, single_task_scores=single, early_stopping_patience=2, **fields))
+    progress = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]["progress"]
+    assert progress["step"] == 3 and list(progress["qualities"]) == [1]
+    with pytest.raises(ValueError, match="`early_stopping_patience`.*`single_task_scores`"):
+        arguments(tmp_path, early_stopping_patience=2)
+
+
+def test_trackers_see_losses_scores_and_pictures(tmp_path):
+    train(arguments(tmp_path, log_with=["tensorboard"], logging_steps=2, num_logged_images=2))
+    curves = read_curves(tmp_path / "run")
+    assert len(curves["train/depth"]) == 2 and len(curves["eval/semseg_mean_iou"]) == 2
+    assert curves["train/loss"][0] == pytest.approx(sum(curves[f"train/{task}"][0] for task in ROOMS_TASKS))
+    assert curves["train/learning_rate_0"][-1] == 0 and curves["train/images_per_second"][0] > 0
+    events = EventAccumulator(str(tmp_path / "run" / "degmix"), size_guidance={"images": 0}).Reload()
+    pictures = [Image.open(BytesIO(event.encoded_image_string)) for event in events.Images("predictions")]
+    assert len(pictures) == 2 and pictures[0].width > 1500 and len(pictures[0].getcolors(10**6)) > 100
+
+
+def test_compiled_model_trains_to_the_same_weights(tmp_path, monkeypatch):
+    # Without the compiler for C++, which takes minutes: what is captured runs in PyTorch.
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
+    for name, fields in (("plain", {}), ("compiled", {"compile": True})):
+        model = {**MODEL, "backbone_config": BACKBONES["resnet"].to_dict(), "tasks": {"depth": {}}}
+        train(arguments(tmp_path, output_dir=str(tmp_path / name), model=model, max_steps=2, **fields))
+    plain, compiled = (
+        AutoModel.from_pretrained(tmp_path / name / "last").state_dict() for name in ("plain", "compiled")
+    )
+    assert list(plain) == list(compiled)
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.fixture
+def other_precision():
+    """Accelerate keeps the precision of a process's first accelerator."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_bf16(tmp_path, other_precision):
+    train(arguments(tmp_path, mixed_precision="bf16", max_steps=2))
+    weights = AutoModel.from_pretrained(tmp_path / "run" / "last").state_dict()
+    assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in weights.values())

@@ -54,6 +54,13 @@ class Benchmark:
     classes: dict[str, tuple[tuple[str, ...], ...]]
     edge_pos_weight: float | None = None
 
+    def task_fields(self) -> dict[str, dict[str, Any]]:
+        """Its tasks as `DeGMixConfig.tasks` takes them, without their classes, which its data tells."""
+        tasks = {name: dict(TASKS[name]) for name in self.tasks}
+        if "edge" in tasks:
+            tasks["edge"]["pos_weight"] = self.edge_pos_weight
+        return tasks
+
 
 BENCHMARKS: dict[str, Benchmark] = {
     "nyud": Benchmark(

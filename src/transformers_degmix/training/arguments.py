@@ -11,17 +11,44 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
 from ..data.augmentation import Augmentation
+from ..data.benchmarks import BENCHMARKS
+from .balancing import TASK_BALANCING
+
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+# Fields by the least value that they may have.
+LOWEST = {
+    0: (
+        "learning_rate", "backbone_learning_rate", "momentum", "weight_decay", "warmup_steps", "max_grad_norm",
+        "ema_decay", "num_workers", "num_logged_images",
+    ),
+    1: (
+        "max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps", "checkpoint_steps", "logging_steps",
+        "early_stopping_patience", "num_best_models", "shuffle_buffer_size",
+    ),
+}  # fmt: skip
+
+# Fields that a run may be resumed with other values of: they do not change its weights.
+FREE_TO_CHANGE = (
+    "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
+    "num_logged_images", "push_to_hub",
+)  # fmt: skip
 
 
 @strict
 @dataclass(kw_only=True)
 class TrainingArguments:
-    """A training run. The defaults are the published recipe (NYUD-v2; SGD, polynomial decay, 40,000 iterations).
+    """A training run. The defaults are the published recipe (SGD, polynomial decay, 40,000 iterations).
 
     Attributes:
-        output_dir: receives `best` and `last`, two model directories.
+        output_dir: receives `best` and `last`, two model directories, `checkpoint.pt`, and what trackers write.
+        resume: whether to go on from `checkpoint.pt` if there is one; without, there must be none.
+
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id with a column
             of images and one per task, in which null means that there is no label.
+        benchmark: `"nyud"`, `"pascal_context"` or `"cityscapes"`, whose tasks, loss weights and image size then are
+            the defaults, for a data set that `prepare_dataset.py` made.
         columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`], with which the
             values stored there become the expected ones. A task that is not mentioned has a column of its name.
         streaming: whether samples are read while they arrive rather than downloaded before; their order is then
@@ -29,16 +56,26 @@ class TrainingArguments:
         shuffle_buffer_size: samples that each loader process holds in memory for `streaming`, as they are stored.
         train_split, eval_split: names of its splits.
         num_train_images, num_eval_images: the first so many; all by default. Rooms must know how many to render.
-        image_size: height and width of training crops, by default NYUD-v2's; Rooms are rendered in this size.
+        image_size: height and width of training crops, by default the benchmark's or NYUD-v2's; Rooms are rendered in
+            this size.
         augmentation: fields of [`~data.augmentation.Augmentation`] to change; null turns it off.
-        model: fields of `DeGMixConfig`. For Rooms, `tasks` defaults to all six of them, and names with no or some
-            fields (`depth: {loss_weight: 5}`) choose among them and change them.
+        num_workers: loader processes.
+
+        model: fields of `DeGMixConfig`. For a benchmark or Rooms, `tasks` defaults to all of theirs, and names with no
+            or some fields (`depth: {loss_weight: 5}`) choose among them and change them.
+        tasks: names of the tasks to train, of those that there are; all by default.
         pretrained: model directory or Hub id to fine-tune; `model` then is its configuration's.
         pretrained_backbone: directory or Hub id with the backbone's weights, for example ImageNet's.
+        freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
+        compile: whether to train with `torch.compile`.
+
         max_steps: optimiser steps.
-        batch_size: images per step and process.
+        batch_size: images per process and pass; a step is over `batch_size * gradient_accumulation_steps` images of
+            each process, and its losses are those of all these images together.
+        gradient_accumulation_steps: passes per step. Batch norms see one pass (of all processes) at a time.
         optimizer: `"sgd"` or `"adamw"`.
         learning_rate: at the start.
+        backbone_learning_rate: the backbone's, by default `learning_rate`.
         momentum: of SGD.
         weight_decay: on every parameter.
         lr_scheduler: `"polynomial"`, `"cosine"` or `"constant"`, down to zero at `max_steps`.
@@ -46,13 +83,30 @@ class TrainingArguments:
         warmup_steps: linear, from zero.
         max_grad_norm: gradients are scaled down to it; 0 turns that off.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
-        eval_steps: steps between two evaluations; there is always one at the end.
-        num_workers: loader processes.
+        task_balancing: `"fixed"` (the tasks' `loss_weight` alone), `"uncertainty"` or `"dynamic_weight_average"`, see
+            `training/balancing.py`.
+        ema_decay: of an exponential moving average of weights and statistics, which then is what is evaluated and
+            saved; 0 turns it off.
         seed: of initialisation, order and augmentation.
+
+        eval_steps: steps between two evaluations; there is always one at the end.
+        single_task_scores: task -> score of a model for it alone. If given, the best model is the one with the highest
+            multi-task gain over these; without, the one with the lowest evaluation loss.
+        early_stopping_patience: evaluations without a higher gain after which the run ends; never by default.
+        num_best_models: how many of the best models to keep: the best in `best`, if more than one all of them in
+            `best_models/step_<step>`.
+        checkpoint_steps: steps between two checkpoints; there is always one at the end and on SIGTERM.
+        log_with: trackers of Accelerate: `tensorboard`, `trackio` or `wandb`.
+        logging_steps: steps between two lines in the trackers: losses, learning rate, images per second.
+        num_logged_images: evaluation images whose predictions are drawn for the trackers at each evaluation.
+        push_to_hub: Hub id to which the best model is uploaded at the end.
     """
 
     output_dir: str
+    resume: bool = False
+
     dataset: str = "rooms"
+    benchmark: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     streaming: bool = False
     shuffle_buffer_size: int = 256
@@ -60,15 +114,23 @@ class TrainingArguments:
     eval_split: str = "validation"
     num_train_images: int | None = None
     num_eval_images: int | None = None
-    image_size: list[int] = field(default_factory=lambda: [425, 560])
+    image_size: list[int] | None = None
     augmentation: dict[str, Any] | None = field(default_factory=dict)
+    num_workers: int = 1
+
     model: dict[str, Any] = field(default_factory=dict)
+    tasks: list[str] | None = None
     pretrained: str | None = None
     pretrained_backbone: str | None = None
+    freeze: list[str] = field(default_factory=list)
+    compile: bool = False
+
     max_steps: int = 40_000
     batch_size: int = 8
+    gradient_accumulation_steps: int = 1
     optimizer: str = "sgd"
     learning_rate: float = 1e-3
+    backbone_learning_rate: float | None = None
     momentum: float = 0.9
     weight_decay: float = 5e-4
     lr_scheduler: str = "polynomial"
@@ -76,32 +138,54 @@ class TrainingArguments:
     warmup_steps: int = 0
     max_grad_norm: float = 0.0
     mixed_precision: str = "no"
-    eval_steps: int = 2_000
-    num_workers: int = 1
+    task_balancing: str = "fixed"
+    ema_decay: float = 0.0
     seed: int = 0
+
+    eval_steps: int = 2_000
+    single_task_scores: dict[str, float] | None = None
+    early_stopping_patience: int | None = None
+    num_best_models: int = 1
+    checkpoint_steps: int = 1_000
+    log_with: list[str] = field(default_factory=list)
+    logging_steps: int = 10
+    num_logged_images: int = 4
+    push_to_hub: str | None = None
 
     def __post_init__(self):
         for name, allowed in (
             ("optimizer", ("sgd", "adamw")),
             ("lr_scheduler", ("polynomial", "cosine", "constant")),
             ("mixed_precision", ("no", "bf16", "fp16")),
+            ("task_balancing", tuple(TASK_BALANCING)),
+            ("benchmark", (None, *BENCHMARKS)),
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("max_steps", "batch_size", "eval_steps", "shuffle_buffer_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "momentum", "weight_decay", "warmup_steps", "max_grad_norm", "num_workers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        unknown = [tracker for tracker in self.log_with if tracker not in TRACKERS]
+        if unknown:
+            raise ValueError(f"`log_with` must be some of {TRACKERS}, got {unknown}")
+        for lowest, names in LOWEST.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not value >= lowest:
+                    raise ValueError(f"`{name}` must be at least {lowest}, got {value}")
+        if not self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be below 1, got {self.ema_decay}")
+        if self.early_stopping_patience is not None and self.single_task_scores is None:
+            raise ValueError(
+                "`early_stopping_patience` is about the multi-task gain, which needs `single_task_scores`"
+            )
+        if self.image_size is None:
+            self.image_size = list(BENCHMARKS[self.benchmark or "nyud"].input_size)
         if self.dataset == "rooms" and (self.streaming or self.columns):
             raise ValueError("`streaming` and `columns` are for data sets that are read; rooms are rendered")
         tasks = self.model.get("tasks", {})
         if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
             raise ValueError(f"`model.tasks` must have the fields of each task under its name, got {tasks!r}")
         _check_augmentation(self.augmentation or {})
-        if self.pretrained and (self.model or self.pretrained_backbone):
-            raise ValueError("`pretrained` brings its own `model` and backbone: give only one of them")
+        if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
+            raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: give only one of them")
 
 
 def _check_augmentation(given: dict[str, Any]):
@@ -114,6 +198,9 @@ def _check_augmentation(given: dict[str, Any]):
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
     """Reads `CONFIG.yaml [--field value ...]`; values are YAML, dots reach inside (`--model.hidden_size 64`).
 
+    `--resume` is short for `--resume true`. With `base`, a file name or a list of them beside the file, a file takes
+    what it does not say from those, the later before the earlier.
+
     Raises:
         ValueError: the file or the command line has an unknown field or a value that does not fit.
         OSError: the file cannot be read.
@@ -125,12 +212,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
     )
     parser.add_argument("config", type=Path, help="YAML file with the fields of TrainingArguments")
     parsed, overrides = parser.parse_known_args(argv)
-    try:
-        values = yaml.safe_load(parsed.config.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{parsed.config} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{parsed.config} must hold `field: value` lines, got a {type(values).__name__}")
+    values = read_config(parsed.config)
+    if "--resume" in overrides and overrides[overrides.index("--resume") + 1 :][:1] not in (["true"], ["false"]):
+        overrides.insert(overrides.index("--resume") + 1, "true")
     if len(overrides) % 2 or not all(name.startswith("--") for name in overrides[::2]):
         raise ValueError(f"expected `--field value` pairs after the file, got {' '.join(overrides)}")
     for name, value in zip(overrides[::2], overrides[1::2]):
@@ -146,7 +230,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
         raise ValueError(f"unknown fields {unknown}; accepted are {sorted(types)}")
     # YAML reads 1e-3 as text and 1 as an integer.
     for name in values:
-        if types[name] is float:
+        if types[name] is float or (types[name] == float | None and values[name] is not None):
             try:
                 values[name] = float(values[name])
             except (TypeError, ValueError):
@@ -155,3 +239,32 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
         return TrainingArguments(**values)
     except (TypeError, StrictDataclassError) as error:  # a field is missing or of another type
         raise ValueError(str(error)) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields in a YAML file and in those that it names as `base`.
+
+    Raises:
+        ValueError: a file is not YAML, or holds something else than fields.
+        OSError: a file cannot be read.
+    """
+    try:
+        own = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(own, dict):
+        raise ValueError(f"{path} must hold `field: value` lines, got a {type(own).__name__}")
+    bases = own.pop("base", [])
+    values = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        values = merge_fields(values, read_config(path.parent / base))
+    return merge_fields(values, own)
+
+
+def merge_fields(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """What `second` says, and what it leaves to `first`, inside dictionaries too."""
+    merged = dict(first)
+    for name, value in second.items():
+        inside = isinstance(value, dict) and isinstance(first.get(name), dict)
+        merged[name] = merge_fields(first[name], value) if inside else value
+    return merged

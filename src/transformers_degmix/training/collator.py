@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 from transformers import BatchFeature
 
 from ..data.augmentation import Augmentation
@@ -60,11 +61,16 @@ class DeGMixDataCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> BatchFeature:
         """
+        Args:
+            rows: `image` and a label per task, or, if that was done before, `pixel_values` and `labels` of one size.
+
         Returns:
             `pixel_values` `(batch, 3, height, width)`, float32, and `labels`, for each task of the processor
             `(batch, height, width)`, for normals `(batch, 3, height, width)`, of dtype `TaskKind.label_dtype`; 255 on
             pixels that are padding or unknown, and in samples without this label.
         """
+        if "pixel_values" in rows[0]:
+            return BatchFeature(default_collate(rows))
         samples = [self._read(row, _row_name(row, index)) for index, row in enumerate(rows)]
         batch = self._process(samples) if self.augmentation is None else self._augment(samples)
         for task in self.part_tasks:

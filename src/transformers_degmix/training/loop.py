@@ -1,200 +1,247 @@
 """The training loop: data -> batches -> losses -> steps -> evaluation -> the best and the last model."""
 
-import os
+import shutil
+import signal
+import threading
 from collections.abc import Iterator
-from itertools import count
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from datasets import Dataset, IterableDataset, load_dataset
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
-from transformers import get_scheduler
+from huggingface_hub import HfApi
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..configuration_degmix import NYUD_TASKS, DeGMixConfig
-from ..data.augmentation import Augmentation
-from ..data.columns import MappedDataset, map_columns, name_classes
-from ..data.rooms import ROOMS_TASKS, load_rooms
-from ..evaluation.evaluator import evaluate_model, format_main_scores
-from ..image_processing_pil_degmix import DeGMixImageProcessorPil
-from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
-from ..saving import save_model_directory
-from .arguments import TrainingArguments
-from .collator import DeGMixDataCollator
+from ..evaluation.evaluator import evaluate_model, multi_task_gain
+from ..loss_degmix import count_pixels
+from ..saving import remove_unfinished, save_model_directory
+from .arguments import FREE_TO_CHANGE, TrainingArguments
+from .balancing import TASK_BALANCING
+from .build import build_model, build_optimizer, build_scheduler, frozen_modules
+from .checkpoint import load_checkpoint, save_checkpoint, writing
+from .data import TrainBatches, build_eval_loader
+from .distributed import convert_sync_batch_norm
+from .tracking import RunTracker
+
+
+class TrainingTerminated(Exception):
+    """The run was asked to stop by SIGTERM, and has written a checkpoint."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: the last one that was made.
+        scores: of the last evaluation, by task and name of the score.
+        qualities: step -> quality of the best models, the best first; see [`model_quality`].
+        num_evaluations_without_gain: since the best model.
+    """
+
+    step: int = 0
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    qualities: dict[int, float] = field(default_factory=dict)
+    num_evaluations_without_gain: int = 0
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict):
+        self.__dict__.update(state)
 
 
 def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
-    """Trains a model and writes it to `args.output_dir / "best"` (lowest evaluation loss) and `/ "last"`.
+    """Trains a model and writes it to `args.output_dir / "best"` and `/ "last"`.
 
     Returns:
         Scores of the last model on the evaluation split, by task and name of the score.
 
     Raises:
-        ValueError: the data set lacks a task's column or is smaller than a batch, or a loss is not finite.
-        OSError: the output directory cannot be written.
+        ValueError: the data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
+            checkpoint to resume from is damaged or of another run.
+        OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set.
+        TrainingTerminated: on SIGTERM, at the end of the step.
     """
+    output_dir = Path(args.output_dir)
     # Backbones may hold parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
+        log_with=args.log_with or None,
+        project_dir=output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     set_seed(args.seed)
-    model, processor = build_model(args)
-    tasks = model.config.tasks
-    train_data, eval_data = (load_split(args, part, tasks) for part in ("train", "eval"))
-    num_images = args.batch_size * accelerator.num_processes
-    # Streams have no length.
-    found = sum(1 for _ in open_split(args, "train").take(num_images)) if args.streaming else len(train_data)
-    if found < num_images:
-        raise ValueError(
-            f"{found} training images do not fill one batch: `batch_size` is {args.batch_size}, "
-            f"processes are {accelerator.num_processes}"
-        )
-    train_collator = DeGMixDataCollator(processor, build_augmentation(args), args.seed, tasks)
-    # A short last batch would make the steps of different processes differ.
-    train_loader, eval_loader = (
-        DataLoader(
-            data,
-            args.batch_size,
-            shuffle=training and not args.streaming,  # streams come in random order
-            drop_last=training,
-            num_workers=args.num_workers,
-            persistent_workers=args.num_workers > 0,
-            collate_fn=collator,
-        )
-        for data, collator, training in (
-            (train_data, train_collator, True),
-            (eval_data, DeGMixDataCollator(processor, tasks=tasks), False),
-        )
-    )
-    optimizer = build_optimizer(args, model)
+    with accelerator.main_process_first():  # it renders, downloads and converts
+        plain_model, processor = build_model(args)
+        tasks = plain_model.config.tasks
+        train_batches = TrainBatches(args, processor, tasks, accelerator)
+        eval_loader = build_eval_loader(args, processor, tasks, accelerator)
+    if accelerator.num_processes > 1:
+        convert_sync_batch_norm(plain_model, accelerator.device)
+    if args.compile:
+        plain_model.compile()
+    frozen = frozen_modules(args, plain_model)
+    balancer = TASK_BALANCING[args.task_balancing](len(tasks)).to(accelerator.device)
+    optimizer = build_optimizer(args, plain_model, balancer)
     scheduler = build_scheduler(args, optimizer)
-    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+    model, optimizer = accelerator.prepare(plain_model, optimizer)
+    averaged = None
+    if args.ema_decay:
+        averaged = AveragedModel(plain_model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+    evaluated = averaged.module if averaged else plain_model
 
-    output_dir, best_loss = Path(args.output_dir), float("inf")
+    progress = Progress()
+    parts = {
+        "model": plain_model,
+        "averaged": averaged,
+        "balancer": balancer,
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "scaler": accelerator.scaler,
+        "batches": train_batches,
+        "progress": progress,
+    }
+    parts = {name: part for name, part in parts.items() if part is not None}
+    checkpoint_path = output_dir / "checkpoint.pt"
+    arguments = {name: value for name, value in asdict(args).items() if name not in FREE_TO_CHANGE}
+    arguments["num_processes"] = accelerator.num_processes
     output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
-    progress = tqdm(total=args.max_steps, desc="train", disable=not accelerator.is_local_main_process)
-    batches = endless(train_loader, train_collator)
-    for step in range(1, args.max_steps + 1):
-        model.train()
-        outputs = model(**next(batches))
-        if not outputs.loss.isfinite():
-            losses = {task: loss.item() for task, loss in outputs.losses.items()}
-            raise ValueError(f"the loss is not finite at step {step}: {losses}")
-        accelerator.backward(outputs.loss)
-        if args.max_grad_norm:
-            accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        progress.update()
-        progress.set_postfix({task: f"{loss.item():.3f}" for task, loss in outputs.losses.items()}, refresh=False)
+    if accelerator.is_main_process:
+        remove_unfinished(output_dir)
+        if args.push_to_hub:
+            HfApi().create_repo(args.push_to_hub, exist_ok=True)
+    if checkpoint_path.exists() and not args.resume:
+        raise FileExistsError(f"{checkpoint_path} exists: go on from it with `resume`, or choose another `output_dir`")
+    if checkpoint_path.exists():
+        load_checkpoint(checkpoint_path, parts, arguments, accelerator)
 
-        if step % args.eval_steps == 0 or step == args.max_steps:
-            loss, scores = evaluate_model(model, eval_loader, tasks, accelerator)
-            if accelerator.is_main_process:
-                progress.write(f"step {step}  loss {loss:.3f}  {format_main_scores(scores, tasks)}")
-                unwrapped = accelerator.unwrap_model(model)
-                for name in ("best", "last") if loss < best_loss else ("last",):
-                    save_model_directory(output_dir / name, unwrapped, processor, overwrite=True)
-            best_loss = min(best_loss, loss)
-    progress.close()
+    tracker = RunTracker(args, accelerator, tasks, progress.step)
+    batches = iter(train_batches)
+    with catch_sigterm() as terminated:
+        while progress.step < args.max_steps and not stops_early(args, progress):
+            model.train()
+            for module in frozen:
+                module.eval()
+            losses = accumulate_gradients(model, balancer, batches, args, accelerator)
+            # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
+            others = losses.new_tensor([terminated.is_set(), train_batches.epoch])
+            losses, (num_terminated, epochs) = accelerator.reduce(torch.cat([losses, others]), "sum").split(
+                [len(tasks), 2]
+            )
+            if not losses.isfinite().all():
+                listed = dict(zip(tasks, losses.tolist()))
+                raise ValueError(f"the loss is not finite at step {progress.step + 1}: {listed}")
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            balancer.observe(losses, int(epochs / accelerator.num_processes))
+            if averaged:
+                averaged.update_parameters(plain_model)
+            progress.step += 1
+            tracker.log_step(progress.step, losses, scheduler.get_last_lr())
+
+            if progress.step % args.eval_steps == 0 or progress.step == args.max_steps:
+                loss, progress.scores = evaluate_model(evaluated, eval_loader, tasks, accelerator)
+                quality = model_quality(args, loss, progress.scores, tasks)
+                update_best(args, progress, quality)
+                if accelerator.is_main_process:
+                    tracker.log_evaluation(
+                        progress.step, loss, progress.scores, evaluated, processor, eval_loader.dataset
+                    )
+                    save_models(args, progress, evaluated, processor)
+            finished = progress.step == args.max_steps or stops_early(args, progress)
+            if progress.step % args.checkpoint_steps == 0 or num_terminated or finished:
+                save_checkpoint(checkpoint_path, parts, arguments, accelerator)
+            if num_terminated and not finished:
+                tracker.close()
+                raise TrainingTerminated(f"stopped by SIGTERM after step {progress.step}; go on with `resume`")
+    if args.push_to_hub and accelerator.is_main_process:
+        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=output_dir / "best")
     accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return scores
+    tracker.close()
+    return progress.scores
 
 
-def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
-    """The model to train, from random, backbone or whole pretrained weights, and its image processor."""
-    if args.pretrained:
-        model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
-        return model, DeGMixImageProcessorPil.from_pretrained(args.pretrained)
-    fields, processing = args.model, {}
-    if args.dataset == "rooms":
-        fields = {**args.model, "tasks": rooms_tasks(args.model.get("tasks", dict.fromkeys(ROOMS_TASKS, {})))}
-        # Rooms have this size already; photos are brought to the scale that the model has learnt.
-        processing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
-    else:
-        tasks = args.model.get("tasks", NYUD_TASKS)
-        fields = {**args.model, "tasks": name_classes(tasks, open_split(args, "train").features, args.columns)}
-    config = DeGMixConfig(**fields)
-    model = DeGMixForMultiTaskDensePrediction(config)
-    if args.pretrained_backbone:
-        # The class rather than AutoBackbone, which takes no local directory.
-        backbone_class = type(model.model.backbone)
-        model.model.backbone = backbone_class.from_pretrained(args.pretrained_backbone, config=config.backbone_config)
-    return model, DeGMixImageProcessorPil(tasks=config.tasks, **processing)
+def accumulate_gradients(
+    model: nn.Module, balancer: nn.Module, batches, args: TrainingArguments, accelerator: Accelerator
+) -> Tensor:
+    """Adds the gradients of one step, those of all its passes and processes as of one batch.
 
-
-def rooms_tasks(tasks: dict[str, dict]) -> dict[str, dict]:
-    """The tasks of Rooms that are named, with the fields that are given in place of their own."""
-    unknown = sorted(set(tasks) - set(ROOMS_TASKS))
-    if unknown:
-        raise ValueError(f"Rooms have no labels of {unknown}, only of {list(ROOMS_TASKS)}")
-    return {name: {**ROOMS_TASKS[name], **task} for name, task in tasks.items()}
-
-
-def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> MappedDataset | IterableDataset:
-    """The `"train"` or `"eval"` part of the run's data set, with the columns `image` and one per task.
-
-    Labels are `None` where a sample has none. A training stream comes in another random order in each epoch.
-
-    Raises:
-        ValueError: it is empty, smaller than it should be, or lacks a column.
+    Returns:
+        This process's share of each task's loss, `(num_tasks,)`: the shares add up to it.
     """
-    data = open_split(args, part)
-    buffer_size = args.shuffle_buffer_size if part == "train" else 0
+    num_passes, num_processes = args.gradient_accumulation_steps, accelerator.num_processes
+    passes = [next(batches) for _ in range(num_passes)]
+    counts = [count_pixels(batch["labels"]) for batch in passes]
+    counts = accelerator.reduce({task: sum(count[task] for count in counts) for task in counts[0]}, "sum")
+    total = 0
+    for index, batch in enumerate(passes):
+        with nullcontext() if index + 1 == num_passes else accelerator.no_sync(model):
+            losses = torch.stack(list(model(**batch, pixel_counts=counts).losses.values()))
+            # Gradients become the mean over processes, but the losses are shares of a sum.
+            objective = num_processes * balancer(losses, share=1 / (num_passes * num_processes))
+            accelerator.backward(objective)
+        total = total + losses.detach()
+    for parameter in balancer.parameters():
+        parameter.grad = accelerator.reduce(parameter.grad, "mean")
+    return total
+
+
+def model_quality(args: TrainingArguments, loss: float, scores: dict, tasks: dict[str, dict]) -> float:
+    """What the best model has most of: multi-task gain if there is something to compare with, or negative loss."""
+    if args.single_task_scores is None:
+        return -loss
+    return multi_task_gain(scores, args.single_task_scores, tasks)
+
+
+def update_best(args: TrainingArguments, progress: Progress, quality: float):
+    """Takes the model of this step among the best if it is one of them."""
+    is_better = all(quality > other for other in progress.qualities.values())
+    progress.num_evaluations_without_gain = 0 if is_better else progress.num_evaluations_without_gain + 1
+    ranked = sorted({**progress.qualities, progress.step: quality}.items(), key=lambda item: (-item[1], item[0]))
+    progress.qualities = dict(ranked[: args.num_best_models])
+
+
+def stops_early(args: TrainingArguments, progress: Progress) -> bool:
+    patience = args.early_stopping_patience
+    return patience is not None and progress.num_evaluations_without_gain >= patience
+
+
+def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, processor):
+    """Writes the model of this step as the last one, and among the best if it is one of them."""
+    output_dir = Path(args.output_dir)
+    names = ["last"]
+    if progress.step in progress.qualities and args.num_best_models > 1:
+        names.append(f"best_models/step_{progress.step}")
+    if next(iter(progress.qualities)) == progress.step:
+        names.append("best")
+    for name in names:
+        with writing(output_dir / name):
+            save_model_directory(output_dir / name, model, processor, overwrite=True)
+    kept = [f"step_{step}" for step in progress.qualities]
+    for directory in output_dir.glob("best_models/step_*"):
+        if directory.name not in kept:
+            shutil.rmtree(directory)
+
+
+@contextmanager
+def catch_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets inside of the block, where signals can be handled: in the main thread.
+
+    Child processes that are started inside inherit this, and cannot be ended by SIGTERM.
+    """
+    terminated = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     try:
-        return map_columns(data, tasks, args.columns, buffer_size, args.seed)
-    except ValueError as error:
-        raise ValueError(f"{args.dataset!r}, split {getattr(args, f'{part}_split')!r}: {error}") from error
-
-
-def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
-    """The `"train"` or `"eval"` part of the run's data set as it is."""
-    split, num_images = getattr(args, f"{part}_split"), getattr(args, f"num_{part}_images")
-    if args.dataset == "rooms":
-        if num_images is None:
-            raise ValueError(f"`num_{part}_images` must say how many rooms to render")
-        return load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
-    try:
-        data = load_dataset(args.dataset, split=split, streaming=args.streaming)
-    except ValueError as error:  # there is no such split, or nothing in it
-        raise ValueError(f"{args.dataset!r}, split {split!r}: {error}") from error
-    if num_images is None:
-        return data
-    if not args.streaming and num_images > len(data):
-        raise ValueError(f"`num_{part}_images` is {num_images}, but {args.dataset!r} has {len(data)} in {split!r}")
-    return data.take(num_images)
-
-
-def build_optimizer(args: TrainingArguments, model: torch.nn.Module) -> torch.optim.Optimizer:
-    if args.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), args.learning_rate, args.momentum, weight_decay=args.weight_decay)
-    return torch.optim.AdamW(model.parameters(), args.learning_rate, weight_decay=args.weight_decay)
-
-
-def build_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer):
-    names = {"constant": "constant_with_warmup"}
-    options = {"polynomial": {"power": args.lr_power, "lr_end": 0.0}}
-    return get_scheduler(
-        names.get(args.lr_scheduler, args.lr_scheduler),
-        optimizer,
-        args.warmup_steps,
-        args.max_steps,
-        scheduler_specific_kwargs=options.get(args.lr_scheduler),
-    )
-
-
-def build_augmentation(args: TrainingArguments) -> Augmentation | None:
-    """The published augmentation, with the fields that the run changes, or none."""
-    return None if args.augmentation is None else Augmentation(**{"size": tuple(args.image_size), **args.augmentation})
-
-
-def endless(loader: DataLoader, collator: DeGMixDataCollator) -> Iterator[dict]:
-    """Epoch after epoch, each augmented in its own way."""
-    for epoch in count():
-        collator.set_epoch(epoch)
-        yield from loader
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,88 @@
+"""Kills a training run again and again, resumes it each time, and compares it with a run that was left alone.
+
+    python scripts/check_resume.py [--kills 10] [--seed 0] [--output_dir DIR] [--field value ...]
+
+Every other kill strikes as soon as a checkpoint is being written, the others after a random step. The weights of both
+runs must be equal to the last bit. Fields are those of the recipe `rooms_tiny.yaml`.
+"""
+
+import argparse
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from transformers_degmix.saving import UNFINISHED
+from transformers_degmix.training.arguments import parse_arguments
+
+
+SCRIPTS = Path(__file__).parent
+RECIPE = SCRIPTS / "recipes" / "rooms_tiny.yaml"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_resume"), help="must be new")
+    options, overrides = parser.parse_known_args()
+    args = parse_arguments([str(RECIPE), *overrides])
+    alone, killed = options.output_dir / "alone", options.output_dir / "killed"
+    options.output_dir.mkdir(parents=True)
+
+    finish(start(alone, overrides))
+    rng = random.Random(options.seed)
+    num_during_writing = 0
+    # A checkpoint is yet to come after each.
+    steps = sorted(rng.sample(range(1, args.max_steps - args.checkpoint_steps), options.kills))
+    for number, step in enumerate(steps):
+        process = start(killed, [*overrides, "--resume"])
+        log = killed.with_suffix(".log")
+        while steps_made(log, args.max_steps) < step or (number % 2 and not list(killed.glob(f"*{UNFINISHED}"))):
+            if process.poll() is not None:
+                sys.exit(f"the run ended before it was killed at step {step}: see {log}")
+            time.sleep(0 if number % 2 else rng.uniform(0, 0.05))
+        process.kill()
+        process.wait()
+        during_writing = bool(list(killed.rglob(f"*{UNFINISHED}*")))
+        num_during_writing += during_writing
+        print(
+            f"killed after step {steps_made(log, args.max_steps)}"
+            + during_writing * ", while a file was being written",
+            flush=True,
+        )
+    finish(start(killed, [*overrides, "--resume"]))
+
+    for name in ("last", "best"):
+        weights = [load_file(run / name / "model.safetensors") for run in (alone, killed)]
+        different = [key for key in weights[0] if not torch.equal(weights[0][key], weights[1][key])]
+        if different:
+            sys.exit(f"{name}: {len(different)} of {len(weights[0])} tensors differ, such as {different[0]}")
+    print(f"{options.kills} kills, {num_during_writing} while a file was being written: all weights are equal")
+
+
+def start(output_dir: Path, overrides: list[str]) -> subprocess.Popen:
+    """A training run that writes what it says into `output_dir` + `.log`."""
+    command = [sys.executable, str(SCRIPTS / "train.py"), str(RECIPE), "--output_dir", str(output_dir), *overrides]
+    with open(output_dir.with_suffix(".log"), "w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen):
+    if process.wait():
+        sys.exit(f"a run failed: {' '.join(process.args)}")
+
+
+def steps_made(log: Path, max_steps: int) -> int:
+    """As the run's progress bar says."""
+    bars = re.findall(r"train: +\d+%.*? (\d+)/(\d+) ", log.read_text())
+    return int(bars[-1][0]) * max_steps // int(bars[-1][1]) if bars else 0
+
+
+if __name__ == "__main__":
+    main()

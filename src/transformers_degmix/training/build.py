@@ -1,0 +1,110 @@
+"""What a training run is built from: model, image processor, optimiser and schedule."""
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from ..configuration_degmix import NYUD_TASKS, DeGMixConfig
+from ..data.benchmarks import BENCHMARKS
+from ..data.columns import name_classes
+from ..data.rooms import ROOMS_TASKS
+from ..image_processing_pil_degmix import DeGMixImageProcessorPil
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
+from .arguments import TrainingArguments
+from .data import open_split
+
+
+def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
+    """The model to train, from random, backbone or whole pretrained weights, and its image processor.
+
+    What `args.freeze` names gets no gradients.
+
+    Raises:
+        ValueError: a task is unknown or lacks a field, or `freeze` names what the model does not have.
+    """
+    if args.pretrained:
+        model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
+        processor = DeGMixImageProcessorPil.from_pretrained(args.pretrained)
+    else:
+        config = DeGMixConfig(**{**args.model, "tasks": choose_tasks(args)})
+        model = DeGMixForMultiTaskDensePrediction(config)
+        # Rooms have the size of the run; photos are brought to the scale that the model has learnt.
+        resizing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
+        processor = DeGMixImageProcessorPil(tasks=config.tasks, **(resizing if args.dataset == "rooms" else {}))
+    if args.pretrained_backbone:
+        # The class rather than AutoBackbone, which takes no local directory.
+        backbone_class, backbone_config = type(model.model.backbone), model.config.backbone_config
+        model.model.backbone = backbone_class.from_pretrained(args.pretrained_backbone, config=backbone_config)
+    for module in frozen_modules(args, model):
+        module.requires_grad_(False)
+    return model, processor
+
+
+def choose_tasks(args: TrainingArguments) -> dict[str, dict]:
+    """The tasks of the run: those of its benchmark or of Rooms, changed by `model.tasks`, chosen by `tasks`.
+
+    Class names and numbers come from the data set where they are not given.
+    """
+    given = args.model.get("tasks")
+    if args.dataset == "rooms":
+        tasks = complete_tasks(ROOMS_TASKS, given, "Rooms have")
+    elif args.benchmark:
+        tasks = complete_tasks(BENCHMARKS[args.benchmark].task_fields(), given, f"{args.benchmark!r} has")
+    else:
+        tasks = given or NYUD_TASKS
+    if args.tasks is not None:
+        unknown = [name for name in args.tasks if name not in tasks]
+        if unknown or not args.tasks:
+            raise ValueError(f"`tasks` must be some of {list(tasks)}, got {args.tasks}")
+        tasks = {name: task for name, task in tasks.items() if name in args.tasks}
+    return tasks if args.dataset == "rooms" else name_classes(tasks, open_split(args, "train").features, args.columns)
+
+
+def complete_tasks(known: dict[str, dict], given: dict[str, dict] | None, owner: str) -> dict[str, dict]:
+    """The tasks that are named, or all, with the fields that are given in place of their own."""
+    if given is None:
+        return known
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"{owner} no labels of {unknown}, only of {list(known)}")
+    return {name: {**known[name], **task} for name, task in given.items()}
+
+
+def frozen_modules(args: TrainingArguments, model: nn.Module) -> list[nn.Module]:
+    """The modules that `args.freeze` names."""
+    names = dict(model.named_modules())
+    unknown = [name for name in args.freeze if name not in names]
+    if unknown:
+        raise ValueError(f"`freeze` names {unknown}; the model has modules such as {list(names)[1:12]}")
+    return [names[name] for name in args.freeze]
+
+
+def build_optimizer(args: TrainingArguments, model: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:
+    """Backbone, other and balancing parameters, in groups of their own."""
+    backbone = [p for p in model.model.backbone.parameters() if p.requires_grad]
+    in_backbone = {id(p) for p in backbone}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in in_backbone]
+    backbone_rate = args.learning_rate if args.backbone_learning_rate is None else args.backbone_learning_rate
+    groups = [
+        {"params": backbone, "lr": backbone_rate},
+        {"params": others},
+        # No decay: it would draw all tasks to the same weight.
+        {"params": list(balancer.parameters()), "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if args.optimizer == "sgd":
+        return torch.optim.SGD(groups, args.learning_rate, args.momentum, weight_decay=args.weight_decay)
+    return torch.optim.AdamW(groups, args.learning_rate, weight_decay=args.weight_decay)
+
+
+def build_scheduler(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    names = {"constant": "constant_with_warmup"}
+    options = {"polynomial": {"power": args.lr_power, "lr_end": 0.0}}
+    return get_scheduler(
+        names.get(args.lr_scheduler, args.lr_scheduler),
+        optimizer,
+        args.warmup_steps,
+        args.max_steps,
+        scheduler_specific_kwargs=options.get(args.lr_scheduler),
+    )

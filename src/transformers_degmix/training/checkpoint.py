@@ -1,0 +1,79 @@
+"""The state of a training run in one file, which appears whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+
+from ..saving import UNFINISHED
+
+
+def save_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any], accelerator: Accelerator):
+    """Writes the states of a run's parts, of the random number generators of all processes, and its arguments.
+
+    To be called by all processes. The file is written beside `path`, then renamed.
+
+    Args:
+        path: of the file.
+        parts: name -> what has `state_dict` and `load_state_dict`, with nothing in it but tensors, numbers and texts.
+        arguments: what the run was started with.
+
+    Raises:
+        OSError: the file cannot be written; what was at `path` is still there.
+    """
+    generators = gather_object([random_state()])
+    if accelerator.is_main_process:
+        states = {name: part.state_dict() for name, part in parts.items()}
+        unfinished = path.with_name(path.name + UNFINISHED)
+        with writing(path):
+            torch.save({"parts": states, "generators": generators, "arguments": arguments}, unfinished)
+            os.replace(unfinished, path)
+
+
+def load_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any], accelerator: Accelerator):
+    """Sets parts and random number generators to what [`save_checkpoint`] wrote.
+
+    Args:
+        path: of the file.
+        parts, arguments: as for [`save_checkpoint`].
+
+    Raises:
+        ValueError: the file is no checkpoint, or of a run with other arguments; the message names them.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved = checkpoint["arguments"]
+    except Exception as error:  # of every type, from PyTorch's parser
+        raise ValueError(f"{path} is no checkpoint of a training run: {error}") from error
+    changed = {name: (saved.get(name), arguments[name]) for name in arguments if saved.get(name) != arguments[name]}
+    if changed:
+        listed = ", ".join(f"`{name}` was {old!r} and is {new!r}" for name, (old, new) in changed.items())
+        raise ValueError(f"{path} is of a run with other arguments: {listed}")
+    for name, part in parts.items():
+        part.load_state_dict(checkpoint["parts"][name])
+    set_random_state(checkpoint["generators"][accelerator.process_index])
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of PyTorch and safetensors when a file cannot be written become OSErrors that name it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """Of PyTorch's generators in this process, on which dropout and stochastic depth draw."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+
+def set_random_state(state: dict[str, Any]):
+    torch.set_rng_state(state["cpu"])
+    torch.cuda.set_rng_state_all(state["cuda"])

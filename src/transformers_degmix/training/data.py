@@ -1,0 +1,167 @@
+"""The data of a training run: splits of its data set, and the batches of this process."""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader, Sampler, Subset
+
+from ..data.augmentation import Augmentation
+from ..data.columns import MappedDataset, map_columns
+from ..data.rooms import load_rooms
+from .arguments import TrainingArguments
+from .collator import DeGMixDataCollator
+
+
+def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
+    """The `"train"` or `"eval"` part of the run's data set as it is."""
+    split, num_images = getattr(args, f"{part}_split"), getattr(args, f"num_{part}_images")
+    if args.dataset == "rooms":
+        if num_images is None:
+            raise ValueError(f"`num_{part}_images` must say how many rooms to render")
+        return load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
+    try:
+        data = load_dataset(args.dataset, split=split, streaming=args.streaming)
+    except ValueError as error:  # there is no such split, or nothing in it
+        raise ValueError(f"{args.dataset!r}, split {split!r}: {error}") from error
+    if num_images is None:
+        return data
+    if not args.streaming and num_images > len(data):
+        raise ValueError(f"`num_{part}_images` is {num_images}, but {args.dataset!r} has {len(data)} in {split!r}")
+    return data.take(num_images)
+
+
+def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> MappedDataset | IterableDataset:
+    """The `"train"` or `"eval"` part of the run's data set, with the columns `image` and one per task.
+
+    Labels are `None` where a sample has none. A training stream comes in another random order in each epoch.
+
+    Raises:
+        ValueError: it is empty, smaller than it should be, or lacks a column.
+    """
+    data = open_split(args, part)
+    buffer_size = args.shuffle_buffer_size if part == "train" else 0
+    try:
+        return map_columns(data, tasks, args.columns, buffer_size, args.seed)
+    except ValueError as error:
+        raise ValueError(f"{args.dataset!r}, split {getattr(args, f'{part}_split')!r}: {error}") from error
+
+
+class ShardedBatchSampler(Sampler):
+    """Batches of one process: each epoch in an order of its own, which does not depend on the number of processes.
+
+    The images of a batch of all processes follow each other in that order, and what does not fill one is left out.
+
+    Attributes:
+        epoch: whose order it is.
+        start: how many batches to leave out.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, num_processes: int):
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.num_processes = num_processes
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images).tolist()
+        for batch in range(self.start, len(self)):
+            first = (batch * self.num_processes + self.rank) * self.batch_size
+            yield order[first : first + self.batch_size]
+
+    def __len__(self) -> int:
+        return self.num_images // (self.batch_size * self.num_processes)
+
+
+class TrainBatches:
+    """The training batches of this process without end, from any position.
+
+    Of a stream every process reads its own part; the batches before the position are read and dropped.
+
+    Attributes:
+        epoch: of the last batch.
+        position: how many batches of that epoch were taken.
+    """
+
+    def __init__(self, args: TrainingArguments, processor, tasks: dict[str, dict], accelerator: Accelerator):
+        augmentation = None
+        if args.augmentation is not None:
+            augmentation = Augmentation(**{"size": tuple(args.image_size), **args.augmentation})
+        self.collator = DeGMixDataCollator(processor, augmentation, args.seed, tasks)
+        self.accelerator = accelerator
+        rank, num_processes = accelerator.process_index, accelerator.num_processes
+        data = load_split(args, "train", tasks)
+        num_images = args.batch_size * num_processes
+        # Streams have no length.
+        found = sum(1 for _ in open_split(args, "train").take(num_images)) if args.streaming else len(data)
+        if found < num_images:
+            raise ValueError(
+                f"{found} training images do not fill one batch: `batch_size` is {args.batch_size}, "
+                f"processes are {num_processes}"
+            )
+        if args.streaming:
+            data = split_dataset_by_node(data, rank, num_processes)
+            self.sampler, batching = None, {"batch_size": args.batch_size, "drop_last": True}
+        else:
+            self.sampler = ShardedBatchSampler(len(data), args.batch_size, args.seed, rank, num_processes)
+            batching = {"batch_sampler": self.sampler}
+        self.loader = build_loader(data, self.collator, args, **batching)
+        self.epoch = self.position = 0
+
+    def __iter__(self) -> Iterator[dict]:
+        while True:
+            self.collator.set_epoch(self.epoch)
+            if self.sampler:
+                self.sampler.epoch, self.sampler.start = self.epoch, self.position
+                batches = self.loader
+            else:
+                self.loader.dataset.set_epoch(self.epoch)
+                batches = islice(self.loader, self.position, None)
+            for batch in batches:
+                self.position += 1
+                yield send_to_device(batch, self.accelerator.device)
+            if self.position == 0:
+                raise ValueError(
+                    f"no process's or worker's part of the stream has the {self.loader.batch_size} images of a batch"
+                )
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]):
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+def build_eval_loader(
+    args: TrainingArguments, processor, tasks: dict[str, dict], accelerator: Accelerator
+) -> DataLoader:
+    """Batches of this process's part of the evaluation split: every sample is in one part, once."""
+    data = load_split(args, "eval", tasks)
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    if args.streaming:
+        data = split_dataset_by_node(data, rank, num_processes)
+    else:
+        data = Subset(data, range(rank, len(data), num_processes))
+    return build_loader(data, DeGMixDataCollator(processor, tasks=tasks), args, batch_size=args.batch_size)
+
+
+def build_loader(data, collator: DeGMixDataCollator, args: TrainingArguments, **batching) -> DataLoader:
+    return DataLoader(
+        data,
+        num_workers=args.num_workers,
+        persistent_workers=args.num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # Iterating draws a seed: not from the generator on whose state the model's own draws depend.
+        generator=torch.Generator(),
+        collate_fn=collator,
+        **batching,
+    )

@@ -1,0 +1,127 @@
+"""What is seen of a run while it goes on: a progress bar, numbers and pictures for the trackers."""
+
+import time
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..evaluation.evaluator import format_main_scores
+from ..image_processing_pil_degmix import to_pixels
+from ..visualization import draw_overview, stack_overviews
+from .arguments import TrainingArguments
+from .collator import DeGMixDataCollator
+
+
+class RunTracker:
+    """Shows the losses of each step, images per second and the time left, and tells the trackers of `args.log_with`.
+
+    Args:
+        args: of the run.
+        accelerator: whose main process writes.
+        tasks: `DeGMixConfig.tasks`.
+        step: the last one that was made before, when resumed.
+    """
+
+    def __init__(self, args: TrainingArguments, accelerator: Accelerator, tasks: dict[str, dict], step: int):
+        self.args = args
+        self.accelerator = accelerator
+        self.tasks = tasks
+        if args.log_with:
+            config = {
+                name: value if isinstance(value, int | float) else str(value) for name, value in vars(args).items()
+            }
+            accelerator.init_trackers("degmix", config)
+        self.images_per_step = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+        self.bar = tqdm(
+            total=args.max_steps * self.images_per_step,
+            initial=step * self.images_per_step,
+            desc="train",
+            unit="img",
+            disable=not accelerator.is_local_main_process,
+        )
+        self.step, self.time = step, time.monotonic()
+
+    def log_step(self, step: int, losses: Tensor, learning_rates: list[float]):
+        """
+        Args:
+            step: the one that was made.
+            losses: `(num_tasks,)`, of the whole batch.
+            learning_rates: of the optimiser's groups, for the next step.
+        """
+        losses = dict(zip(self.tasks, losses.tolist()))
+        self.bar.update(self.images_per_step)
+        self.bar.set_postfix({task: f"{loss:.3f}" for task, loss in losses.items()}, refresh=False)
+        if step % self.args.logging_steps == 0:
+            now = time.monotonic()
+            speed = (step - self.step) * self.images_per_step / (now - self.time)
+            self.step, self.time = step, now
+            values = {f"train/{task}": loss for task, loss in losses.items()}
+            values |= {"train/loss": sum(losses.values()), "train/images_per_second": speed}
+            values |= {f"train/learning_rate_{group}": rate for group, rate in enumerate(learning_rates)}
+            self.accelerator.log(values, step)
+
+    def log_evaluation(
+        self, step: int, loss: float, scores: dict[str, dict[str, float]], model: nn.Module, processor, samples
+    ):
+        """
+        Args:
+            step: after which the model was evaluated.
+            loss, scores: what [`evaluate_model`] returned.
+            model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
+            processor: its image processor.
+            samples: rows of the evaluation split, of which the first are drawn.
+        """
+        self.bar.write(f"step {step}  loss {loss:.3f}  {format_main_scores(scores, self.tasks)}")
+        values = {f"eval/{task}_{name}": score for task in scores for name, score in scores[task].items()}
+        self.accelerator.log({"eval/loss": loss, **values}, step)
+        if self.args.log_with and self.args.num_logged_images:
+            first = list(islice(samples, self.args.num_logged_images))
+            log_picture(self.accelerator, draw_samples(model, processor, first), step)
+        self.step, self.time = step, time.monotonic()  # images per second are of training
+
+    def close(self):
+        self.bar.close()
+        self.accelerator.end_training()
+
+
+def log_picture(accelerator: Accelerator, picture: Image.Image, step: int):
+    """Gives a picture to every tracker in the form that it takes."""
+    pixels = np.asarray(picture)
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"predictions": pixels[None]}, step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            tracker.log_images({"predictions": [pixels]}, step)
+        else:
+            import trackio
+
+            tracker.log({"predictions": trackio.Image(pixels)}, step)
+
+
+@torch.no_grad()
+def draw_samples(model: nn.Module, processor, rows: list[dict[str, Any]]) -> Image.Image:
+    """Overviews of predictions and labels, one below the other.
+
+    Args:
+        model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
+        processor: its image processor.
+        rows: with `image` and labels, as [`DeGMixDataCollator`] takes them.
+    """
+    tasks, collator = model.config.tasks, DeGMixDataCollator(processor, tasks=model.config.tasks)
+    overviews = []
+    for row in rows:
+        batch = collator([row])
+        outputs = model(batch["pixel_values"].to(model.device))
+        image = Image.fromarray(to_pixels(row["image"], do_convert_rgb=True).astype(np.uint8).transpose(1, 2, 0))
+        predictions = {
+            task: values.cpu() for task, values in processor.post_process_dense_prediction(outputs)[0].items()
+        }
+        references = {task: label[0] for task, label in batch["labels"].items()}
+        overviews.append(draw_overview(image, predictions, tasks, references=references))
+    return stack_overviews(overviews)

@@ -1,0 +1,83 @@
+"""For Transformers' own `Trainer`: metrics that need no more memory than a batch, and augmentation by epoch."""
+
+from typing import Any
+
+import torch
+from transformers import EvalPrediction, TrainerCallback
+
+from ..evaluation import METRICS
+from ..tasks import TASK_KINDS
+from .collator import DeGMixDataCollator
+
+
+class DenseMetrics:
+    """The `compute_metrics` of a `Trainer`: the scores of all tasks over the data set.
+
+    With `batch_eval_metrics=True` in its arguments the trainer hands over batch after batch, and only sums are kept;
+    without, it collects the logits of the whole data set first.
+
+    Args:
+        tasks: `DeGMixConfig.tasks`.
+    """
+
+    def __init__(self, tasks: dict[str, dict[str, Any]]):
+        self.tasks = tasks
+        self._reset()
+
+    def _reset(self):
+        self.metrics = {name: METRICS[task["kind"]](task) for name, task in self.tasks.items()}
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        """
+        Args:
+            prediction: `predictions` are logits and `label_ids` labels, each by task.
+            compute_result: whether this was the last batch.
+
+        Returns:
+            `<task>_<score>` -> value, of all batches so far, which are forgotten then; nothing before the last one.
+        """
+        for name, metric in self.metrics.items():
+            logits = torch.as_tensor(prediction.predictions[name]).float()
+            activation = TASK_KINDS[self.tasks[name]["kind"]].activation
+            metric.update(activation(logits), torch.as_tensor(prediction.label_ids[name]))
+        if not compute_result:
+            return {}
+        scores = {
+            f"{task}_{name}": score
+            for task, metric in self.metrics.items()
+            for name, score in metric.compute().items()
+        }
+        self._reset()
+        return scores
+
+
+class AugmentedDataset(torch.utils.data.Dataset):
+    """Augmented samples, for training: the one collator of a `Trainer` makes batches for evaluation too.
+
+    Args:
+        rows: a data set with the columns `image` and one per task, of known length.
+        collator: with augmentation.
+    """
+
+    def __init__(self, rows, collator: DeGMixDataCollator):
+        self.rows = rows
+        self.collator = collator
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`pixel_values` `(3, height, width)` and `labels` by task, which [`DeGMixDataCollator`] puts together."""
+        batch = self.collator([self.rows[index]])
+        return {"pixel_values": batch["pixel_values"][0], "labels": {k: v[0] for k, v in batch["labels"].items()}}
+
+
+class SetEpochCallback(TrainerCallback):
+    """Tells an augmented data set each epoch, so that it augments in another way than in the one before."""
+
+    def __init__(self, dataset: AugmentedDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # A fraction when resumed in the middle of an epoch.
+        self.dataset.collator.set_epoch(int(state.epoch))

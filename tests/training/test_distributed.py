@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from transformers_degmix.training.distributed import CpuSyncBatchNorm, convert_sync_batch_norm
+
+
+def batch_norm() -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 0.5, 2.0]))
+        norm.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
+    return norm
+
+
+def forward_and_backward(norm: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    inputs = inputs.clone().requires_grad_()
+    outputs = norm(inputs)
+    (outputs.sin() * torch.arange(outputs[0].numel()).view_as(outputs[0])).sum().backward()
+    return {
+        "outputs": outputs.detach(),
+        "inputs": inputs.grad,
+        "weight": norm.weight.grad,
+        "bias": norm.bias.grad,
+        "mean": norm.running_mean,
+        "variance": norm.running_var,
+    }
+
+
+def one_of_two(rank: int, folder: str, inputs: torch.Tensor):
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    norm = convert_sync_batch_norm(nn.Sequential(batch_norm()), torch.device("cpu"))[0]
+    mine = inputs[:1] if rank == 0 else inputs[1:]  # of unequal sizes
+    torch.save(forward_and_backward(norm, mine), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_are_one_batch(tmp_path):
+    inputs = 10 + 3 * torch.randn(3, 3, 4, 5)
+    expected = forward_and_backward(batch_norm(), inputs)
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), inputs), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name in ("outputs", "inputs"):
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), expected[name], rtol=1e-4, atol=1e-4)
+    for name in ("weight", "bias"):  # gradients, which DistributedDataParallel adds up
+        torch.testing.assert_close(first[name] + second[name], expected[name], rtol=1e-4, atol=1e-3)
+    for name in ("mean", "variance"):
+        torch.testing.assert_close(first[name], expected[name])
+        assert torch.equal(first[name], second[name])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_weights_keep_their_names(device):
+    model = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(3, 3, 1), batch_norm()), "b": nn.BatchNorm1d(2)})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randn(2, 3, 4, 4)
+    expected = model.eval()["a"](images)
+    model = convert_sync_batch_norm(model, torch.device(device))
+    assert type(model["a"][1]) is (CpuSyncBatchNorm if device == "cpu" else nn.SyncBatchNorm)
+    after = model.state_dict()
+    assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
+    torch.testing.assert_close(model["a"](images), expected)
