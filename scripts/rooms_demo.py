@@ -45,12 +45,14 @@ def main():
     model = DeGMixForMultiTaskDensePrediction.from_pretrained(options.output_dir / "best")
     processor = DeGMixImageProcessor.from_pretrained(options.output_dir / "best")
 
+    tasks = model.config.tasks
+
     def rooms(split: str, num_images: int) -> DataLoader:
         data = load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
-        return DataLoader(data, args.batch_size, collate_fn=DeGMixDataCollator(processor))
+        return DataLoader(data, args.batch_size, collate_fn=DeGMixDataCollator(processor, tasks=tasks))
 
     # The training compared models on the validation rooms; these, nobody has seen.
-    tasks, held_out = model.config.tasks, rooms("test", args.num_eval_images)
+    held_out = rooms("test", args.num_eval_images)
     scores = {
         "DeGMix": evaluate_model(model, held_out, tasks, Accelerator())[1],
         "constant": constant_scores(tasks, rooms("train", args.num_train_images), held_out),

@@ -42,6 +42,16 @@ def test_file_keeps_everything_and_the_order_of_tasks(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["tasks"][0]["name"] == "normals"
 
 
+def test_files_from_before_a_field_was_added_have_its_default(tmp_path):
+    DeGMixConfig(tasks=ALL_KINDS).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text())
+    for task in content["tasks"]:
+        task.pop("ignore_empty", None)
+    file.write_text(json.dumps(content))
+    assert DeGMixConfig.from_pretrained(tmp_path).tasks["human_parts"]["ignore_empty"] is False
+
+
 def test_backbone_as_dict():
     backbone = SwinConfig(embed_dim=48, out_features=["stage2", "stage4"])
     config = DeGMixConfig(backbone_config=backbone.to_dict())
@@ -63,6 +73,8 @@ def test_backbone_as_dict():
         ({"tasks": {"s": {"kind": "segmentation"}}}, r"\['num_labels'\].*None"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 256}}}, r"\['num_labels'\].*256"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 2, "id2label": {0: "a"}}}}, r"\['id2label'\]"),
+        ({"tasks": {"s": {"kind": "segmentation", "num_labels": 2, "ignore_empty": 1}}}, r"\['ignore_empty'\].*got 1"),
+        ({"tasks": {"d": {"kind": "depth", "ignore_empty": True}}}, r"tasks\['d'\].*ignore_empty.*loss_weight"),
         ({"tasks": {"e": {"kind": "boundary", "pos_weight": 1.0}}}, r"\['pos_weight'\].*1.0"),
         ({"hidden_size": 0}, "`hidden_size`.*0"),
         ({"hidden_size": 15, "num_attention_heads": 1}, "`hidden_size`.*even.*15"),

@@ -88,6 +88,7 @@ def test_degmix_architecture(pascal):
     assert [task["loss_weight"] for task in config.tasks.values()] == [1, 2, 5, 10, 50]
     assert config.tasks["semseg"]["id2label"][20] == "tv monitor"
     assert config.tasks["human_parts"]["id2label"][1] == "head"
+    assert config.tasks["human_parts"]["ignore_empty"] and not config.tasks["semseg"]["ignore_empty"]
     assert config.tasks["edge"]["pos_weight"] == 0.95
 
 

@@ -42,7 +42,10 @@ class DeGMixConfig(PreTrainedConfig):
               normals 10, boundary 50);
             - `pos_weight`: boundary only, weight of boundary pixels against `1 - pos_weight` of the others,
               in (0, 1), default 0.95;
-            - `id2label`: segmentation only, names of the classes.
+            - `id2label`: segmentation only, names of the classes;
+            - `ignore_empty`: segmentation only, whether training and evaluation ignore an image in which nothing but
+              class 0 is labelled, default `False`; for body parts, which are not annotated in every image that shows
+              a person.
         hidden_size (`int`, *optional*, defaults to 256):
             Channels of the fused features and of every block after them.
         num_mixer_layers (`int`, *optional*, defaults to 2):
@@ -187,6 +190,8 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
         isinstance(completed["pos_weight"], int | float) and 0 < completed["pos_weight"] < 1
     ):
         raise invalid("pos_weight", "a number between 0 and 1")
+    if "ignore_empty" in completed and not isinstance(completed["ignore_empty"], bool):
+        raise invalid("ignore_empty", "true or false")
     if completed.get("id2label") is not None:
         # JSON turns integer keys into strings.
         completed["id2label"] = {int(index): label for index, label in completed["id2label"].items()}

@@ -162,7 +162,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         num_logits=None,
         label_dtype=torch.int64,
         label_channels=1,
-        defaults={"loss_weight": 1.0, "id2label": None},
+        defaults={"loss_weight": 1.0, "id2label": None, "ignore_empty": False},
         label_padding=IGNORE_INDEX,
         activation=lambda logits: logits.argmax(dim=1),
         decode=_unchanged,

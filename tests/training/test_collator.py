@@ -64,7 +64,7 @@ def test_without_augmentation_it_is_the_processor(rooms):
         labels={task: [row[task] for row in rows] for task in ROOMS_TASKS},
         return_tensors="pt",
     )
-    batch = DeGMixDataCollator(processor, part_tasks=())(rows)
+    batch = DeGMixDataCollator(processor)(rows)
     assert batch["pixel_values"].shape == (6, 3, 24, 36)
     assert equal(batch, expected)
 
@@ -172,17 +172,24 @@ def test_missing_labels_are_ignored(rooms, augmentation):
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation(SIZE, **NOTHING_AT_RANDOM)])
-def test_parts_of_an_image_without_any_are_ignored(rooms, augmentation):
+def test_images_without_any_class_but_0_are_ignored_where_the_task_says_so(rooms, augmentation):
     rows = list(rooms)[:3]
     parts = np.zeros((3, *SIZE), np.uint8)
     parts[1, 5, 5] = 2
     parts[2, :, :9] = 255
     for one, part in zip(rows, parts):
-        one["human_parts"] = one["semseg"] = Image.fromarray(part)
-    labels = collator(augmentation)(rows)["labels"]
-    assert (labels["human_parts"][[0, 2]] == 255).all()
-    assert torch.equal(labels["human_parts"][1], torch.from_numpy(parts[1]).long())
+        one["limbs"] = one["semseg"] = Image.fromarray(part)
+    tasks = {"limbs": {"kind": "segmentation", "ignore_empty": True}, "semseg": {"kind": "segmentation"}}
+    labels = collator(augmentation, tasks=tasks)(rows)["labels"]
+    assert (labels["limbs"][[0, 2]] == 255).all()
+    assert torch.equal(labels["limbs"][1], torch.from_numpy(parts[1]).long())
     assert torch.equal(labels["semseg"], torch.from_numpy(parts).long())
+
+
+def test_rooms_without_people_have_no_parts(rooms):
+    is_empty = torch.tensor([not np.any(row["human_parts"]) for row in rooms])
+    label = collator()(list(rooms))["labels"]["human_parts"]
+    assert is_empty.any() and torch.equal((label == 255).flatten(1).all(dim=1), is_empty)
 
 
 def test_right_labels_pass():

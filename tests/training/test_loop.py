@@ -22,6 +22,7 @@ from small_models import BACKBONES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, pipeline
 
+from transformers_degmix import DeGMixConfig
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.balancing import FixedWeights
@@ -226,7 +227,7 @@ def test_streaming(tmp_path, no_pause):
     args = arguments(tmp_path, streaming=True, model={**MODEL, "tasks": tasks}, max_steps=5, **fields)
     train(args)  # through the end of the data: two whole batches an epoch
     tasks = AutoModel.from_pretrained(tmp_path / "run" / "last").config.tasks
-    assert tasks["semseg"] == {**ROOMS_TASKS["semseg"], "loss_weight": 1.0}
+    assert tasks["semseg"] == DeGMixConfig(tasks=ROOMS_TASKS).tasks["semseg"]
 
     stream = load_split(args, "train", tasks)
     orders = []

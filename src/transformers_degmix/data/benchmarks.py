@@ -30,7 +30,7 @@ CITYSCAPES_CATEGORIES = ("flat", "construction", "object", "nature", "sky", "hum
 # default of their kind.
 TASKS: dict[str, dict[str, Any]] = {
     "semseg": {"kind": "segmentation"},
-    "human_parts": {"kind": "segmentation", "loss_weight": 2.0},
+    "human_parts": {"kind": "segmentation", "loss_weight": 2.0, "ignore_empty": True},
     "sal": {"kind": "saliency"},
     "depth": {"kind": "depth"},
     "normals": {"kind": "normals"},

@@ -1,7 +1,7 @@
 """From rows of a data set to a batch for the model."""
 
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,8 @@ class DeGMixDataCollator:
             `None` in it, is ignored by that task.
         augmentation: what to do at random, by default nothing.
         seed: of the augmentation, 0 or more.
-        tasks: `DeGMixConfig.tasks`, whose `num_labels` class ids are held against; without, any id up to 254 will do.
-        part_tasks: segmentation tasks whose class 0 counts only beside other classes: an image in which nothing but it
-            is labelled is ignored. For body parts, which are not annotated in every image that shows a person.
+        tasks: `DeGMixConfig.tasks`, of which `num_labels` and `ignore_empty` are used; without, class ids up to 254
+            will do, and no image is ignored.
 
     Raises:
         ValueError: on a call, if an image or a label cannot be used; the message names the row and the task.
@@ -45,13 +44,11 @@ class DeGMixDataCollator:
         augmentation: Augmentation | None = None,
         seed: int = 0,
         tasks: dict[str, dict[str, Any]] | None = None,
-        part_tasks: Collection[str] = ("human_parts",),
     ):
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
-        self.num_labels = {name: (tasks or {}).get(name, {}).get("num_labels") for name in processor.tasks}
-        self.part_tasks = [name for name in processor.tasks if name in part_tasks]
+        self.tasks = {name: (tasks or {}).get(name, {}) for name in processor.tasks}
         # Workers that live on from one epoch to the next have their own copy of all but shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -73,9 +70,9 @@ class DeGMixDataCollator:
             return BatchFeature(default_collate(rows))
         samples = [self._read(row, _row_name(row, index)) for index, row in enumerate(rows)]
         batch = self._process(samples) if self.augmentation is None else self._augment(samples)
-        for task in self.part_tasks:
-            label = batch["labels"][task]
-            label[((label == 0) | (label == IGNORE_INDEX)).flatten(1).all(dim=1)] = IGNORE_INDEX
+        for task, label in batch["labels"].items():
+            if self.tasks[task].get("ignore_empty"):
+                label[((label == 0) | (label == IGNORE_INDEX)).flatten(1).all(dim=1)] = IGNORE_INDEX
         return batch
 
     def _read(self, row: dict[str, Any], name: str) -> tuple[np.ndarray, dict[str, Tensor]]:
@@ -87,7 +84,7 @@ class DeGMixDataCollator:
         labels = {}
         for task, kind in self.processor.tasks.items():
             try:
-                labels[task] = read_label(row.get(task), kind, pixels.shape[-2:], self.num_labels[task])
+                labels[task] = read_label(row.get(task), kind, pixels.shape[-2:], self.tasks[task].get("num_labels"))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`{task}` of {name}: {error}") from error
         return pixels, labels

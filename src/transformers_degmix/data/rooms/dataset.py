@@ -26,6 +26,7 @@ ROOMS_TASKS = {
         "num_labels": len(HUMAN_PARTS),
         "loss_weight": 2.0,
         "id2label": dict(enumerate(HUMAN_PARTS)),
+        "ignore_empty": True,
     },
     "sal": {"kind": "saliency"},
     "depth": {"kind": "depth"},
