@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers_degmix.data.benchmarks import TASKS
 from transformers_degmix.data.columns import RowReader, check_columns, name_classes
 from transformers_degmix.data.inspection import find_suspicions, summarize
-from transformers_degmix.image_processing_pil_degmix import to_label, to_pixels
+from transformers_degmix.image_processing_pil_degmix import decode_label, to_label, to_pixels
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.collator import read_label
@@ -122,7 +122,8 @@ def inspect_row(
             stored = reader.read_label(row, name, size)
             if stored is None:
                 continue
-            label = _without_single_channel(read_label(stored, task["kind"], size, task.get("num_labels")))
+            label = read_label(stored, task["kind"], size, task.get("num_labels"))
+            label = _without_single_channel(torch.from_numpy(decode_label(label, TASK_KINDS[task["kind"]])))
         except (TypeError, ValueError) as error:
             warnings.add(column, "training would stop", index, str(error))
             with suppress(TypeError, ValueError):

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
@@ -109,7 +109,7 @@ def to_pixels(
             "expected the shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or "
             f"4 channels, got {shape}"
         )
-    pixels = array.astype(np.float32)
+    pixels = np.array(array, np.float32, order="C")
     if array.dtype.newbyteorder("=") == np.uint16:
         pixels /= 257
     if array.dtype.kind == "f" and not np.isfinite(pixels).all():
@@ -125,8 +125,13 @@ def to_pixels(
     return pixels
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    # PIL's function copies images that are upright already.
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+
+
 def _pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode == "I":
         # 32 bits that hold the 16 of a PNG or TIFF
         array = np.array(image)
@@ -147,25 +152,32 @@ def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
     Raises:
         ValueError: the map has another shape, or NaN or infinite values.
     """
-    if isinstance(label, Image.Image):
-        label = np.array(ImageOps.exif_transpose(label))
-    if not isinstance(label, Tensor):
-        # PyTorch takes neither negative strides nor the other byte order.
-        label = np.asarray(label)
-        label = torch.from_numpy(np.array(label, dtype=label.dtype.newbyteorder("="), order="C"))
+    return torch.from_numpy(decode_label(to_coded_label(label, kind, size), kind))
 
-    found, expected = tuple(label.shape), (kind.label_channels, *size)
+
+def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
+    """[`to_label`] without the decoding: an array that owns its memory, uint8 or else `kind.array_dtype`."""
+    if isinstance(label, Image.Image):
+        label = _upright(label)
+    elif isinstance(label, Tensor):
+        # NumPy has no bfloat16.
+        label = (label.detach().float() if label.is_floating_point() else label).cpu()
+    label = np.asarray(label)
+    found, expected = label.shape, (kind.label_channels, *size)
     if found == (*size, kind.label_channels):
-        label = label.permute(2, 0, 1)
+        label = np.moveaxis(label, -1, 0)
     elif found == size:
-        label = label.unsqueeze(0)
+        label = label[None]
     if label.shape != expected:
         raise ValueError(f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}")
-    if label.is_floating_point() and not torch.isfinite(label).all():
+    if label.dtype.kind == "f" and not np.isfinite(label).all():
         raise ValueError("expected finite values, got NaN or infinity")
-    if label.dtype == torch.uint8:
-        label = kind.decode(label)
-    return label.to(kind.label_dtype)
+    return np.array(label, np.uint8 if label.dtype == np.uint8 else kind.array_dtype, order="C")
+
+
+def decode_label(label: np.ndarray, kind: TaskKind) -> np.ndarray:
+    """What [`to_coded_label`] gives -> the values, of dtype `kind.array_dtype`."""
+    return kind.decode(label).astype(kind.array_dtype, copy=False) if label.dtype == np.uint8 else label
 
 
 def resized_size(size: Size, target: SizeDict) -> Size:
@@ -213,7 +225,7 @@ def pad_centred(maps: Tensor, size: Size, value: float = 0) -> Tensor:
     return F.pad(maps, (left, horizontal - left, top, vertical - top), value=value)
 
 
-def crop_centred(maps: Tensor, size: Size) -> Tensor:
+def crop_centred(maps: Tensor | np.ndarray, size: Size) -> Tensor | np.ndarray:
     """What [`pad_centred`] padded: `(..., height, width)` -> `(..., *size)`."""
     top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
     return maps[..., top : top + size[0], left : left + size[1]]
@@ -221,10 +233,13 @@ def crop_centred(maps: Tensor, size: Size) -> Tensor:
 
 def resize_nearest(maps: Tensor, size: Size) -> Tensor:
     """`(..., height, width)` -> `(..., *size)`, each pixel from the one whose centre is nearest, as PIL's NEAREST."""
-    rows, columns = (
-        ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long() for new, old in zip(size, maps.shape[-2:])
-    )
+    rows, columns = (torch.from_numpy(nearest(old, new)) for old, new in zip(maps.shape[-2:], size))
     return maps[..., rows[:, None], columns]
+
+
+def nearest(old: int, new: int) -> np.ndarray:
+    """For each of `new` pixels in a line, which of the `old` ones has the nearest centre."""
+    return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
 
 
 class DeGMixBatchFeature(BatchFeature):
@@ -252,7 +267,7 @@ class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
 class DeGMixImageProcessingMixin:
     """Everything about DeGMix' image processors that does not depend on the backend.
 
-    A backend class adds `process_image`, and its `resize`, `rescale` and `normalize` of one image.
+    A backend class adds `process_image` and its `resize` of one image.
     """
 
     valid_kwargs = DeGMixImageProcessorKwargs
@@ -387,11 +402,13 @@ class DeGMixImageProcessingMixin:
         """One image `(channels, height, width)` of the backend's type -> float32 `(channels, *size)`."""
         if do_resize:
             image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample)
-        if do_rescale:
-            image = self.rescale(image, rescale_factor)
-        if do_normalize:
-            image = self.normalize(image, image_mean, image_std)
-        return torch.as_tensor(image)
+        image = torch.as_tensor(image)
+        mean, std = (
+            torch.as_tensor(value, dtype=image.dtype, device=image.device).view(-1, 1, 1)
+            for value in ((image_mean, image_std) if do_normalize else (0.0, 1.0))
+        )
+        # In place: the image is the copy that `to_pixels` made.
+        return image.mul_((rescale_factor if do_rescale else 1) / std).sub_(mean / std)
 
     def _preprocess_labels(
         self,

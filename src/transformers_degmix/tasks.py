@@ -10,6 +10,7 @@ from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +28,9 @@ _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231
 
 @dataclass(frozen=True)
 class TaskKind:
-    """What the maps of one kind of task mean. Maps are `(..., channels, height, width)` tensors.
+    """What the maps of one kind of task mean. Maps are `(..., channels, height, width)`.
+
+    Labels are NumPy arrays until they are batched: comparing and masking them takes PyTorch ten times as long.
 
     Attributes:
         num_logits: channels the model predicts; `None` where the task itself says (its `num_labels`).
@@ -39,9 +42,11 @@ class TaskKind:
             `(batch, 3, height, width)`.
         decode: an 8-bit label image as stored in data sets -> label values, `IGNORE_INDEX` kept where the kind has it.
         image_modes: PIL modes of label images in data sets.
-        offences: label `(channels, height, width)` and number of classes -> the values that cannot be, `(n,)`.
+        offences: label `(channels, height, width)` as stored, 8-bit ones not decoded, and number of classes -> the
+            values that cannot be, `(n,)`.
         expected: what they should have been, in words; `{highest}` stands for the largest class id.
-        unknown: label values -> boolean mask, broadcastable to them, of pixels that carry no measurement.
+        unknown: label values, array or tensor -> boolean mask, broadcastable to them, of pixels that carry no
+            measurement.
         flip: values of a map that was mirrored left to right.
         rescale: values of a map whose image was enlarged by a factor.
         colorize: prediction `(height, width)` or `(3, height, width)`, and the values shown as first and last
@@ -58,61 +63,71 @@ class TaskKind:
     defaults: dict[str, Any]
     label_padding: float
     activation: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor], Tensor]
+    decode: Callable[[np.ndarray], np.ndarray]
     image_modes: tuple[str, ...]
-    offences: Callable[[Tensor, int], Tensor]
+    offences: Callable[[np.ndarray, int], np.ndarray]
     expected: str
-    unknown: Callable[[Tensor], Tensor]
-    flip: Callable[[Tensor], Tensor]
-    rescale: Callable[[Tensor, float], Tensor]
+    unknown: Callable[[Tensor | np.ndarray], Tensor | np.ndarray]
+    flip: Callable[[np.ndarray], np.ndarray]
+    rescale: Callable[[np.ndarray, float], np.ndarray]
     colorize: Callable[[Tensor, tuple[float, float]], Tensor]
     value_range: tuple[float, float] | None
     legend: str
     unit: str = ""
     thin: bool = False
 
+    @property
+    def array_dtype(self) -> np.dtype:
+        """NumPy's `label_dtype`."""
+        return torch.empty(0, dtype=self.label_dtype).numpy().dtype
 
-def _unchanged(label: Tensor, *_) -> Tensor:
+
+def _unchanged(label: np.ndarray, *_) -> np.ndarray:
     return label
 
 
-def _outside(label: Tensor, lowest: float, highest: float) -> Tensor:
+def _outside(label: np.ndarray, lowest: float, highest: float) -> np.ndarray:
     return label[((label < lowest) | (label > highest)) & (label != IGNORE_INDEX)]
 
 
-def _wrong_lengths(normals: Tensor, _) -> Tensor:
+def _wrong_lengths(normals: np.ndarray, _) -> np.ndarray:
     """Lengths that are not nearly 0 or 1, if of more than 5 % of all vectors.
 
     Maps that were resized have shorter vectors at creases; 8-bit maps hold the zero vector to 1/255 only.
     """
     normals = normals[:, ::4, ::4]  # enough for a share
-    lengths = normals.square().sum(dim=0).sqrt()
-    is_wrong = ((lengths - 1).abs() > 0.2) & (lengths > 0.01)
-    wrong = lengths[is_wrong][(normals[:, is_wrong] != IGNORE_INDEX).all(dim=0)]
-    return wrong if len(wrong) > 0.05 * lengths.numel() else wrong[:0]
+    if normals.dtype == np.uint8:
+        normals = _decode_normals(normals)
+    lengths = np.sqrt(np.square(normals).sum(axis=0))
+    is_wrong = (np.abs(lengths - 1) > 0.2) & (lengths > 0.01)
+    wrong = lengths[is_wrong][(normals[:, is_wrong] != IGNORE_INDEX).all(axis=0)]
+    return wrong if len(wrong) > 0.05 * lengths.size else wrong[:0]
 
 
-def _is_ignored(label: Tensor) -> Tensor:
+def _is_ignored(label: Tensor | np.ndarray) -> Tensor | np.ndarray:
     return label == IGNORE_INDEX
 
 
-def _decode_normals(image: Tensor) -> Tensor:
-    """`(..., 3, height, width)`; (0, 0, 0), far from the code of any unit vector, is the zero vector."""
-    red, green, blue = image.split(
-        1, dim=-3
-    )  # joined pairwise: a reduction over the channels takes three times as long
-    return image.float().mul_(2).div_(255).sub_(1).mul_((red | green | blue) != 0)
+def _decode_normals(image: np.ndarray) -> np.ndarray:
+    """`(3, height, width)`; (0, 0, 0), far from the code of any unit vector, is the zero vector."""
+    normals = image.astype(np.float32)
+    normals /= 127.5
+    normals -= 1
+    red, green, blue = image
+    np.copyto(normals, 0, where=(red | green | blue) == 0)
+    return normals
 
 
-def _is_unknown_normal(normals: Tensor) -> Tensor:
-    x, y, z = normals.split(1, dim=-3)
+def _is_unknown_normal(normals: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    # Joined pairwise: a reduction over the channels takes three times as long.
+    x, y, z = (normals[..., i : i + 1, :, :] for i in range(3))
     is_zero = (x == 0) & (y == 0) & (z == 0)
     return is_zero | (x == IGNORE_INDEX) | (y == IGNORE_INDEX) | (z == IGNORE_INDEX)
 
 
-def _mirror_x(normals: Tensor) -> Tensor:
+def _mirror_x(normals: np.ndarray) -> np.ndarray:
     """Negates the x component, the first of the three channels."""
-    return normals * normals.new_tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
+    return normals * np.array([-1, 1, 1], normals.dtype).reshape(3, 1, 1)
 
 
 def label_palette(num_labels: int) -> Tensor:
@@ -203,7 +218,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         defaults={"loss_weight": 1.0},
         label_padding=0.0,
         activation=lambda logits: logits[:, 0].clamp(min=0),
-        decode=lambda image: image.float(),
+        decode=_unchanged,
         image_modes=("F",),  # integers would be of an unknown unit
         offences=lambda depth, _: depth[depth < 0],
         expected="metres of at least 0",
@@ -242,9 +257,9 @@ TASK_KINDS: dict[str, TaskKind] = {
         defaults={"loss_weight": 50.0, "pos_weight": 0.95},
         label_padding=IGNORE_INDEX,
         activation=lambda logits: logits[:, 0].sigmoid(),
-        decode=lambda image: image.float() / 255,
+        decode=lambda image: image / np.float32(255),
         image_modes=_8_BIT,
-        offences=lambda strength, _: _outside(strength, 0, 1),
+        offences=lambda strength, _: _outside(strength, 0, 255 if strength.dtype == np.uint8 else 1),
         expected="strengths from 0 to 1, or 255",
         unknown=_is_ignored,
         flip=_unchanged,

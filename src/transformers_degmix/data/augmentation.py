@@ -2,21 +2,18 @@
 
 Random scale, random crop, horizontal flip and photometric distortion, in this order, before normalisation and padding:
 the recipe of the field since ATRC (Bruggemann et al. 2021), with which DeGMix is trained. What becomes of a label's
-values, its kind says (`TaskKind.flip`, `TaskKind.rescale`); pixels that its kind calls unknown keep their numbers.
+values, its kind says (`TaskKind.flip`, `TaskKind.rescale`); pixels that its kind calls unknown become `IGNORE_INDEX`.
 
-Images are float32 arrays `(3, height, width)` in 0..255, label maps tensors `(channels, height, width)` as
-[`to_label`] makes them.
+Images are float32 arrays `(3, height, width)` in 0..255, label maps arrays `(channels, height, width)` as
+[`to_coded_label`] makes them, which are decoded once they are small.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from ..image_processing_pil_degmix import Size, resize_nearest
+from ..image_processing_pil_degmix import Size, decode_label, nearest
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 
 
@@ -66,36 +63,34 @@ class Augmentation:
     def __call__(
         self,
         pixels: np.ndarray,
-        labels: dict[str, Tensor],
+        labels: dict[str, np.ndarray],
         kinds: dict[str, str],
         rng: np.random.Generator,
         size: Size | None = None,
-    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """
         Args:
             pixels: image `(3, height, width)`, float32 in 0..255.
-            labels: task -> map `(channels, height, width)`.
+            labels: task -> map `(channels, height, width)`, uint8 or else `TaskKind.array_dtype`.
             kinds: task -> kind. The first segmentation task decides on crops.
             rng: where all draws come from.
             size: (height, width) of the image at scale 1, by default its own.
 
         Returns:
-            Image and labels of one common size, at most `self.size`.
+            Image and decoded labels of one common size, at most `self.size`.
         """
         scale = rng.uniform(*self.scale)
         height, width = (max(1, round(length * scale)) for length in size or pixels.shape[-2:])
         classes = next((labels[task] for task, kind in kinds.items() if TASK_KINDS[kind].num_logits is None), None)
         window = draw_window((height, width), self.size, classes, rng)
+        is_flipped = rng.random() < self.flip_probability
 
-        pixels = window.of_image(pixels)
         labels = {
-            task: rescale_label(window.of_label(label), TASK_KINDS[kinds[task]], scale)
+            task: transform_label(label, TASK_KINDS[kinds[task]], window, scale, is_flipped)
             for task, label in labels.items()
         }
-        if rng.random() < self.flip_probability:
-            pixels = pixels[..., ::-1]
-            labels = {task: flip_label(label, TASK_KINDS[kinds[task]]) for task, label in labels.items()}
-        return self.distort(pixels, rng), labels
+        pixels = self.distort(window.of_image(pixels), rng)
+        return (pixels[..., ::-1] if is_flipped else pixels), labels
 
     def distort(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Photometric distortion of SSD (Liu et al. 2016): brightness, contrast, saturation and hue, each by chance.
@@ -144,17 +139,16 @@ class Window:
         bilinear = Image.Resampling.BILINEAR
         return np.stack([Image.fromarray(channel).resize((width, height), bilinear, box) for channel in pixels])
 
-    def of_label(self, label: Tensor) -> Tensor:
-        """`(channels, height, width)` -> `(channels, *size)`, nearest: no value that was not there before."""
+    def of_label(self, label: np.ndarray) -> np.ndarray:
+        """`(channels, height, width)` -> `(channels, *size)`, a copy; nearest: no value that was not there before."""
         rows, columns = (
-            resize_nearest(torch.arange(own).view(own, 1), (scaled, 1))[start : start + length, 0].numpy()
+            nearest(own, scaled)[start : start + length]
             for own, scaled, start, length in zip(label.shape[-2:], self.scaled_size, self.corner, self.size)
         )
-        # Three times as fast as torch's indexing.
-        return torch.from_numpy(label.numpy().take(rows, axis=-2).take(columns, axis=-1))
+        return label.take(rows, axis=-2).take(columns, axis=-1)
 
 
-def draw_window(scaled_size: Size, size: Size, classes: Tensor | None, rng: np.random.Generator) -> Window:
+def draw_window(scaled_size: Size, size: Size, classes: np.ndarray | None, rng: np.random.Generator) -> Window:
     """A window at random, of `size` or as much of it as `scaled_size` has, that shows not nearly one class only.
 
     Args:
@@ -172,26 +166,21 @@ def draw_window(scaled_size: Size, size: Size, classes: Tensor | None, rng: np.r
     return window
 
 
-def largest_class_fraction(classes: Tensor) -> float:
+def largest_class_fraction(classes: np.ndarray) -> float:
     """Part of the labelled pixels that the most frequent class covers; 0 if no pixel is labelled."""
-    counts = torch.bincount(classes.flatten(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
-    return (counts.max() / counts.sum().clamp(min=1)).item()
+    counts = np.bincount(classes.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    return counts.max() / max(counts.sum(), 1)
 
 
-def rescale_label(label: Tensor, kind: TaskKind, scale: float) -> Tensor:
-    """Values of a map whose image was enlarged by `scale`."""
-    return _where_known(label, kind, lambda known: kind.rescale(known, scale))
-
-
-def flip_label(label: Tensor, kind: TaskKind) -> Tensor:
-    """A map `(channels, height, width)` mirrored left to right."""
-    return _where_known(label.flip(-1), kind, kind.flip)
-
-
-def _where_known(label: Tensor, kind: TaskKind, change: Callable[[Tensor], Tensor]) -> Tensor:
-    changed = change(label)
-    # Most kinds return the map itself; then there is nothing to choose between.
-    return label if changed is label else torch.where(kind.unknown(label), label, changed)
+def transform_label(label: np.ndarray, kind: TaskKind, window: Window, scale: float, is_flipped: bool) -> np.ndarray:
+    """Map `(channels, height, width)` -> its window, with the values that an image so scaled and mirrored has."""
+    label = decode_label(window.of_label(label), kind)
+    unknown = kind.unknown(label)
+    label = kind.rescale(label, scale)
+    if is_flipped:
+        label = kind.flip(label)
+    np.copyto(label, IGNORE_INDEX, where=unknown)  # into the window's own copy
+    return label[..., ::-1] if is_flipped else label
 
 
 def adjust_brightness(pixels: np.ndarray, summand: float) -> np.ndarray:
@@ -210,23 +199,27 @@ def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
     """
     value = pixels.max(axis=0)
     chroma = value - pixels.min(axis=0)
-    return value - (value - pixels) * np.minimum(np.float32(factor), value / np.maximum(chroma, 1e-6))
+    distances = value - pixels
+    distances *= np.minimum(np.float32(factor), value / np.maximum(chroma, 1e-6))
+    return np.subtract(value, distances, out=distances)
 
 
 def turn_hue(pixels: np.ndarray, amount: float) -> np.ndarray:
     """Adds to HSV's hue, of which 180 is the full circle, and keeps saturation and value."""
     red, green, blue = pixels
-    value = pixels.max(axis=0)
-    chroma = value - pixels.min(axis=0)
-    # From -1 to 5: red is at 0, green at 2, blue at 4. Where the chroma is 0, any hue will do.
-    per_chroma = 1 / np.maximum(chroma, 1e-6)
-    hue = np.where(
-        value == red,
-        (green - blue) * per_chroma,
-        np.where(value == green, 2 + (blue - red) * per_chroma, 4 + (red - green) * per_chroma),
-    )
-    hue += np.float32(amount / 30)
-    hue -= 6 * np.floor(hue / 6)  # as `hue % 6`, which is slow
+    value, least = pixels.max(axis=0), pixels.min(axis=0)
+    chroma = value - least
+    # The hue from cyan: green is at 1, red at 3 and -3, blue at -1. Where the chroma is 0, any hue will do.
+    hue = red - green
+    hue -= blue
+    hue += least
+    hue /= np.maximum(chroma, 1e-6)
+    hue += 2
+    np.copysign(hue, green - blue, out=hue)
+    hue -= np.float32(amount / 30)
+    hue -= 6 * np.rint(hue / 6)  # as `hue % 6`, which is slow
     # How much of the chroma each channel lacks: none within 1 of its own hue, all of it from 2 on.
-    distances = np.stack([3 - np.abs(hue - 3), np.abs(hue - 2), np.abs(hue - 4)])
-    return value - chroma * (distances - 1).clip(0, 1)
+    lacks = np.stack([2 - np.abs(hue), np.abs(hue - 1) - 1, np.abs(hue + 1) - 1])
+    lacks.clip(0, 1, out=lacks)
+    lacks *= chroma
+    return np.subtract(value, lacks, out=lacks)

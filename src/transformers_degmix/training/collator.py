@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from transformers import BatchFeature
 
 from ..data.augmentation import Augmentation
-from ..image_processing_pil_degmix import LabelMap, Size, crop_centred, resized_size, to_label, to_pixels
+from ..image_processing_pil_degmix import LabelMap, Size, crop_centred, resized_size, to_coded_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 
 
@@ -75,10 +75,10 @@ class DeGMixDataCollator:
                 label[((label == 0) | (label == IGNORE_INDEX)).flatten(1).all(dim=1)] = IGNORE_INDEX
         return batch
 
-    def _read(self, row: dict[str, Any], name: str) -> tuple[np.ndarray, dict[str, Tensor]]:
+    def _read(self, row: dict[str, Any], name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """A row -> its image `(3, height, width)`, and for each task a map `(channels, height, width)`."""
         try:
-            pixels = np.ascontiguousarray(to_pixels(row["image"], self.processor.do_convert_rgb))
+            pixels = to_pixels(row["image"], self.processor.do_convert_rgb)
         except (TypeError, ValueError) as error:
             raise ValueError(f"`image` of {name}: {error}") from error
         labels = {}
@@ -89,14 +89,14 @@ class DeGMixDataCollator:
                 raise ValueError(f"`{task}` of {name}: {error}") from error
         return pixels, labels
 
-    def _process(self, samples: list[tuple[np.ndarray, dict[str, Tensor]]]) -> BatchFeature:
+    def _process(self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> BatchFeature:
         return self.processor(
             images=[pixels for pixels, _ in samples],
             labels={task: [labels[task] for _, labels in samples] for task in self.processor.tasks},
             return_tensors="pt",
         )
 
-    def _augment(self, samples: list[tuple[np.ndarray, dict[str, Tensor]]]) -> BatchFeature:
+    def _augment(self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> BatchFeature:
         kinds, (height, width) = self.processor.tasks, self.augmentation.size
         samples = [self._augment_sample(*sample) for sample in samples]
         batch = self.processor(
@@ -113,7 +113,9 @@ class DeGMixDataCollator:
         }
         return batch
 
-    def _augment_sample(self, pixels: np.ndarray, labels: dict[str, Tensor]) -> tuple[np.ndarray, dict[str, Tensor]]:
+    def _augment_sample(
+        self, pixels: np.ndarray, labels: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         rng = np.random.default_rng([self.seed, self._epoch.item(), zlib.crc32(pixels)])
         size = pixels.shape[-2:]
         if self.processor.do_resize:
@@ -121,8 +123,10 @@ class DeGMixDataCollator:
         return self.augmentation(pixels, labels, self.processor.tasks, rng, size)
 
 
-def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | None = None) -> Tensor:
-    """Label of an image of `size` as stored in data sets -> `(channels, height, width)`, checked; see [`to_label`].
+def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | None = None) -> np.ndarray:
+    """Label of an image of `size` as stored in data sets -> `(channels, height, width)`, checked but not decoded.
+
+    See [`to_coded_label`].
 
     Args:
         label: a map, or `None` for one that is ignored everywhere.
@@ -135,10 +139,10 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
     """
     task_kind = TASK_KINDS[kind]
     if label is None:
-        return torch.full((task_kind.label_channels, *size), IGNORE_INDEX, dtype=task_kind.label_dtype)
+        return np.full((task_kind.label_channels, *size), IGNORE_INDEX, task_kind.array_dtype)
     if isinstance(label, Image.Image) and label.mode not in task_kind.image_modes:
         raise ValueError(f"expected an image of mode {' or '.join(task_kind.image_modes)}, got {label.mode}")
-    label = to_label(label, task_kind, size)
+    label = to_coded_label(label, task_kind, size)
     num_labels = num_labels or IGNORE_INDEX
     offences = task_kind.offences(label, num_labels)
     if len(offences):
@@ -146,12 +150,12 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
     return label
 
 
-def _pad_labels(labels: list[Tensor], kind: TaskKind, size: Size) -> Tensor:
-    """Maps `(channels, height, width)` -> one batch of `size`, 255 around them and wherever nothing is known."""
-    batch = torch.full((len(labels), kind.label_channels, *size), IGNORE_INDEX, dtype=kind.label_dtype)
+def _pad_labels(labels: list[np.ndarray], kind: TaskKind, size: Size) -> Tensor:
+    """Maps `(channels, height, width)` -> one batch of `size`, 255 around them."""
+    batch = np.full((len(labels), kind.label_channels, *size), IGNORE_INDEX, kind.array_dtype)
     for padded, label in zip(batch, labels):
-        crop_centred(padded, label.shape[-2:]).copy_(torch.where(kind.unknown(label), IGNORE_INDEX, label))
-    return batch if kind.label_channels == 3 else batch.squeeze(1)
+        crop_centred(padded, label.shape[-2:])[...] = label
+    return torch.from_numpy(batch if kind.label_channels == 3 else batch[:, 0])
 
 
 def _row_name(row: dict[str, Any], index: int) -> str:
