@@ -1,0 +1,34 @@
+import re
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
+    from benchmark_loader import main
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["benchmark_loader.py", *args])
+        capsys.readouterr()
+        try:
+            main()
+        except SystemExit as exit:
+            return str(exit.code)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_stages_make_up_the_whole(benchmark):
+    rate, *stages = benchmark("--num-images", "3", "--size", "32", "48").splitlines()
+    per_second = re.fullmatch(r"([\d.]+) samples per second on one core: 32 x 48, semseg, depth, normals, edge", rate)
+    milliseconds = [float(re.match(r" *([\d.]+) ms +\d+%  \w+", stage)[1]) for stage in stages]
+    assert len(stages) == 7 and min(milliseconds) > 0
+    assert sum(milliseconds) == pytest.approx(1000 / float(per_second[1]), rel=0.05)
+
+
+def test_rooms_that_cannot_be(benchmark):
+    assert "error: `num_images` must be 1 or more, got 0" in benchmark("--num-images", "0")
+    assert "error: `image_size` must be" in benchmark("--size", "16", "48")
