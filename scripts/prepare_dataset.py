@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 import datasets
+from huggingface_hub.utils import validate_repo_id
 
-from transformers_degmix.data.prepare import ARCHIVES, Job, prepare, push
+from transformers_degmix.data.prepare import ARCHIVES, Job, prepare, push, push_command
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,6 +38,11 @@ def parse_args() -> argparse.Namespace:
         parser.error("--classes is for cityscapes")
     if args.num_proc < 1:
         parser.error("--num-proc must be 1 or more")
+    if args.push_to_hub:
+        try:
+            validate_repo_id(args.push_to_hub)
+        except ValueError as error:
+            parser.error(f"--push-to-hub: {error}")
     return args
 
 
@@ -51,10 +57,10 @@ def main():
     print(f"{args.output}: " + ", ".join(f"{count} {split} images" for split, count in counts.items()))
     if args.push_to_hub:
         try:
-            push(args.output, args.push_to_hub)
-        except (OSError, ValueError) as error:
-            again = f'datasets.load_dataset("{args.output}").push_to_hub("{args.push_to_hub}")'
-            sys.exit(f"error: {args.output} is complete but not pushed; {again} tries again: {error}")
+            print(push(args.output, args.push_to_hub))
+        except OSError as error:
+            again = push_command(args.output, args.push_to_hub)
+            sys.exit(f"error: {args.output} is complete but not pushed; `{again}` tries again: {error}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 from filelock import FileLock, Timeout
-from huggingface_hub import DatasetCard, create_repo
+from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 from tqdm import tqdm
 
@@ -334,8 +334,26 @@ def command_line(job: Job) -> str:
     return shlex.join(words)
 
 
-def push(output: Path, repository: str):
-    """The card first: what `datasets` then adds to its head leaves the text alone."""
-    create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
-    DatasetCard.load(output / "README.md").push_to_hub(repository)
-    datasets.load_dataset(str(output)).push_to_hub(repository)
+def push(output: Path, repository: str) -> str:
+    """Makes the files of a data set those of a repository on the Hub, which is private if it is new.
+
+    Returns:
+        Its address.
+
+    Raises:
+        OSError: it failed, for a reason of one line.
+    """
+    try:
+        url = create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
+        # What an earlier push left under `data`, in shards of another number, would count beside these.
+        upload_folder(repo_id=url.repo_id, repo_type="dataset", folder_path=output, delete_patterns="data/*")
+    except Exception as error:  # of every type: the Hub's, those of its HTTP client, RuntimeError around either
+        reasons = (error, error.__cause__) if isinstance(error, RuntimeError) else (error,)
+        raise OSError(" ".join(" ".join(map(str, reasons)).split())) from error
+    return url
+
+
+def push_command(output: Path, repository: str) -> str:
+    """What does the same in a shell."""
+    words = ["hf", "upload", repository, str(output), ".", "--repo-type", "dataset", "--private", "--delete", "data/*"]
+    return shlex.join(words)
