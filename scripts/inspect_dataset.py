@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from transformers_degmix.data.benchmarks import TASKS
-from transformers_degmix.data.columns import RowReader, check_columns, name_classes
+from transformers_degmix.data.columns import RowReader, name_classes, select_columns
 from transformers_degmix.data.inspection import find_suspicions, summarize
 from transformers_degmix.image_processing_pil_degmix import decode_label, to_label, to_pixels
 from transformers_degmix.tasks import TASK_KINDS
@@ -108,9 +108,12 @@ def inspect_row(
     """The image, and its labels: all that can be read, and those of them that training would take.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image that can be read.
     """
-    image = reader.read_image(row)
+    try:
+        image = reader.read_image(row)
+    except ValueError as error:
+        raise ValueError(f"sample {index}: {error}") from error
     pixels = to_pixels(image, do_convert_rgb=True)
     size = pixels.shape[-2:]
     if pixels.max() <= 1:
@@ -158,7 +161,7 @@ def main():
         data = open_split(run, "train")
         tasks = find_tasks(run, data)
         reader = RowReader(tasks, run.columns, data.features)
-        check_columns(data, reader)
+        data = select_columns(data, reader)
         warnings, overviews, labels = Warnings(), [], []
         for index, row in choose_rows(data, args.num):
             image, readable, good = inspect_row(row, index, reader, tasks, warnings)

@@ -1,3 +1,4 @@
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,21 @@ def test_bad_rows_are_named():
     assert mapped[0]["image_id"] == "0"
     with pytest.raises(ValueError, match="sample 1: column 'image': there is no image"):
         mapped[1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_damaged_images_are_named_and_columns_that_nobody_needs_not_read(streaming):
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).random((20, 30), np.float32)).save(file, "TIFF")
+    whole, half = ({"bytes": part, "path": None} for part in (file.getvalue(), file.getvalue()[:1000]))
+    rows = {"image": [whole, whole], "depth": [whole, half], "more": [half, half], "image_id": ["a", "b"]}
+    features = Features(dict.fromkeys(("image", "depth", "more"), ImageFeature()) | {"image_id": Value("string")})
+    data = Dataset.from_dict(rows, features=features)
+    mapped = map_columns(data.to_iterable_dataset() if streaming else data, {"depth": DEPTH})
+    samples = iter(mapped) if streaming else (mapped[index] for index in range(2))
+    assert next(samples)["depth"].mode == "F"
+    with pytest.raises(ValueError, match="'b', column 'depth': cannot read the image: "):
+        next(samples)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

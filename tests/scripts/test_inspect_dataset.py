@@ -1,10 +1,12 @@
 import re
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from transformers_degmix.data.rooms import load_rooms
@@ -144,3 +146,13 @@ def test_errors(inspect, tmp_path):
     assert re.match(r"error: .*'other'.*'segmentation'.*'segmentaton'", inspect(folder, "--config", config))
     assert "error: " in inspect(folder, "--split", "nowhere")
     assert "error: " in inspect(tmp_path / "nowhere")
+
+
+def test_a_damaged_image_is_named(inspect, tmp_path):
+    file = BytesIO()
+    photo().save(file, "PNG")
+    rows = {"image": [{"bytes": file.getvalue()[:-30], "path": None}], "depth": [floats(1.0)]}
+    features = Features(dict.fromkeys(rows, ImageFeature()))
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert inspect(tmp_path / "data").startswith("error: sample 0: column 'image': cannot read the image: ")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset
+from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
 
@@ -129,7 +130,7 @@ class RowReader:
     Args:
         tasks: `DeGMixConfig.tasks`.
         columns: `TrainingArguments.columns`.
-        features: of the data set; they tell the dtype of its arrays.
+        features: of the data set; they tell the dtype of its arrays, and how to decode its images.
     """
 
     def __init__(
@@ -137,12 +138,12 @@ class RowReader:
     ):
         self.kinds = {name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}
         self.columns = parse_columns(columns or {}, tasks)
-        self.dtypes = {name: getattr(_leaf(feature), "dtype", None) for name, feature in (features or {}).items()}
+        self.features = features or {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """
         Raises:
-            ValueError: a value cannot be read as the mapping says; the message names column and task.
+            ValueError: a value cannot be read as the mapping says; the message names column, task and `image_id`.
         """
         image = self.read_image(row)
         labels = {task: self.read_label(row, task, image_size(image)) for task in self.kinds}
@@ -154,7 +155,7 @@ class RowReader:
             ValueError: there is no image, nor an array of the shape of one.
         """
         column = self.columns["image"]
-        with self._naming("image"):
+        with self._naming(row, "image"):
             stored = self._stored(row, column)
             if stored is None:
                 raise ValueError("there is no image")
@@ -171,7 +172,7 @@ class RowReader:
                 that are NaN or infinite without being `invalid`.
         """
         column, kind = self.columns[task], self.kinds[task]
-        with self._naming(task):
+        with self._naming(row, task):
             stored = self._stored(row, column)
             if stored is None or not column.changes_values:
                 return stored
@@ -179,25 +180,37 @@ class RowReader:
 
     def _stored(self, row: dict[str, Any], column: Column) -> Image.Image | np.ndarray | None:
         """What a row has in a column: an image, an array, or nothing."""
-        stored, dtype = row.get(column.column), self.dtypes.get(column.column)
+        stored, feature = row.get(column.column), self.features.get(column.column)
         if stored is None or (isinstance(stored, np.ndarray) and _is_nan(stored)):
             return None
+        if isinstance(feature, ImageFeature):
+            return _decode_image(stored, feature)
         if isinstance(stored, list | np.ndarray):
             # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
-            return np.asarray(stored, dtype=dtype)
+            return np.asarray(stored, dtype=getattr(_leaf(feature), "dtype", None))
         if not isinstance(stored, Image.Image):
             raise ValueError(f"expected an image or an array, got a {type(stored).__name__}")
         return stored
 
     @contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
-        """Errors inside say which column they are about."""
+    def _naming(self, row: dict[str, Any], name: str) -> Iterator[None]:
+        """Errors inside say which row, as far as it has a name, and which column they are about."""
         try:
             yield
         except (TypeError, ValueError) as error:
             source = self.columns[name].column
             role = "" if name == source else f" (for {name!r})"
-            raise ValueError(f"column {source!r}{role}: {error}") from error
+            where = f"{row['image_id']!r}, " if "image_id" in row else ""
+            raise ValueError(f"{where}column {source!r}{role}: {error}") from error
+
+
+def _decode_image(stored: Image.Image | dict[str, Any], feature: ImageFeature) -> Image.Image:
+    """What a column of images holds with `decode=False`, `bytes` or a `path`, or decoded already."""
+    try:
+        return feature.decode_example(stored)
+    except Exception as error:  # of every type, from PIL's decoders
+        source = f" {stored['path']}" if stored["path"] else ""
+        raise ValueError(f"cannot read the image{source}: {error}") from error
 
 
 def _change_label(stored: Image.Image | np.ndarray, column: Column, kind: TaskKind, size: Size) -> Tensor:
@@ -250,13 +263,7 @@ class MappedDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, data: Dataset, reader: RowReader):
-        # As arrays rather than lists, an order of magnitude faster; other columns keep their format.
-        arrays = [
-            column.column
-            for column in reader.columns.values()
-            if isinstance(data.features[column.column], Array2D | Array3D)
-        ]
-        self.data = data.with_format("numpy", columns=arrays, output_all_columns=True) if arrays else data
+        self.data = data
         self.reader = reader
 
     def __len__(self) -> int:
@@ -289,17 +296,18 @@ def map_columns(
         ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
     """
     reader = RowReader(tasks, columns, data.features)
-    available = check_columns(data, reader)
+    data = select_columns(data, reader)
     if not isinstance(data, IterableDataset):
         return MappedDataset(data, reader)
     if shuffle_buffer_size:
         # Before rows are read, so that the buffer holds images as files rather than pixels.
         data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
-    return data.map(reader, remove_columns=available)
+    mapped = data.map(reader, remove_columns=[column.column for column in reader.columns.values()])
+    return mapped.with_format(None)  # the reader's own types rather than NumPy's
 
 
-def check_columns(data: Dataset | IterableDataset, reader: RowReader) -> list[str]:
-    """The names of the columns of a data set, all that the reader needs among them.
+def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Dataset | IterableDataset:
+    """The data set with no more than the reader needs: images not decoded yet, arrays as NumPy's.
 
     Raises:
         ValueError: there is no sample, or a column is missing.
@@ -313,7 +321,13 @@ def check_columns(data: Dataset | IterableDataset, reader: RowReader) -> list[st
     if missing:
         wanted = ", ".join(repr(c) if c == name else f"{c!r} (for {name!r})" for name, c in missing.items())
         raise ValueError(f"the data set lacks the columns {wanted}; it has {available}")
-    return available
+    needed = {column.column for column in reader.columns.values()} | {"image_id"} & set(available)
+    data = data.select_columns([name for name in available if name in needed])
+    for name in needed & {name for name, feature in reader.features.items() if isinstance(feature, ImageFeature)}:
+        data = data.cast_column(name, ImageFeature(decode=False))
+    # As lists, arrays take an order of magnitude longer.
+    has_arrays = any(isinstance(reader.features.get(name), Array2D | Array3D) for name in needed)
+    return data.with_format("numpy") if has_arrays else data
 
 
 def name_classes(
