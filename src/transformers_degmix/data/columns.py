@@ -312,6 +312,9 @@ def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Datase
     Raises:
         ValueError: there is no sample, or a column is missing.
     """
+    for name, feature in reader.features.items():
+        if isinstance(feature, ImageFeature):
+            data = data.cast_column(name, ImageFeature(decode=False))
     # A stream may not know its length and columns before it is read.
     first = next(iter(data.take(1)), None) if isinstance(data, IterableDataset) else len(data) or None
     if first is None:
@@ -323,8 +326,6 @@ def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Datase
         raise ValueError(f"the data set lacks the columns {wanted}; it has {available}")
     needed = {column.column for column in reader.columns.values()} | {"image_id"} & set(available)
     data = data.select_columns([name for name in available if name in needed])
-    for name in needed & {name for name, feature in reader.features.items() if isinstance(feature, ImageFeature)}:
-        data = data.cast_column(name, ImageFeature(decode=False))
     # As lists, arrays take an order of magnitude longer.
     has_arrays = any(isinstance(reader.features.get(name), Array2D | Array3D) for name in needed)
     return data.with_format("numpy") if has_arrays else data
