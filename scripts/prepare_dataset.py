@@ -22,7 +22,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=[*ARCHIVES, "rooms"])
     parser.add_argument(
-        "source", help="the archive (.tar.gz) or the folder unpacked from it; rooms: TRAIN,VALIDATION, two numbers"
+        "source",
+        help="the archive (.tar.gz or .zip) or the folder unpacked from it; cityscapes: or a folder with "
+        "leftImg8bit_trainvaltest.zip and so on; rooms: TRAIN,VALIDATION, two numbers",
     )
     parser.add_argument("output", type=Path, help="folder to create")
     parser.add_argument(

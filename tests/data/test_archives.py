@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def write_tar(path, *members):
 def test_unpack(tmp_path):
     content = np.random.default_rng(0).bytes(100_000)
     members = member("./top", tarfile.DIRTYPE), member("./top/a/b.bin", content=content), member("empty")
-    unpack(write_tar(tmp_path / "a.tar.gz", *members), tmp_path / "out")
+    unpack([write_tar(tmp_path / "a.tar.gz", *members)], tmp_path / "out")
     assert (tmp_path / "out/top/a/b.bin").read_bytes() == content  # although the member's mode lets nobody read it
     assert (tmp_path / "out/empty").read_bytes() == b""
     assert sorted(os.listdir(tmp_path)) == ["a.tar.gz", "out"]
@@ -65,7 +66,7 @@ def test_unsafe_member_is_named_and_nothing_is_left(tmp_path, bad):
     folder.mkdir()
     archive = write_tar(folder / "a.tar.gz", member("good", content=b"x"), bad)
     with pytest.raises(ValueError) as error:
-        unpack(archive, folder / "out")
+        unpack([archive], folder / "out")
     assert repr(bad[0].name) in str(error.value) and "a.tar.gz" in str(error.value)
     assert os.listdir(tmp_path) == ["folder"] and os.listdir(folder) == ["a.tar.gz"]
 
@@ -84,9 +85,48 @@ def test_damaged_archives(tmp_path):
     whole = write_tar(tmp_path / "a.tar.gz", member("a", content=content)).read_bytes()
     for name, part in damaged(whole):
         (tmp_path / "a.tar.gz").write_bytes(part)
-        with pytest.raises(ValueError, match="a.tar.gz is truncated or damaged, or no .tar.gz"):
-            unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+        with pytest.raises(ValueError, match="a.tar.gz is truncated or damaged, or neither"):
+            unpack([tmp_path / "a.tar.gz"], tmp_path / "out")
         assert os.listdir(tmp_path) == ["a.tar.gz"], name
+
+
+def write_zip(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_zip_archives_share_a_folder(tmp_path):
+    content = np.random.default_rng(0).bytes(100_000)
+    archives = [
+        write_zip(tmp_path / "a.zip", **{"README": b"a", "a/": b"", "a/b/c.bin": content}),
+        write_zip(tmp_path / "b.zip", **{"README": b"b", "b/c.bin": b"x"}),
+    ]
+    unpack(archives, tmp_path / "out")
+    assert (tmp_path / "out/a/b/c.bin").read_bytes() == content and (tmp_path / "out/b/c.bin").read_bytes() == b"x"
+    assert (tmp_path / "out/README").read_bytes() == b"b"
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:/evil"])
+def test_unsafe_zip_members(tmp_path, name):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    archive = write_zip(folder / "a.zip", **{"good": b"x", name: b"x"})
+    with pytest.raises(ValueError, match="a.zip: the path of the member .* leads out of the archive"):
+        unpack([archive], folder / "out")
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(folder) == ["a.zip"]
+
+
+def test_damaged_zips(tmp_path):
+    good = write_zip(tmp_path / "good.zip", a=b"x")
+    bad = write_zip(tmp_path / "bad.zip", a=np.random.default_rng(0).bytes(100_000))
+    content = bad.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:50_000] + b"no" + content[50_002:], b""):
+        bad.write_bytes(damaged)
+        with pytest.raises(ValueError, match="bad.zip is truncated or damaged, or neither"):
+            unpack([good, bad], tmp_path / "out")
+        assert sorted(os.listdir(tmp_path)) == ["bad.zip", "good.zip"]
 
 
 def test_find_root(tmp_path):
@@ -97,6 +137,8 @@ def test_find_root(tmp_path):
     (tmp_path / "b" / "images").mkdir(parents=True)
     with pytest.raises(ValueError, match="more than one place"):
         find_root(tmp_path, "images")
+    (tmp_path / "d/e/gt_sets").mkdir(parents=True)
+    assert find_root(tmp_path, "gt_sets") == tmp_path / "d/e"
     with pytest.raises(ValueError, match="neither a folder"):
         find_root(tmp_path / "c", "images")
 

@@ -1,6 +1,7 @@
 """The command, from miniature archives to `load_dataset`."""
 
 import os
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_names_counts_and_card(run, tmp_path):
         assert part in card
     assert "python scripts/prepare_dataset.py nyud NYUDv2 out\n" in card and str(tmp_path) not in card
     assert load(tmp_path / "out")["train"].features["semseg_classes"].feature.names[:2] == ["wall", "floor"]
+
+
+def test_packages_of_cityscapes(run, tmp_path):
+    root, check = cityscapes(tmp_path)
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for folder in ("leftImg8bit", "gtFine", "disparity", "camera"):
+        shutil.make_archive(str(packages / f"{folder}_trainvaltest"), "zip", root, folder)
+    (packages / "gtCoarse.zip").write_bytes(b"not needed")
+    damaged = packages / "camera_trainvaltest.zip"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-100])
+    assert f"{damaged} is truncated or damaged" in run("cityscapes", packages, tmp_path / "out")[0]
+    damaged.write_bytes(content)
+    assert run("cityscapes", packages, tmp_path / "out")[0] is None
+    for (split, _), row in rows(load(tmp_path / "out")).items():
+        check(split, row)
 
 
 def test_categories_and_disparity_in_two_processes(run, tmp_path):
@@ -245,7 +263,7 @@ def test_bad_sources_and_outputs(run, tmp_path):
         tar.addfile(tarfile.TarInfo("../evil"))
     assert "'../evil' leads out of the archive" in run("nyud", archive, tmp_path / "out")[0]
     assert not (tmp_path / "evil").exists()
-    assert "nowhere is neither a folder nor a .tar.gz" in run("nyud", tmp_path / "nowhere", tmp_path / "out")[0]
+    assert "nowhere is neither a folder nor an archive" in run("nyud", tmp_path / "nowhere", tmp_path / "out")[0]
     assert "holds leftImg8bit, gtFine, disparity" in run("cityscapes", root, tmp_path / "out")[0]
     (root / "gt_sets/val.txt").write_text("")
     assert "val.txt lists no images" in run("nyud", root, tmp_path / "out")[0]

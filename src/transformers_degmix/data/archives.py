@@ -1,4 +1,4 @@
-"""Reading the archives that benchmarks come in: .tar.gz files or folders, with images and .mat and .npy files in them.
+"""Reading what benchmarks come in: .tar.gz or .zip archives or folders, with images and .mat and .npy files in them.
 
 All errors name the file.
 """
@@ -7,9 +7,10 @@ import gzip
 import json
 import shutil
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import scipy.io
@@ -18,69 +19,102 @@ from PIL import Image
 from ..image_processing_pil_degmix import load_image
 
 
-def unpack(archive: Path, target: Path):
-    """Unpacks a .tar.gz into the new folder `target`, which appears whole or not at all.
+# RuntimeError is for a .zip with a password or an unusual compression.
+_DAMAGE = (EOFError, RuntimeError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+
+
+def unpack(archives: list[Path], target: Path):
+    """Unpacks .tar.gz and .zip archives into one new folder `target`, which appears whole or not at all.
 
     Only folders and regular files are unpacked, with none of their permissions and owners: what an archive holds can
     neither be written outside `target` nor, as a link, lead there.
 
     Raises:
-        ValueError: the archive is truncated or damaged, or a member has a path out of the archive or is neither a
+        ValueError: an archive is truncated or damaged, or a member has a path out of the archive or is neither a
             folder nor a regular file.
     """
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        with gzip.open(archive) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as members:
-                for member in members:
-                    _unpack_member(members, member, unfinished)
-            # The checksum comes last, after what tar reads.
-            while stream.read(2**20):
-                pass
+        for archive in archives:
+            try:
+                unpack_archive = _unpack_zip if archive.suffix == ".zip" else _unpack_tar
+                unpack_archive(archive, unfinished)
+            # RuntimeError: a .zip with a password or an unusual compression.
+            except (
+                EOFError,
+                zlib.error,
+                gzip.BadGzipFile,
+                tarfile.TarError,
+                zipfile.BadZipFile,
+                RuntimeError,
+            ) as error:
+                raise ValueError(f"{archive} is truncated or damaged, or neither .tar.gz nor .zip: {error}") from error
+            except ValueError as error:
+                raise ValueError(f"{archive}: {error}") from error
         unfinished.rename(target)
-    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
-        raise ValueError(f"{archive} is truncated or damaged, or no .tar.gz: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{archive}: {error}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _unpack_member(members: tarfile.TarFile, member: tarfile.TarInfo, target: Path):
+def _unpack_tar(archive: Path, target: Path):
+    with gzip.open(archive) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as members:
+            for member in members:
+                path = _member_path(member.name, target)
+                if not member.isdir() and not member.isfile():
+                    raise ValueError(
+                        f"the member {member.name!r} is a link or device; unpack the archive yourself if you trust it"
+                    )
+                _write_member(path, None if member.isdir() else members.extractfile(member))
+        # The checksum comes last, after what tar reads.
+        while stream.read(2**20):
+            pass
+
+
+def _unpack_zip(archive: Path, target: Path):
+    with zipfile.ZipFile(archive) as members:
+        for member in members.infolist():
+            path = _member_path(member.filename, target)
+            # A link becomes a file that holds its target's name.
+            with members.open(member) as file:
+                _write_member(path, None if member.is_dir() else file)
+
+
+def _member_path(name: str, target: Path) -> Path:
     # Windows' rules for paths, which are the stricter ones.
-    parts, anchor = PureWindowsPath(member.name).parts, PureWindowsPath(member.name).anchor
+    parts, anchor = PureWindowsPath(name).parts, PureWindowsPath(name).anchor
     if anchor or ".." in parts:
-        raise ValueError(f"the path of the member {member.name!r} leads out of the archive")
-    path = target.joinpath(*parts)
-    if member.isdir():
+        raise ValueError(f"the path of the member {name!r} leads out of the archive")
+    return target.joinpath(*parts)
+
+
+def _write_member(path: Path, content: IO[bytes] | None):
+    """A file or, without content, a folder."""
+    if content is None:
         path.mkdir(parents=True, exist_ok=True)
-    elif member.isfile():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            shutil.copyfileobj(members.extractfile(member), file)
-    else:
-        raise ValueError(
-            f"the member {member.name!r} is a link or device; unpack the archive yourself if you trust it"
-        )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def find_root(folder: Path, *entries: str) -> Path:
-    """`folder`, or the one folder in it, that holds all `entries`.
+    """`folder`, or the one folder up to two levels below, that holds all `entries`.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is none, or more than one on the uppermost level where there are any.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is neither a folder nor a .tar.gz")
-    candidates = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    roots = [path for path in candidates if all((path / entry).exists() for entry in entries)]
-    if not roots:
-        raise ValueError(f"neither {folder} nor a folder in it holds {', '.join(entries)}")
-    if len(roots) > 1:
-        raise ValueError(f"{', '.join(entries)} are in more than one place: {', '.join(map(str, roots))}")
-    return roots[0]
+        raise ValueError(f"{folder} is neither a folder nor an archive")
+    for level in ([folder], folder.glob("*/"), folder.glob("*/*/")):
+        roots = sorted(path for path in level if all((path / entry).exists() for entry in entries))
+        if len(roots) > 1:
+            raise ValueError(f"{', '.join(entries)} are in more than one place: {', '.join(map(str, roots))}")
+        if roots:
+            return roots[0]
+    raise ValueError(f"neither {folder} nor a folder in it holds {', '.join(entries)}")
 
 
 def read_ids(path: Path) -> list[str]:
@@ -102,6 +136,11 @@ def read_ids(path: Path) -> list[str]:
         twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
         raise ValueError(f"{path} lists {twice!r} twice")
     return ids
+
+
+def read_splits(folder: Path) -> dict[str, list[str]]:
+    """The ids in `train.txt` and `val.txt`, of the splits "train" and "validation"; see [`read_ids`]."""
+    return {"train": read_ids(folder / "train.txt"), "validation": read_ids(folder / "val.txt")}
 
 
 def check_header(path: Path):

@@ -22,6 +22,9 @@ _FILES = {
     "camera": ("camera", "_camera.json"),
 }
 
+# The archives that its page offers; each holds one of the folders.
+PACKAGES = tuple(f"{folder}_trainvaltest.zip" for folder, _ in _FILES.values())
+
 # Of the ids 0..33 in the label files, those of the 19 training classes in their order; and the category of each class.
 # The other ids (parking, tunnel, caravan, ...) belong to categories too, but the benchmark scores them in neither.
 TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)

@@ -147,7 +147,7 @@ class RowReader:
         """
         image = self.read_image(row)
         labels = {task: self.read_label(row, task, image_size(image)) for task in self.kinds}
-        return {"image": image, **labels, **({"image_id": row["image_id"]} if "image_id" in row else {})}
+        return {"image": image, **labels, **({"image_id": str(row["image_id"])} if "image_id" in row else {})}
 
     def read_image(self, row: dict[str, Any]) -> Image.Image | np.ndarray:
         """
@@ -200,7 +200,7 @@ class RowReader:
         except (TypeError, ValueError) as error:
             source = self.columns[name].column
             role = "" if name == source else f" (for {name!r})"
-            where = f"{row['image_id']!r}, " if "image_id" in row else ""
+            where = f"{str(row['image_id'])!r}, " if "image_id" in row else ""
             raise ValueError(f"{where}column {source!r}{role}: {error}") from error
 
 

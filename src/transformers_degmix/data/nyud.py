@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .archives import find_root, read_bytes, read_ids, read_image, read_npy
+from .archives import find_root, read_bytes, read_image, read_npy, read_splits
 from .benchmarks import BENCHMARKS, NYUD_CLASSES
 from .schema import named_tasks
 
@@ -34,8 +34,8 @@ class NYUD:
     title = "NYUD-v2"
     terms = (
         "Images and depth come from NYU Depth V2 (Silberman, Hoiem, Kohli and Fergus, ECCV 2012), the 40 classes from "
-        "Gupta et al. (CVPR 2013), in the split and files that multi-task learning uses. The page of NYU Depth V2 "
-        "offers it for research and states no licence: ask its authors before any other use, or before passing it on."
+        "Gupta et al. (CVPR 2013), in the split and files that multi-task learning uses. No licence of NYU Depth V2 "
+        "is known here: ask its authors before any other use than research, or before passing it on."
     )
     columns = {
         "semseg": "40 classes; unlabelled pixels are 255",
@@ -47,10 +47,7 @@ class NYUD:
     def __init__(self, folder: Path):
         self.root = find_root(folder, "gt_sets")
         self.tasks = named_tasks(BENCHMARKS["nyud"].tasks, {"semseg": NYUD_CLASSES})
-        self.ids = {
-            split: read_ids(self.root / "gt_sets" / name)
-            for split, name in (("train", "train.txt"), ("validation", "val.txt"))
-        }
+        self.ids = read_splits(self.root / "gt_sets")
 
     def files(self, split: str, image_id: str) -> dict[str, Path]:
         return {name: self.root / pattern.format(image_id) for name, pattern in _FILES.items()}

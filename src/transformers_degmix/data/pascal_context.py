@@ -10,7 +10,7 @@ import numpy as np
 from scipy.ndimage import laplace
 from skimage.morphology import thin
 
-from .archives import find_root, read_bytes, read_ids, read_image, read_mat
+from .archives import find_root, read_bytes, read_image, read_mat, read_splits
 from .benchmarks import BENCHMARKS, HUMAN_PARTS, VOC_CLASSES
 from .schema import UNKNOWN_NORMAL, named_tasks
 
@@ -87,8 +87,8 @@ class PASCALContext:
         "Images are those of PASCAL VOC 2010 (Everingham et al.), which came from flickr and whose use must respect "
         "flickr's terms of use. Labels come from PASCAL-Context (Mottaghi et al., CVPR 2014), PASCAL-Part (Chen et "
         "al., CVPR 2014) and PASCAL VOC 2012; saliency and normals were distilled from networks by Maninis et al. "
-        "(CVPR 2019, ASTMT), whose release is for non-commercial use. See the pages of these projects for their terms "
-        "before any other use, or before passing it on."
+        "(CVPR 2019, ASTMT), whose code is under CC BY-NC 4.0. See the pages of these projects for their terms before "
+        "any other use than research, or before passing it on."
     )
     columns = {
         "semseg": "21 classes of PASCAL VOC, from VOC 2012 where it has the image, else from PASCAL-Context",
@@ -106,10 +106,7 @@ class PASCALContext:
         self.tasks = named_tasks(
             BENCHMARKS["pascal_context"].tasks, {"semseg": VOC_CLASSES, "human_parts": HUMAN_PARTS}
         )
-        self.ids = {
-            split: read_ids(self.root / "ImageSets" / "Context" / name)
-            for split, name in (("train", "train.txt"), ("validation", "val.txt"))
-        }
+        self.ids = read_splits(self.root / "ImageSets" / "Context")
 
     def files(self, split: str, image_id: str) -> dict[str, Path]:
         voc, context = (self.root / "semseg" / name / f"{image_id}.png" for name in ("VOC12", "pascal-context"))

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..saving import check_writable
 from .archives import check_header, unpack
-from .cityscapes import Cityscapes
+from .cityscapes import PACKAGES, Cityscapes
 from .nyud import NYUD
 from .pascal_context import PASCALContext
 from .rooms import ROOMS_TASKS, render_room
@@ -48,8 +48,8 @@ class Job:
 
     Attributes:
         dataset: one of `ARCHIVES`, or "rooms".
-        source: the archive (.tar.gz) or the folder unpacked from it; for rooms, numbers of training and validation
-            rooms, as "2000,200".
+        source: the archive (.tar.gz or .zip), the folder unpacked from it, or one with the packages of Cityscapes; for
+            rooms, numbers of training and validation rooms, as "2000,200".
         output: folder to create.
         num_classes: of Cityscapes, 19 classes or 7 categories; by default 19.
         num_proc: number of processes.
@@ -170,9 +170,19 @@ def convert(job: Job, work: Path) -> dict[str, int]:
 
 def source_state(job: Job) -> list:
     """What distinguishes this source from any other, or from the same path with another archive."""
-    path = Path(job.source).absolute()
-    state = [job.dataset, job.num_classes, job.source if job.dataset == "rooms" else str(path)]
-    return [*state, path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else state
+    path = job.source if job.dataset == "rooms" else str(Path(job.source).absolute())
+    archives = [[archive.name, archive.stat().st_size, archive.stat().st_mtime_ns] for archive in find_archives(job)]
+    return [job.dataset, job.num_classes, path, archives]
+
+
+def find_archives(job: Job) -> list[Path]:
+    """What is to be unpacked: the source, or packages of Cityscapes in it if there are no folders beside them."""
+    source = Path(job.source).absolute()
+    if source.is_file():
+        return [source]
+    if job.dataset != "cityscapes" or not source.is_dir() or any(path.is_dir() for path in source.iterdir()):
+        return []
+    return [source / name for name in PACKAGES if (source / name).exists()]
 
 
 def forget_other_job(record: Path, key: list, *results: Path):
@@ -187,11 +197,11 @@ def forget_other_job(record: Path, key: list, *results: Path):
 def open_source(job: Job, unpacked: Path) -> Source:
     if job.dataset == "rooms":
         return Rooms(job.source)
-    folder = Path(job.source).absolute()
-    if folder.is_file():
+    folder, archives = Path(job.source).absolute(), find_archives(job)
+    if archives:
         if not unpacked.exists():
-            print(f"unpacking {folder}", file=sys.stderr)
-            unpack(folder, unpacked)
+            print(f"unpacking {', '.join(map(str, archives))}", file=sys.stderr)
+            unpack(archives, unpacked)
         folder = unpacked
     return ARCHIVES[job.dataset](folder, **({"num_classes": job.num_classes} if job.num_classes else {}))
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..benchmarks import HUMAN_PARTS
+from ..schema import encode_normals, features_for
 from .objects import SEMSEG_CLASSES
 from .raycast import dot, rotate, visible
 from .scene import SPLITS, sample_room
@@ -136,15 +137,6 @@ def load_rooms(
     _check(split, image_size)
     if num_images < 1:
         raise ValueError(f"`num_images` must be 1 or more, got {num_images}")
-    maps = ("image", "semseg", "human_parts", "sal", "depth", "normals", "edge")
-    features = datasets.Features(
-        {
-            "image_id": datasets.Value("string"),
-            **{name: datasets.Image() for name in maps},
-            "semseg_classes": datasets.List(datasets.ClassLabel(names=list(SEMSEG_CLASSES))),
-            "human_parts_classes": datasets.List(datasets.ClassLabel(names=list(HUMAN_PARTS))),
-        }
-    )
     arguments = {
         "split": split,
         "indices": list(range(num_images)),  # a list, which is what num_proc divides
@@ -153,7 +145,7 @@ def load_rooms(
     }
     return datasets.Dataset.from_generator(
         _rows,
-        features=features,
+        features=features_for(ROOMS_TASKS),
         cache_dir=cache_dir,
         gen_kwargs=arguments,
         num_proc=None if num_proc is None else min(num_proc, num_images),
@@ -172,7 +164,7 @@ def _rows(split, indices, image_size, version):
     for index in indices:
         room = render_room(split, index, image_size)
         row = {name: Image.fromarray(room[name]) for name in ("image", "semseg", "human_parts", "sal", "depth")}
-        row["normals"] = Image.fromarray(((room["normals"] + 1) / 2 * 255).round().astype(np.uint8))
+        row["normals"] = Image.fromarray(encode_normals(room["normals"]))
         row["edge"] = Image.fromarray(255 * room["edge"])
         row["image_id"] = f"{split}_{index:06d}"
         row["semseg_classes"] = np.unique(room["semseg"]).tolist()
