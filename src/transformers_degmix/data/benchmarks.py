@@ -47,12 +47,14 @@ class Benchmark:
         input_size: (height, width) in pixels of training crops and of padded test images.
         classes: names of the classes of each segmentation task, one tuple per label set in use, the usual one first.
         edge_pos_weight: weight of boundary pixels in the loss; `None` without that task.
+        edge_tolerance: `tolerance` of [`~transformers_degmix.evaluation.BoundaryMetric`]; `None` without that task.
     """
 
     tasks: tuple[str, ...]
     input_size: tuple[int, int]
     classes: dict[str, tuple[tuple[str, ...], ...]]
     edge_pos_weight: float | None = None
+    edge_tolerance: float | None = None
 
     def task_fields(self) -> dict[str, dict[str, Any]]:
         """Its tasks as `DeGMixConfig.tasks` takes them, without their classes, which its data tells."""
@@ -68,12 +70,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         input_size=(425, 560),
         classes={"semseg": (NYUD_CLASSES,)},
         edge_pos_weight=0.8,
+        edge_tolerance=0.011,
     ),
     "pascal_context": Benchmark(
         tasks=("semseg", "human_parts", "sal", "normals", "edge"),
         input_size=(512, 512),
         classes={"semseg": (VOC_CLASSES,), "human_parts": (HUMAN_PARTS,)},
         edge_pos_weight=0.95,
+        edge_tolerance=0.0075,
     ),
     # Half the size of its images: the authors give no size.
     "cityscapes": Benchmark(
