@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
@@ -87,6 +87,8 @@ def suppressed(prediction, row, column):
     tolerance=st.floats(0.04, 0.4),
     seed=st.integers(0, 1000),
 )
+# Thinning takes away pixels that it leaves at higher and at lower thresholds.
+@example(size=(14, 14), tolerance=0.1, seed=10)
 def test_counts_agree_with_exact_assignment_at_the_costs_of_bsds(size, tolerance, seed):
     (prediction,), (label,) = (maps.numpy() for maps in random_maps(1, *size, seed))
     counts = boundary_counts(prediction, label, tolerance)
@@ -190,7 +192,9 @@ def test_scores_of_a_curve_known_by_hand():
     # (recall, precision) of the lowest threshold of each recall: (0, 1), (0.5, 0.5), (1, 2/3).
     precision = [1 - 0.01 * k if k <= 50 else 0.5 + (k - 50) / 300 for k in range(101)]
     assert result["ap"] == pytest.approx(sum(precision) / 100)
-    assert result["r50"] == pytest.approx(0.5)
+    assert result["r50"] == 1
+    false = lines((10, 0.2), (20, 0.4), (30, 0.6))
+    assert scores((false, lines((10, 1.0))), tolerance=0.01)["r50"] == 0
 
 
 def test_images_without_boundaries():

@@ -42,7 +42,7 @@ class BoundaryMetric(StreamingMetric):
     - `ods_f`: F-measure at the best threshold for the whole data set (optimal data set scale), from summed counts.
     - `ois_f`: F-measure with the best threshold of each image (optimal image scale), from summed counts.
     - `ap`: average precision over recalls 0, 0.01, ..., 1; those outside of the curve's range add nothing.
-    - `r50`: recall at 50% precision, 0 if no threshold is that precise.
+    - `r50`: the largest recall at a threshold with at least 50% precision.
     - `threshold`: that of `ods_f`.
 
     The toolbox differs in three details: predictions pass through 8-bit images, there are two more thresholds (0.001
@@ -97,13 +97,12 @@ class BoundaryMetric(StreamingMetric):
         best = f_measure.argmax()
         recalls, first = np.unique(recall, return_index=True)
         average_precision = np.interp(np.linspace(0, 1, 101), recalls, precision[first], left=0, right=0).sum() / 100
-        precisions, first = np.unique(precision, return_index=True)
         return {
             "ods_f": float(f_measure[best]),
             "ois_f": float(_precision_recall_f(self.best_counts)[2]),
             # The toolbox too divides 101 values by 100.
             "ap": min(float(average_precision), 1.0),
-            "r50": float(np.interp(0.5, precisions, recall[first], right=0)),
+            "r50": float(recall[precision >= 0.5].max(initial=0)),
             "threshold": float(THRESHOLDS[best]),
         }
 
