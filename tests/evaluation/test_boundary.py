@@ -165,6 +165,8 @@ def test_a_perfect_prediction():
     label[0, 8:30, 15] = 1
     result = scores((label, label), tolerance=0.0)
     assert (result["ods_f"], result["ois_f"], result["r50"]) == (1, 1, 1)
+    # The curve of a binary prediction is one point, one of 101 recalls.
+    assert result["ap"] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(-5, 1.0), (5, 1.0), (6, 0.0)])
@@ -193,8 +195,8 @@ def test_scores_of_a_curve_known_by_hand():
     precision = [1 - 0.01 * k if k <= 50 else 0.5 + (k - 50) / 300 for k in range(101)]
     assert result["ap"] == pytest.approx(sum(precision) / 100)
     assert result["r50"] == 1
-    false = lines((10, 0.2), (20, 0.4), (30, 0.6))
-    assert scores((false, lines((10, 1.0))), tolerance=0.01)["r50"] == 0
+    five, two = lines(*((row, 0.2) for row in range(8, 33, 6))), lines((8, 1.0), (32, 1.0))
+    assert scores((five, two), tolerance=0.01)["r50"] == 0
 
 
 def test_images_without_boundaries():
