@@ -100,7 +100,7 @@ def main():
         peer.update(prediction, edge)
         progress.set_postfix(seconds=seconds, peer=peer.seconds)
 
-    matched, predicted, true = metric.counts
+    matched, predicted, true = metric.sums["counts"].numpy()
     f_measure, peer_f_measure = 2 * matched / (predicted + true), peer.f_measure()
     print(f"{args.num_images} images of {IMAGE_SIZE[0]} x {IMAGE_SIZE[1]}, in brackets: pyEdgeEval")
     print(f"odsF {f_measure.max():.5f} ({peer_f_measure.max():.5f})")

@@ -19,14 +19,15 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import Tensor
 
-from transformers_degmix.data.benchmarks import TASKS
+from transformers_degmix.data.benchmarks import BENCHMARKS, TASKS
 from transformers_degmix.data.columns import RowReader, name_classes, select_columns
 from transformers_degmix.data.inspection import find_suspicions, summarize
 from transformers_degmix.image_processing_pil_degmix import decode_label, to_label, to_pixels
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
+from transformers_degmix.training.build import complete_tasks
 from transformers_degmix.training.collator import read_label
-from transformers_degmix.training.loop import open_split
+from transformers_degmix.training.data import open_split
 from transformers_degmix.visualization import draw_overview, stack_overviews
 
 
@@ -83,6 +84,8 @@ def find_tasks(run: TrainingArguments, data: Dataset | IterableDataset) -> Tasks
     """
     known = [name for name in TASKS if name in run.columns or name in (data.column_names or ())]
     tasks = run.model.get("tasks") or {name: TASKS[name] for name in known}
+    if run.benchmark:
+        tasks = complete_tasks(BENCHMARKS[run.benchmark].task_fields(), run.model.get("tasks"), run.benchmark)
     if not tasks:
         raise ValueError(f"none of the columns {data.column_names} is a known task: name them in `model.tasks`")
     for name, task in tasks.items():

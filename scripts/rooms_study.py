@@ -49,7 +49,7 @@ def main():
     options, overrides = parser.parse_known_args()
     logging.disable_progress_bar()  # of saving; there is one of training
     args = parse_arguments([str(RECIPE), *overrides])
-    tasks = complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms have")
+    tasks = complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms")
 
     results = {}
     for seed in options.seeds:

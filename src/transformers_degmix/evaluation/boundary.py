@@ -73,33 +73,27 @@ class BoundaryMetric(StreamingMetric):
         self.tolerance = tolerance
         self.map = executor.map if executor else map
         # Rows: matched pairs, predicted pixels, true pixels.
-        self.counts = np.zeros((3, len(THRESHOLDS)), dtype=np.int64)
-        self.best_counts = np.zeros(3, dtype=np.int64)
-        self.valid = 0
+        self.sums["counts"] = torch.zeros(3, len(THRESHOLDS), dtype=torch.int64)
+        self.sums["best_counts"] = torch.zeros(3, dtype=torch.int64)
+        self.sums["valid"] = torch.zeros((), dtype=torch.int64)
 
     def update(self, prediction: Tensor, label: Tensor):
-        self.valid += int((label != 255).sum())
+        self.sums["valid"] += (label != 255).sum().cpu()
         images = prediction.double().cpu().numpy(), label.cpu().numpy()
         for counts in self.map(boundary_counts, *images, repeat(self.tolerance)):
-            self.counts += counts
+            self.sums["counts"] += torch.from_numpy(counts)
             *_, f_measure = _precision_recall_f(counts)
-            self.best_counts += counts[:, f_measure.argmax()]
-
-    def merge(self, other: "BoundaryMetric"):
-        """Adds the images of another metric, of another process for example."""
-        self.counts += other.counts
-        self.best_counts += other.best_counts
-        self.valid += other.valid
+            self.sums["best_counts"] += torch.from_numpy(counts[:, f_measure.argmax()])
 
     def compute(self) -> dict[str, float]:
-        check_not_empty(self.valid, self)
-        precision, recall, f_measure = _precision_recall_f(self.counts)
+        check_not_empty(self.sums["valid"], self)
+        precision, recall, f_measure = _precision_recall_f(self.sums["counts"].numpy())
         best = f_measure.argmax()
         recalls, first = np.unique(recall, return_index=True)
         average_precision = np.interp(np.linspace(0, 1, 101), recalls, precision[first], left=0, right=0).sum() / 100
         return {
             "ods_f": float(f_measure[best]),
-            "ois_f": float(_precision_recall_f(self.best_counts)[2]),
+            "ois_f": float(_precision_recall_f(self.sums["best_counts"].numpy())[2]),
             # The toolbox too divides 101 values by 100.
             "ap": min(float(average_precision), 1.0),
             "r50": float(recall[precision >= 0.5].max(initial=0)),

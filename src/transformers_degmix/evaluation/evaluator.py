@@ -8,6 +8,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..loss_degmix import count_pixels
 from ..tasks import TASK_KINDS
 from . import METRICS
 
@@ -16,7 +17,10 @@ from . import METRICS
 def evaluate_model(
     model: nn.Module, batches: Iterable[dict], tasks: dict[str, dict], accelerator: Accelerator
 ) -> tuple[float, dict[str, dict[str, float]]]:
-    """Mean loss of the images, and the scores of each task over all of their pixels.
+    """The loss, and the scores of each task, over all pixels of the data set.
+
+    Neither depends on how the samples are put into batches, but for the class weights in the loss of saliency, which
+    are those of each batch.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` on the accelerator's device; left in eval mode. Not the one that
@@ -27,13 +31,13 @@ def evaluate_model(
     """
     model.eval()
     metrics = {name: METRICS[task["kind"]](task) for name, task in tasks.items()}
-    total = torch.zeros(2, dtype=torch.float64)  # loss, images
+    total = torch.zeros(2, len(tasks), dtype=torch.float64)  # sums of errors, valid pixels
     for batch in tqdm(batches, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process):
         batch = send_to_device(batch, accelerator.device)
         with accelerator.autocast():
             outputs = model(**batch)
-        num_images = len(batch["pixel_values"])
-        total += torch.tensor([outputs.loss.item() * num_images, num_images], dtype=torch.float64)
+        counts = torch.stack([count[0] for count in count_pixels(batch["labels"]).values()]).double()
+        total += torch.stack([counts * torch.stack(list(outputs.losses.values())), counts]).cpu()
         for name, metric in metrics.items():
             prediction = TASK_KINDS[tasks[name]["kind"]].activation(outputs.logits[name].float())
             metric.update(prediction, batch["labels"][name])
@@ -43,8 +47,8 @@ def evaluate_model(
 
     for metric in metrics.values():
         metric.sums = over_processes(metric.sums)
-    loss, num_images = over_processes(total).tolist()
-    return loss / num_images, {name: metric.compute() for name, metric in metrics.items()}
+    errors, counts = over_processes(total)
+    return float((errors / counts).sum()), {name: metric.compute() for name, metric in metrics.items()}
 
 
 def multi_task_gain(

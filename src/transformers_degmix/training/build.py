@@ -48,9 +48,9 @@ def choose_tasks(args: TrainingArguments) -> dict[str, dict]:
     """
     given = args.model.get("tasks")
     if args.dataset == "rooms":
-        tasks = complete_tasks(ROOMS_TASKS, given, "Rooms have")
+        tasks = complete_tasks(ROOMS_TASKS, given, "Rooms")
     elif args.benchmark:
-        tasks = complete_tasks(BENCHMARKS[args.benchmark].task_fields(), given, f"{args.benchmark!r} has")
+        tasks = complete_tasks(BENCHMARKS[args.benchmark].task_fields(), given, args.benchmark)
     else:
         tasks = given or NYUD_TASKS
     if args.tasks is not None:
@@ -67,7 +67,7 @@ def complete_tasks(known: dict[str, dict], given: dict[str, dict] | None, owner:
         return known
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise ValueError(f"{owner} no labels of {unknown}, only of {list(known)}")
+        raise ValueError(f"the tasks {unknown} are none of {owner}: {list(known)}")
     return {name: {**known[name], **task} for name, task in given.items()}
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Sampler, Subset
 
 from ..data.augmentation import Augmentation
@@ -28,8 +29,8 @@ def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
         return load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
     try:
         data = load_dataset(args.dataset, split=split, streaming=args.streaming)
-    except ValueError as error:  # there is no such split, or nothing in it
-        raise ValueError(f"{args.dataset!r}, split {split!r}: {error}") from error
+    except (ValueError, DatasetGenerationError) as error:  # no such split, nothing in it, or a damaged file
+        raise ValueError(f"{args.dataset!r}, split {split!r}: {error.__cause__ or error}") from error
     if num_images is None:
         return data
     if not args.streaming and num_images > len(data):

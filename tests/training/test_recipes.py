@@ -1,0 +1,126 @@
+"""Every recipe builds the model that it says, and trains one step of it, smaller, on miniature data."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Array2D, Array3D, Dataset, Features
+from PIL import Image
+from small_models import BACKBONES
+
+from transformers_degmix import DeGMixForMultiTaskDensePrediction
+from transformers_degmix.data.benchmarks import BENCHMARKS
+from transformers_degmix.data.schema import encode_normals, encode_row, features_for, named_tasks
+from transformers_degmix.tasks import TASK_KINDS
+from transformers_degmix.training.arguments import parse_arguments
+from transformers_degmix.training.build import build_model
+from transformers_degmix.training.loop import train
+
+
+FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
+# The others are parts of recipes.
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("swin_"))
+SIZE = (64, 96)
+
+
+def make_benchmark(folder: Path, name: str):
+    """Three images of a benchmark in the schema of the converters."""
+    benchmark, rng = BENCHMARKS[name], np.random.default_rng(0)
+    tasks = named_tasks(benchmark.tasks, {task: classes[0] for task, classes in benchmark.classes.items()})
+    rows = []
+    for index in range(3):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(file, "PNG")
+        maps = {}
+        for task, fields in tasks.items():
+            kind = TASK_KINDS[fields["kind"]]
+            if kind.label_channels == 3:
+                vectors = rng.normal(size=(*SIZE, 3))
+                maps[task] = encode_normals(vectors / np.linalg.norm(vectors, axis=2, keepdims=True))
+            elif kind.image_modes == ("F",):
+                maps[task] = rng.uniform(0.5, 9, SIZE)
+            else:
+                num_labels = len(fields.get("id2label", ())) or kind.num_logits
+                maps[task] = rng.integers(0, num_labels, SIZE, np.uint8)
+        rows.append(encode_row(f"image{index}", file.getvalue(), maps, tasks))
+    save(folder, Dataset.from_list(rows, features=features_for(tasks)), "validation")
+
+
+def make_tanganke(folder: Path):
+    """Three images as tanganke/nyuv2 stores them, smaller."""
+    rng, (height, width) = np.random.default_rng(0), SIZE
+    features = {
+        "image": Array3D((3, height, width), "float32"),
+        "segmentation": Array2D((height, width), "int64"),
+        "depth": Array3D((1, height, width), "float32"),
+        "normal": Array3D((3, height, width), "float32"),
+    }
+    normals = rng.normal(size=(3, 3, height, width))
+    columns = {
+        "image": rng.random((3, 3, height, width)),
+        "segmentation": rng.integers(-1, 13, (3, height, width)),
+        "depth": rng.uniform(0, 5, (3, 1, height, width)),
+        "normal": normals / np.linalg.norm(normals, axis=1, keepdims=True),
+    }
+    save(folder, Dataset.from_dict(columns, Features(features)), "val")
+
+
+def save(folder: Path, data: Dataset, eval_split: str):
+    for split in ("train", eval_split):
+        data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def test_there_are_recipes_of_all_benchmarks_and_backbones():
+    expected = {f"{name}{size}" for name in BENCHMARKS for size in ("", "_swin_small", "_swin_base", "_swin_large")}
+    assert expected <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    args = parse_arguments([str(FOLDER / f"{name}.yaml")])
+    assert args.output_dir.startswith("outputs/")
+    overrides = ["--max_steps", "1", "--eval_steps", "1", "--batch_size", "2", "--num_workers", "0"]
+    overrides += ["--image_size", str(list(SIZE)), "--pretrained_backbone", "null", "--warmup_steps", "0"]
+    if args.dataset == "rooms":
+        overrides += ["--num_train_images", "2", "--num_eval_images", "2"]
+    elif args.benchmark:
+        make_benchmark(tmp_path / "data", args.benchmark)
+        overrides += ["--dataset", str(tmp_path / "data")]
+    else:
+        make_tanganke(tmp_path / "data")
+        # In local files, `datasets` takes "val" for an abbreviation.
+        overrides += ["--dataset", str(tmp_path / "data"), "--eval_split", "validation"]
+    as_written = parse_arguments([str(FOLDER / f"{name}.yaml"), *overrides])
+    with torch.device("meta"):
+        model, _ = build_model(as_written)
+    overrides += ["--model.backbone_config", json.dumps(BACKBONES["resnet"].to_dict())]
+    overrides += ["--model.hidden_size", "16", "--model.gating_intermediate_size", "8"]
+    scores = train(parse_arguments([str(FOLDER / f"{name}.yaml"), *overrides]))
+    assert list(scores) == list(model.config.tasks)
+    if args.benchmark and not args.tasks:
+        assert tuple(scores) == BENCHMARKS[args.benchmark].tasks
+        assert args.image_size == list(BENCHMARKS[args.benchmark].input_size)
+
+
+PUBLISHED = {
+    "nyud": 33_198_779,
+    "nyud_swin_small": 54_516_683,
+    "nyud_swin_base": 93_102_117,
+    "nyud_swin_large": 202_713_305,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_models_have_the_published_number_of_parameters(tmp_path, name):
+    make_benchmark(tmp_path, "nyud")
+    args = parse_arguments([str(FOLDER / f"{name}.yaml"), "--dataset", str(tmp_path), "--pretrained_backbone", "null"])
+    with torch.device("meta"):
+        model, _ = build_model(args)
+    assert isinstance(model, DeGMixForMultiTaskDensePrediction)
+    # Without the last LayerNorm of SwinBackbone, which nothing reads.
+    unread = sum(p.numel() for key, p in model.named_parameters() if key.startswith("model.backbone.swin.layernorm."))
+    assert model.num_parameters() - unread == PUBLISHED[name]
