@@ -70,3 +70,13 @@ def save_model_directory(
     with whole_directory(path, overwrite) as directory:
         model.save_pretrained(directory)
         processor.save_pretrained(directory)
+
+
+@contextmanager
+def hub_errors() -> Iterator[None]:
+    """Whatever fails inside, on the way to the Hub or there, becomes an OSError whose reason is one line."""
+    try:
+        yield
+    except Exception as error:  # of every type: the Hub's, those of its HTTP client, RuntimeError around either
+        reasons = (error, error.__cause__) if isinstance(error, RuntimeError) else (error,)
+        raise OSError(" ".join(" ".join(map(str, reasons)).split())) from error

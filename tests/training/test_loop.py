@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from datasets import ClassLabel, Dataset, List
 from datasets import config as datasets_config
+from hub_server import HubServer
 from PIL import Image
 from small_models import BACKBONES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -335,13 +336,15 @@ def test_script(tmp_path):
     assert process.returncode == 1 and "Traceback" not in errors and "adamw" in errors
 
 
-def run_script(args: TrainingArguments, *overrides: str, num_processes: int = 1) -> subprocess.Popen:
+def run_script(
+    args: TrainingArguments, *overrides: str, num_processes: int = 1, env: dict[str, str] = os.environ
+) -> subprocess.Popen:
     """`scripts/train.py` in a process of its own, or in several."""
     config = Path(args.output_dir).with_suffix(".yaml")
     config.write_text(yaml.safe_dump(vars(args)))
     # `accelerate launch --cpu` starts one process, whatever it is told, unless there is MPI.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    env = {**env, "ACCELERATE_USE_CPU": "true"}
     script = str(Path(__file__).parents[2] / "scripts" / "train.py")
     command = [sys.executable, *(launch if num_processes > 1 else []), script, str(config), *overrides]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
@@ -572,3 +575,19 @@ def test_bf16(tmp_path, other_precision):
     train(arguments(tmp_path, mixed_precision="bf16", max_steps=2))
     weights = AutoModel.from_pretrained(tmp_path / "run" / "last").state_dict()
     assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in weights.values())
+
+
+def test_the_best_model_is_pushed_to_the_hub(tmp_path):
+    with HubServer(token="hf_right") as hub:
+        args = arguments(tmp_path, push_to_hub="user/model", max_steps=1)
+        env = {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        env["HF_DATASETS_CACHE"] = str(datasets_config.HF_DATASETS_CACHE)
+        hub.fail_next(403, times=1, path="commit")
+        _, errors = run_script(args, env=env).communicate(timeout=300)
+        assert "Traceback" not in errors and "403" in errors.splitlines()[-1], errors
+        process = run_script(args, "--resume", env=env)  # only the upload is left to do
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        pushed, best = hub.files("user/model"), tmp_path / "run" / "best"
+        assert {path.name for path in best.iterdir()} <= set(pushed)
+        assert pushed["model.safetensors"] == (best / "model.safetensors").read_bytes()

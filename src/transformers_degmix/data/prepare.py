@@ -23,7 +23,7 @@ from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 from tqdm import tqdm
 
-from ..saving import check_writable
+from ..saving import check_writable, hub_errors
 from .archives import check_header, unpack
 from .cityscapes import PACKAGES, Cityscapes
 from .nyud import NYUD
@@ -353,13 +353,10 @@ def push(output: Path, repository: str) -> str:
     Raises:
         OSError: it failed, for a reason of one line.
     """
-    try:
+    with hub_errors():
         url = create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
         # What an earlier push left under `data`, in shards of another number, would count beside these.
         upload_folder(repo_id=url.repo_id, repo_type="dataset", folder_path=output, delete_patterns="data/*")
-    except Exception as error:  # of every type: the Hub's, those of its HTTP client, RuntimeError around either
-        reasons = (error, error.__cause__) if isinstance(error, RuntimeError) else (error,)
-        raise OSError(" ".join(" ".join(map(str, reasons)).split())) from error
     return url
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from huggingface_hub import HfApi
+from huggingface_hub import create_repo, upload_folder
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..evaluation.evaluator import evaluate_model, multi_task_gain
 from ..loss_degmix import count_pixels
-from ..saving import remove_unfinished, save_model_directory
+from ..saving import hub_errors, remove_unfinished, save_model_directory
 from .arguments import FREE_TO_CHANGE, TrainingArguments
 from .balancing import TASK_BALANCING
 from .build import build_model, build_optimizer, build_scheduler, frozen_modules
@@ -63,10 +63,13 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: the data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
             checkpoint to resume from is damaged or of another run.
-        OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set.
+        OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set; or the Hub fails.
         TrainingTerminated: on SIGTERM, at the end of the step.
     """
     output_dir = Path(args.output_dir)
+    checkpoint_path = output_dir / "checkpoint.pt"
+    if checkpoint_path.exists() and not args.resume:
+        raise FileExistsError(f"{checkpoint_path} exists: go on from it with `resume`, or choose another `output_dir`")
     # Backbones may hold parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
@@ -106,16 +109,14 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
         "progress": progress,
     }
     parts = {name: part for name, part in parts.items() if part is not None}
-    checkpoint_path = output_dir / "checkpoint.pt"
     arguments = {name: value for name, value in asdict(args).items() if name not in FREE_TO_CHANGE}
     arguments["num_processes"] = accelerator.num_processes
     output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
     if accelerator.is_main_process:
         remove_unfinished(output_dir)
         if args.push_to_hub:
-            HfApi().create_repo(args.push_to_hub, exist_ok=True)
-    if checkpoint_path.exists() and not args.resume:
-        raise FileExistsError(f"{checkpoint_path} exists: go on from it with `resume`, or choose another `output_dir`")
+            with hub_errors():
+                create_repo(args.push_to_hub, exist_ok=True)
     if checkpoint_path.exists():
         load_checkpoint(checkpoint_path, parts, arguments, accelerator)
 
@@ -161,10 +162,11 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
             if num_terminated and not finished:
                 tracker.close()
                 raise TrainingTerminated(f"stopped by SIGTERM after step {progress.step}; go on with `resume`")
-    if args.push_to_hub and accelerator.is_main_process:
-        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=output_dir / "best")
     accelerator.wait_for_everyone()
     tracker.close()
+    if args.push_to_hub and accelerator.is_main_process:
+        with hub_errors():
+            upload_folder(repo_id=args.push_to_hub, folder_path=output_dir / "best")
     return progress.scores
 
 
