@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from transformers import AutoModel, pipeline
 
 from transformers_degmix import DeGMixConfig
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
+from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.balancing import FixedWeights
 from transformers_degmix.training.build import build_model, build_optimizer, build_scheduler
@@ -482,6 +484,33 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path):
     assert train(arguments(tmp_path, output_dir=resumed, resume=True, **fields)) == scores
 
 
+def test_full_disk_leaves_the_last_checkpoint_to_go_on_from(tmp_path):
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    steps = []
+
+    def evaluate(*args):
+        steps.append(args)
+        if len(steps) == 2:
+            # Enough for what pytest captures
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+        return evaluate_model(*args)
+
+    fields = {"eval_steps": 1, "checkpoint_steps": 1, "max_steps": 3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers_degmix.training.loop.evaluate_model", evaluate)
+        try:
+            with pytest.raises(OSError, match="cannot write .*run/last"):
+                train(arguments(tmp_path, **fields))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    scores = train(arguments(tmp_path, resume=True, **fields))
+    assert scores == train(arguments(tmp_path, output_dir=str(tmp_path / "alone"), **fields))
+    assert not list((tmp_path / "run").rglob("*.unfinished*"))
+    one, other = (AutoModel.from_pretrained(tmp_path / name / "last").state_dict() for name in ("run", "alone"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_sigterm_saves_and_exits(tmp_path):
     args = arguments(tmp_path, max_steps=100_000, eval_steps=100_000, checkpoint_steps=100_000)
     process = run_script(args)
@@ -588,6 +617,6 @@ def test_the_best_model_is_pushed_to_the_hub(tmp_path):
         process = run_script(args, "--resume", env=env)  # only the upload is left to do
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-        pushed, best = hub.files("user/model"), tmp_path / "run" / "best"
+        pushed, best = hub.files("user/model", "models"), tmp_path / "run" / "best"
         assert {path.name for path in best.iterdir()} <= set(pushed)
         assert pushed["model.safetensors"] == (best / "model.safetensors").read_bytes()

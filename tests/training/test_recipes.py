@@ -1,4 +1,4 @@
-"""Every recipe builds the model that it says, and trains one step of it, smaller, on miniature data."""
+"""Every recipe builds the model that it says, and trains two steps of it, smaller, on miniature data."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def test_recipe(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     args = parse_arguments([str(FOLDER / f"{name}.yaml")])
     assert args.output_dir.startswith("outputs/")
-    overrides = ["--max_steps", "1", "--eval_steps", "1", "--batch_size", "2", "--num_workers", "0"]
+    overrides = ["--max_steps", "2", "--eval_steps", "2", "--batch_size", "2", "--num_workers", "0"]
     overrides += ["--image_size", str(list(SIZE)), "--pretrained_backbone", "null", "--warmup_steps", "0"]
     if args.dataset == "rooms":
         overrides += ["--num_train_images", "2", "--num_eval_images", "2"]
