@@ -37,6 +37,31 @@ def test_columns_from_file_and_command_line(config):
     }
 
 
+def test_later_files_come_before_earlier_ones(config, tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "output_dir: a\nmax_steps: 5\nmodel: {hidden_size: 8, backbone_config: {depth: 1, x: 1}}"
+    )
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nmax_steps: 6\nmodel: {backbone_config: {depth: 2}}")
+    (tmp_path / "c.yaml").write_text("model: {use_gating: false}\nseed: 3")
+    args = parse_arguments([config("base: [b.yaml, c.yaml]\noutput_dir: out"), "--seed", "4"])
+    assert (args.output_dir, args.max_steps, args.seed) == ("out", 6, 4)
+    assert args.model == {"hidden_size": 8, "backbone_config": {"depth": 2, "x": 1}, "use_gating": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "resume"),
+    [([], False), (["--resume"], True), (["--resume", "false"], False), (["--resume", "--seed", "1"], True)],
+)
+def test_resume_needs_no_value(config, words, resume):
+    assert parse_arguments([config("output_dir: out"), "--max_steps", "2", *words]).resume is resume
+
+
+def test_sizes_are_those_of_the_benchmark():
+    sizes = [TrainingArguments(output_dir="out", benchmark=name).image_size for name in (None, "pascal_context")]
+    assert sizes == [[425, 560], [512, 512]]
+    assert TrainingArguments(output_dir="out", benchmark="cityscapes", image_size=[64, 96]).image_size == [64, 96]
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
@@ -56,6 +81,14 @@ def test_columns_from_file_and_command_line(config):
         ("output_dir: out\nmodel: {tasks: [depth]}", [], r"`model.tasks`.*\['depth'\]"),
         ("output_dir: out\nmodel: {tasks: {depth: null}}", [], "`model.tasks`.*None"),
         ("output_dir: out\naugmentation: {scales: [1, 2]}", [], r"`augmentation`.*\['scales'\].*flip_probability"),
+        ("output_dir: out\nbenchmark: ade20k", [], "`benchmark`.*cityscapes.*'ade20k'"),
+        ("output_dir: out\ntask_balancing: learned", [], "`task_balancing`.*uncertainty.*'learned'"),
+        ("output_dir: out\nlog_with: [mlflow]", [], r"`log_with`.*tensorboard.*\['mlflow'\]"),
+        ("output_dir: out\nbackbone_learning_rate: -1", [], "`backbone_learning_rate`.*-1"),
+        ("output_dir: out\nema_decay: 1", [], "`ema_decay`.*below 1.*1"),
+        ("output_dir: out\ngradient_accumulation_steps: 0", [], "`gradient_accumulation_steps`.*0"),
+        ("output_dir: out\nearly_stopping_patience: 2", [], "`early_stopping_patience`.*`single_task_scores`"),
+        ("output_dir: out\npretrained: a\ntasks: [depth]", [], "`pretrained`.*`tasks`"),
         ("max_steps: 3", [], "output_dir"),
         ("- a\n- b", [], "field: value.*list"),
         ("output_dir: [", [], "run.yaml"),

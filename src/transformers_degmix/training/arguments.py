@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ LOWEST = {
     ),
 }  # fmt: skip
 
-# Fields that a run may be resumed with other values of: they do not change its weights.
+# Fields that a run may be resumed with other values of: they do not change its weights, but for rounding (`compile`).
 FREE_TO_CHANGE = (
     "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
     "num_logged_images", "push_to_hub",
@@ -186,6 +186,10 @@ class TrainingArguments:
         _check_augmentation(self.augmentation or {})
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
             raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: give only one of them")
+
+    def decisive(self) -> dict[str, Any]:
+        """The fields that decide on the weights, with which alone a run can be resumed."""
+        return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
 
 
 def _check_augmentation(given: dict[str, Any]):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
 from ..configuration_degmix import NYUD_TASKS, DeGMixConfig
@@ -78,6 +79,13 @@ def frozen_modules(args: TrainingArguments, model: nn.Module) -> list[nn.Module]
     if unknown:
         raise ValueError(f"`freeze` names {unknown}; the model has modules such as {list(names)[1:12]}")
     return [names[name] for name in args.freeze]
+
+
+def build_average(args: TrainingArguments, model: nn.Module) -> AveragedModel | None:
+    """The moving average of a model's weights and of the statistics of its batch norms, if the run has one."""
+    if not args.ema_decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
 
 
 def build_optimizer(args: TrainingArguments, model: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:

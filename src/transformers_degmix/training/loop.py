@@ -13,14 +13,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub import create_repo, upload_folder
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..evaluation.evaluator import evaluate_model, multi_task_gain
 from ..loss_degmix import count_pixels
 from ..saving import hub_errors, remove_unfinished, save_model_directory
-from .arguments import FREE_TO_CHANGE, TrainingArguments
+from .arguments import TrainingArguments
 from .balancing import TASK_BALANCING
-from .build import build_model, build_optimizer, build_scheduler, frozen_modules
+from .build import build_average, build_model, build_optimizer, build_scheduler, frozen_modules
 from .checkpoint import load_checkpoint, save_checkpoint, writing
 from .data import TrainBatches, build_eval_loader
 from .distributed import convert_sync_batch_norm
@@ -92,9 +91,7 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     optimizer = build_optimizer(args, plain_model, balancer)
     scheduler = build_scheduler(args, optimizer)
     model, optimizer = accelerator.prepare(plain_model, optimizer)
-    averaged = None
-    if args.ema_decay:
-        averaged = AveragedModel(plain_model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+    averaged = build_average(args, plain_model)
     evaluated = averaged.module if averaged else plain_model
 
     progress = Progress()
@@ -109,8 +106,7 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
         "progress": progress,
     }
     parts = {name: part for name, part in parts.items() if part is not None}
-    arguments = {name: value for name, value in asdict(args).items() if name not in FREE_TO_CHANGE}
-    arguments["num_processes"] = accelerator.num_processes
+    arguments = {**args.decisive(), "num_processes": accelerator.num_processes}
     output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
     if accelerator.is_main_process:
         remove_unfinished(output_dir)
