@@ -126,12 +126,11 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
             losses = accumulate_gradients(model, balancer, batches, args, accelerator)
             # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
             others = losses.new_tensor([terminated.is_set(), train_batches.epoch])
-            losses, (num_terminated, epochs) = accelerator.reduce(torch.cat([losses, others]), "sum").split(
-                [len(tasks), 2]
-            )
+            sums = accelerator.reduce(torch.cat([losses, others]), "sum")
+            losses, (num_terminated, epochs) = sums.split([len(tasks), 2])
             if not losses.isfinite().all():
-                listed = dict(zip(tasks, losses.tolist()))
-                raise ValueError(f"the loss is not finite at step {progress.step + 1}: {listed}")
+                losses = dict(zip(tasks, losses.tolist()))
+                raise ValueError(f"the loss is not finite at step {progress.step + 1}: {losses}")
             if args.max_grad_norm:
                 accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             optimizer.step()
