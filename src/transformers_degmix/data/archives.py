@@ -41,15 +41,7 @@ def unpack(archives: list[Path], target: Path):
             try:
                 unpack_archive = _unpack_zip if archive.suffix == ".zip" else _unpack_tar
                 unpack_archive(archive, unfinished)
-            # RuntimeError: a .zip with a password or an unusual compression.
-            except (
-                EOFError,
-                zlib.error,
-                gzip.BadGzipFile,
-                tarfile.TarError,
-                zipfile.BadZipFile,
-                RuntimeError,
-            ) as error:
+            except _DAMAGE as error:
                 raise ValueError(f"{archive} is truncated or damaged, or neither .tar.gz nor .zip: {error}") from error
             except ValueError as error:
                 raise ValueError(f"{archive}: {error}") from error
