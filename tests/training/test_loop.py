@@ -391,7 +391,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     # Batch norms see one pass at a time: those that are frozen do not care.
     frozen = ["model.mixers", "heads"]
     fields = {"model": WITHOUT_DROP_PATH, "freeze": frozen, "max_steps": 3, "log_with": ["tensorboard"]}
-    fields |= {"logging_steps": 1, "learning_rate": 0.1}
+    fields |= {"logging_steps": 1, "learning_rate": 0.1, "task_balancing": "uncertainty"}
     for passes in (1, 4):
         batches = {"batch_size": 4 // passes, "gradient_accumulation_steps": passes}
         train(arguments(tmp_path, output_dir=str(tmp_path / f"{passes}"), **batches, **fields))
