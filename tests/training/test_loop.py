@@ -162,7 +162,7 @@ def test_data_set_on_disk(tmp_path):
 
     tasks["parts"] = {"kind": "segmentation", "num_labels": 2}
     with pytest.raises(ValueError, match=r"data', split 'train'.*lacks the columns 'parts'; it has.*'depth'"):
-        train(arguments(tmp_path, model={**MODEL, "tasks": tasks}, **fields))
+        train(arguments(tmp_path / "other", model={**MODEL, "tasks": tasks}, **fields))
 
 
 def save_splits(folder: Path, data: Dataset, splits=("train", "validation")) -> dict:
