@@ -57,7 +57,7 @@ def test_a_run_ends_in_models_that_the_pipeline_loads(tmp_path):
     args = arguments(tmp_path, optimizer="adamw", learning_rate=3e-3, lr_scheduler="cosine", max_grad_norm=1.0)
     scores = train(args)
     assert set(scores) == set(ROOMS_TASKS)
-    assert set(scores["depth"]) == {"rmse", "abs_rel"}
+    assert {"rmse", "abs_rel", "delta1"} <= set(scores["depth"])
     for name in ("best", "last"):
         predict = pipeline("multi-task-dense-prediction", model=str(tmp_path / "run" / name))
         prediction = predict(Image.new("RGB", (50, 40)))

@@ -12,11 +12,8 @@ from .segmentation import SegmentationMetric
 
 # By task kind, quick enough to evaluate with during training. [`BoundaryMetric`], the benchmark, takes longer.
 METRICS = {
-    "segmentation": SegmentationMetric,
-    "saliency": SaliencyMetric,
-    "depth": DepthMetric,
-    "normals": NormalsMetric,
-    "boundary": ExactBoundaryMetric,
+    metric.kind: metric
+    for metric in (SegmentationMetric, SaliencyMetric, DepthMetric, NormalsMetric, ExactBoundaryMetric)
 }
 
 __all__ = [

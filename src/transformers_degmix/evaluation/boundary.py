@@ -27,6 +27,7 @@ class ExactBoundaryMetric(ThresholdedMetric):
     enough to follow a training.
     """
 
+    kind = "boundary"
     main = "exact_f"
     thresholds = torch.from_numpy(THRESHOLDS).float()
     beta_squared = 1.0
@@ -53,6 +54,7 @@ class BoundaryMetric(StreamingMetric):
     Techniques", PAMI 2016, with https://github.com/jponttuset/seism (read_one_cont_png, eval_cont, general_*).
     """
 
+    kind = "boundary"
     main = "ods_f"
     higher_is_better = True
 
@@ -77,8 +79,8 @@ class BoundaryMetric(StreamingMetric):
         self.sums["best_counts"] = torch.zeros(3, dtype=torch.int64)
         self.sums["valid"] = torch.zeros((), dtype=torch.int64)
 
-    def update(self, prediction: Tensor, label: Tensor):
-        self.sums["valid"] += (label != 255).sum().cpu()
+    def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
+        self.sums["valid"] += valid.sum().cpu()
         images = prediction.double().cpu().numpy(), label.cpu().numpy()
         for counts in self.map(boundary_counts, *images, repeat(self.tolerance)):
             self.sums["counts"] += torch.from_numpy(counts)

@@ -5,32 +5,62 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ..tasks import TASK_KINDS
+
 
 class StreamingMetric(ABC):
     """Sums over pixels of a data set, from which the scores follow.
 
     Attributes:
+        kind: key of `TASK_KINDS`.
         main: name of the score that the paper's tables show.
         higher_is_better: whether larger values of `main` are better.
+        value_range: smallest and largest value of predictions and labels.
         sums: name -> tensor on the CPU. Those of several metrics, added up, are the sums of all their batches.
     """
 
+    kind: str
     main: str
     higher_is_better: bool
+    value_range: tuple[float, float] = (0, 1)
 
     def __init__(self, task: dict):
         """Args: task: one of `DeGMixConfig.tasks`."""
         self.num_labels = task["num_labels"]
         self.sums: dict[str, Tensor] = {}
 
-    @abstractmethod
     def update(self, prediction: Tensor, label: Tensor):
         """Adds a batch.
 
         Args:
             prediction: what the kind's `activation` gives, `(batch, height, width)` or `(batch, 3, height, width)`.
-            label: ground truth of the same height and width, 255 = ignored pixel.
+            label: ground truth of the same shape. 255 = ignored pixel, as are depth 0 and the zero vector.
+
+        Raises:
+            ValueError: the shapes are not these, or a pixel that is not ignored has a value that is NaN, infinite or
+                outside of `value_range`. Nothing of the batch is added then.
         """
+        name, kind = type(self).__name__, TASK_KINDS[self.kind]
+        channels = [kind.label_channels] if kind.label_channels > 1 else []
+        if not prediction.shape == label.shape == (len(label), *channels, *label.shape[-2:]):
+            expected = ", ".join(["batch", *map(str, channels), "height", "width"])
+            raise ValueError(
+                f"{name} takes predictions and labels of one shape ({expected}), "
+                f"got {tuple(prediction.shape)} and {tuple(label.shape)}"
+            )
+        valid = ~kind.unknown(label)
+        low, high = self.value_range
+        for role, values in (("predictions", prediction), ("labels", label)):
+            wrong = valid & ~(values.isfinite() & (values >= low) & (values <= high))
+            if wrong.any():
+                raise ValueError(
+                    f"{name} takes finite {role} from {low:g} to {high:g}, got {values[wrong][0].item():g}"
+                )
+        self._add(prediction, label, valid)
+
+    @abstractmethod
+    def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
+        """[`update`] of what has been checked; `valid` is a mask of the label's shape, but for 1 channel."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
@@ -68,8 +98,7 @@ class ThresholdedMetric(StreamingMetric):
         for name in ("positives", "valid"):
             self.sums[name] = torch.zeros((), dtype=torch.float64)
 
-    def update(self, prediction: Tensor, label: Tensor):
-        valid = label != 255
+    def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
         prediction, label = prediction[valid].float().cpu(), label[valid].cpu() > 0.5
         # Number of thresholds that each pixel exceeds; a histogram of it, summed from above, counts every threshold.
         exceeded = torch.bucketize(prediction, self.thresholds)
