@@ -123,11 +123,20 @@ def test_iou_per_class_of_those_that_occur():
     assert metric.per_class_iou() == pytest.approx(dict(zip([0, 1, 2, 4], expected)))
 
 
-@pytest.mark.parametrize("prediction", [0.0, 1e-4])
-def test_depths_below_a_millimetre_have_logarithms(prediction):
-    label = torch.full((1, 2, 2), 1e-2)
-    result = scores("depth", (torch.full_like(label, prediction), label))
-    assert result["rmse_log"] == pytest.approx(math.log(10)) and result["delta3"] == 0
+@pytest.mark.parametrize(("prediction", "label", "ratio"), [(0, 1e-2, 10), (1e-4, 1e-2, 10), (0, 5e-4, 1)])
+def test_depths_below_a_millimetre_count_as_one(prediction, label, ratio):
+    result = scores("depth", (torch.full((1, 2, 2), prediction), torch.full((1, 2, 2), label)))
+    assert result["rmse_log"] == pytest.approx(math.log(ratio), abs=1e-6)
+    assert result["delta1"] == result["delta3"] == (ratio == 1)
+
+
+@pytest.mark.parametrize("angles", [(0, 90), (180, 180), (0, 20, 180), (5, 20.5, 60, 180)])
+def test_median_angle(angles):
+    angles = torch.tensor(angles, dtype=torch.float64)
+    radians = angles.deg2rad()
+    prediction = torch.stack([radians.cos(), radians.sin(), torch.zeros_like(angles)])[None, :, None]
+    label = torch.tensor([1.0, 0, 0])[None, :, None, None].expand_as(prediction)
+    assert scores("normals", (prediction, label))["median_angle"] == pytest.approx(np.median(angles))
 
 
 @settings(max_examples=25, deadline=None)
