@@ -5,23 +5,20 @@ and the tasks' attention to each other (NAME.overview.png).
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from transformers_degmix import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
+from transformers_degmix import DeGMixForMultiTaskDensePrediction
 from transformers_degmix.image_processing_pil_degmix import load_image, resized_size, to_pixels
+from transformers_degmix.saving import load_model_directory, write_whole
 from transformers_degmix.visualization import crop_attentions, draw_overview, draw_prediction
 
 
@@ -68,17 +65,6 @@ def _is_image_name(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def load(name: str, device: str, dtype: str) -> tuple[DeGMixForMultiTaskDensePrediction, ImageProcessingMixin]:
-    """Model and image processor, or a ValueError that says in one line what is wrong."""
-    try:
-        model = AutoModel.from_pretrained(name, dtype=getattr(torch, dtype))
-        if not isinstance(model, DeGMixForMultiTaskDensePrediction):
-            raise ValueError(f"it is a {type(model).__name__}, not a {DeGMixForMultiTaskDensePrediction.__name__}")
-        return model.eval().to(device), DeGMixImageProcessor.from_pretrained(name)
-    except Exception as error:  # a wrong path, a broken file, a missing device: each has exceptions of its own
-        raise ValueError(f"cannot load {name}: {' '.join(str(error).split())}") from error
-
-
 def check_output(images: list[Path], tasks: dict[str, dict], output: Path):
     """Raises ValueError if a result would overwrite an input, as a second run over its own results does."""
     inputs = {image.resolve() for image in images}
@@ -109,17 +95,6 @@ def predict(
     return Image.fromarray(pixels), {task: values.cpu() for task, values in predictions.items()}, attentions
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]):
-    """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "xb") as file:
-            write(file)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def save(image: Image.Image, predictions: dict[str, Tensor], attentions: Tensor, tasks: dict[str, dict], base: Path):
     """Writes everything about one image, under names that begin with `base`."""
 
@@ -138,7 +113,7 @@ def main():
     logging.disable_progress_bar()
     try:
         images = find_images(args.image)
-        model, processor = load(args.model, args.device, args.dtype)
+        model, processor = load_model_directory(args.model, args.device, getattr(torch, args.dtype))
         tasks = model.config.tasks
         check_output(images, tasks, args.output)
         args.output.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,19 @@
-"""Model directories that appear whole or not at all."""
+"""Model directories and other files, which appear whole or not at all."""
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
-from transformers import PreTrainedModel
+import torch
+from transformers import AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+
+from . import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
 
 
 # In the names of files and directories that are being written; what has it afterwards was left by a killed process.
@@ -70,6 +75,34 @@ def save_model_directory(
     with whole_directory(path, overwrite) as directory:
         model.save_pretrained(directory)
         processor.save_pretrained(directory)
+
+
+def load_model_directory(
+    name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[DeGMixForMultiTaskDensePrediction, ImageProcessingMixin]:
+    """Model, in eval mode, and image processor from a directory or the Hub.
+
+    Raises:
+        ValueError: they cannot be loaded, or the model is of another class; the message is one line.
+    """
+    try:
+        model = AutoModel.from_pretrained(name, dtype=dtype)
+        if not isinstance(model, DeGMixForMultiTaskDensePrediction):
+            raise ValueError(f"it is a {type(model).__name__}, not a {DeGMixForMultiTaskDensePrediction.__name__}")
+        return model.eval().to(device), DeGMixImageProcessor.from_pretrained(name)
+    except Exception as error:  # a wrong name, a broken file, a missing device: each has exceptions of its own
+        raise ValueError(f"cannot load {name}: {' '.join(str(error).split())}") from error
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]):
+    """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "xb") as file:
+            write(file)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @contextmanager

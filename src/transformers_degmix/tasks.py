@@ -47,8 +47,8 @@ class TaskKind:
         expected: what they should have been, in words; `{highest}` stands for the largest class id.
         unknown: label values, array or tensor -> boolean mask, broadcastable to them, of pixels that carry no
             measurement.
-        flip: values of a map that was mirrored left to right.
-        rescale: values of a map whose image was enlarged by a factor.
+        flip: values of a map, array or tensor, that was mirrored left to right.
+        rescale: values of a map, array or tensor, whose image was enlarged by a factor.
         colorize: prediction `(height, width)` or `(3, height, width)`, and the values shown as first and last
             colour -> uint8 `(3, height, width)`.
         value_range: those values by default; `None` takes them from the map.
@@ -68,8 +68,8 @@ class TaskKind:
     offences: Callable[[np.ndarray, int], np.ndarray]
     expected: str
     unknown: Callable[[Tensor | np.ndarray], Tensor | np.ndarray]
-    flip: Callable[[np.ndarray], np.ndarray]
-    rescale: Callable[[np.ndarray, float], np.ndarray]
+    flip: Callable[[Tensor | np.ndarray], Tensor | np.ndarray]
+    rescale: Callable[[Tensor | np.ndarray, float], Tensor | np.ndarray]
     colorize: Callable[[Tensor, tuple[float, float]], Tensor]
     value_range: tuple[float, float] | None
     legend: str
@@ -82,7 +82,7 @@ class TaskKind:
         return torch.empty(0, dtype=self.label_dtype).numpy().dtype
 
 
-def _unchanged(label: np.ndarray, *_) -> np.ndarray:
+def _unchanged(label: Tensor | np.ndarray, *_) -> Tensor | np.ndarray:
     return label
 
 
@@ -125,9 +125,11 @@ def _is_unknown_normal(normals: Tensor | np.ndarray) -> Tensor | np.ndarray:
     return is_zero | (x == IGNORE_INDEX) | (y == IGNORE_INDEX) | (z == IGNORE_INDEX)
 
 
-def _mirror_x(normals: np.ndarray) -> np.ndarray:
+def _mirror_x(normals: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """Negates the x component, the first of the three channels."""
-    return normals * np.array([-1, 1, 1], normals.dtype).reshape(3, 1, 1)
+    mirrored = 1 * normals  # a copy
+    mirrored[..., 0, :, :] *= -1
+    return mirrored
 
 
 def label_palette(num_labels: int) -> Tensor:

@@ -17,7 +17,11 @@ METRICS = {
     for metric in (SegmentationMetric, SaliencyMetric, DepthMetric, NormalsMetric, ExactBoundaryMetric)
 }
 
+# Those of the paper's tables, for reports.
+BENCHMARK_METRICS = {**METRICS, "boundary": BoundaryMetric}
+
 __all__ = [
+    "BENCHMARK_METRICS",
     "METRICS",
     "BoundaryMetric",
     "DepthMetric",

@@ -1,16 +1,41 @@
-"""Scores of a model on labelled batches."""
+"""Scores of a model on labelled data: of batches during training, or of whole images with all that a report needs."""
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch import nn
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from ..data.columns import MappedDataset
+from ..image_processing_pil_degmix import DeGMixImageProcessorPil, crop_centred, resized_size
 from ..loss_degmix import count_pixels
-from ..tasks import TASK_KINDS
-from . import METRICS
+from ..modeling_degmix import DeGMixDensePredictionOutput
+from ..tasks import IGNORE_INDEX, TASK_KINDS
+from ..training.collator import DeGMixDataCollator
+from . import BENCHMARK_METRICS, METRICS
+from .metric import StreamingMetric
+
+
+Scores = dict[str, float]
+
+# By task kind, limits of the bins in which errors of pixels are counted: metres and degrees. Larger errors count in
+# the last bin.
+ERROR_BINS = {"depth": np.linspace(0, 4, 81), "normals": np.linspace(0, 180, 91)}
+
+
+def sum_over_processes(sums: Any, accelerator: Accelerator) -> Any:
+    """Tensors, or dictionaries of them, on the CPU: those of all processes, added up."""
+    return send_to_device(accelerator.reduce(send_to_device(sums, accelerator.device), "sum"), "cpu")
 
 
 @torch.no_grad()
@@ -42,17 +67,17 @@ def evaluate_model(
             prediction = TASK_KINDS[tasks[name]["kind"]].activation(outputs.logits[name].float())
             metric.update(prediction, batch["labels"][name])
 
-    def over_processes(sums):
-        return send_to_device(accelerator.reduce(send_to_device(sums, accelerator.device), "sum"), "cpu")
-
     for metric in metrics.values():
-        metric.sums = over_processes(metric.sums)
-    errors, counts = over_processes(total)
+        metric.sums = sum_over_processes(metric.sums, accelerator)
+    errors, counts = sum_over_processes(total, accelerator)
     return float((errors / counts).sum()), {name: metric.compute() for name, metric in metrics.items()}
 
 
 def multi_task_gain(
-    scores: dict[str, dict[str, float]], single_task_scores: dict[str, float], tasks: dict[str, dict]
+    scores: dict[str, Scores],
+    single_task_scores: dict[str, float],
+    tasks: dict[str, dict],
+    metrics: dict[str, type[StreamingMetric]] = METRICS,
 ) -> float:
     """How much better than single-task models, in percent of their scores, mean over the tasks.
 
@@ -60,10 +85,11 @@ def multi_task_gain(
         scores: by task and name of the score.
         single_task_scores: task -> what a model for it alone reaches in the score of the paper's tables.
         tasks: `DeGMixConfig.tasks`.
+        metrics: by kind, which say what that score is.
     """
     gains = []
     for name, task in tasks.items():
-        metric = METRICS[task["kind"]]
+        metric = metrics[task["kind"]]
         gain = scores[name][metric.main] / single_task_scores[name] - 1
         gains.append(gain if metric.higher_is_better else -gain)
     return 100 * sum(gains) / len(gains)
@@ -73,3 +99,248 @@ def format_main_scores(scores: dict[str, dict[str, float]], tasks: dict[str, dic
     """One line with each task's score of the paper's tables."""
     names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
     return "  ".join(f"{task} {name} {scores[task][name]:.4f}" for task, name in names.items())
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How whole images are evaluated.
+
+    Attributes:
+        edge_tolerance: of [`BoundaryMetric`].
+        scales: factors by which images are resized, the logits averaged.
+        flip: whether to average with the logits of the mirrored image too.
+    """
+
+    edge_tolerance: float = 0.0075
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def __post_init__(self):
+        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
+            raise ValueError(f"`scales` must be positive numbers, got {list(self.scales)}")
+
+
+@dataclass
+class Evaluation:
+    """What came out of evaluating whole images.
+
+    Attributes:
+        metrics: task -> the metric that has seen all samples.
+        error_counts: tasks with [`ERROR_BINS`] -> how many pixels have an error in each bin.
+        samples: one row per sample, in the order of the data set: `index`, `image_id`, `height`, `width`, and under
+            `<task>_<score>` its own scores, `None` where it has no valid pixel for the task.
+        fingerprint: `"image"` or task -> hash of the ids and pixels, or labels, as they were used. It depends neither
+            on where the data lies nor on how files are compressed.
+    """
+
+    metrics: dict[str, StreamingMetric]
+    error_counts: dict[str, Tensor]
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    fingerprint: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        """
+        Raises:
+            ValueError: a task has no valid pixel in the whole data set.
+        """
+        scores = {}
+        for name, metric in self.metrics.items():
+            try:
+                scores[name] = metric.compute()
+            except ValueError as error:
+                raise ValueError(f"{name!r}: {error}") from error
+        return scores
+
+
+class WholeImageCollator:
+    """One row -> `image_id`, `pixels` as float32 array `(3, height, width)`, `labels` and `hashes`.
+
+    Labels `(1, height, width)` or `(1, 3, height, width)` have the image's own size; see [`DeGMixDataCollator`].
+    """
+
+    def __init__(self, processor, tasks: dict[str, dict[str, Any]]):
+        unchanged = DeGMixImageProcessorPil(
+            tasks=tasks,
+            do_convert_rgb=processor.do_convert_rgb,
+            do_rescale=False,
+            do_normalize=False,
+            do_pad=False,
+        )
+        self.collator = DeGMixDataCollator(unchanged, tasks=tasks)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch, image_id = self.collator(rows), rows[0]["image_id"]
+        maps = {"image": batch["pixel_values"], **batch["labels"]}
+        return {
+            "image_id": image_id,
+            "pixels": batch["pixel_values"][0].numpy(),
+            "labels": batch["labels"],
+            "hashes": {name: _hash(f"{image_id} {tuple(x.shape)}".encode(), x.numpy()) for name, x in maps.items()},
+        }
+
+
+def _hash(*parts: bytes | np.ndarray) -> bytes:
+    digest = sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def evaluate_whole_images(
+    model: nn.Module,
+    processor,
+    data: MappedDataset,
+    protocol: Protocol,
+    accelerator: Accelerator,
+    executor: Executor,
+    num_workers: int = 0,
+) -> Evaluation:
+    """Scores of all tasks, of the data set and of each sample, with predictions in the labels' own sizes.
+
+    Images go through the model one at a time, so that there is no padding but the processor's, which is cropped away.
+
+    Args:
+        model: a `DeGMixForMultiTaskDensePrediction` in eval mode on the accelerator's device.
+        processor: its image processor.
+        data: with the columns of the model's tasks; every process evaluates a part of it.
+        protocol: how.
+        accelerator: of the processes; it also sets the precision.
+        executor: scores samples while the model predicts the next ones.
+        num_workers: processes that read samples.
+
+    Raises:
+        ValueError: a sample cannot be used; the message names it.
+    """
+    tasks = model.config.tasks
+    indices = range(accelerator.process_index, len(data), accelerator.num_processes)
+    loader = DataLoader(
+        Subset(data, indices), collate_fn=WholeImageCollator(processor, tasks), num_workers=num_workers
+    )
+    metrics = build_metrics(tasks, protocol)
+    error_counts = {
+        name: torch.zeros(len(ERROR_BINS[task["kind"]]) - 1, dtype=torch.int64)
+        for name, task in tasks.items()
+        if task["kind"] in ERROR_BINS
+    }
+    samples, hashes = [], {}
+
+    def submit() -> Iterator[tuple[dict[str, Any], Future]]:
+        progress = tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process)
+        for index, sample in zip(indices, progress):
+            with accelerator.autocast():
+                predictions = predict_whole_image(model, processor, sample["pixels"], protocol)
+            height, width = sample["pixels"].shape[-2:]
+            hashes[index] = sample["hashes"]
+            row = {"index": index, "image_id": sample["image_id"], "height": height, "width": width}
+            yield row, executor.submit(score_sample, tasks, protocol, predictions, sample["labels"])
+
+    for row, future in _running_ahead(submit(), 2 * max(num_workers, 1)):
+        sample_metrics, sample_errors = future.result()
+        for name, metric in sample_metrics.items():
+            for key, values in metric.sums.items():
+                metrics[name].sums[key] = metrics[name].sums[key] + values
+        for name, counts in sample_errors.items():
+            error_counts[name] += counts
+        samples.append({**row, **_sample_scores(sample_metrics)})
+
+    for metric in metrics.values():
+        metric.sums = sum_over_processes(metric.sums, accelerator)
+    hashes = dict(sorted(gather_object(list(hashes.items()))))
+    return Evaluation(
+        metrics,
+        sum_over_processes(error_counts, accelerator),
+        sorted(gather_object(samples), key=lambda sample: sample["index"]),
+        {name: _hash(*(sample[name] for sample in hashes.values())).hex()[:16] for name in ("image", *tasks)},
+    )
+
+
+def _running_ahead(items: Iterable, count: int) -> Iterator:
+    """The same items, each only after up to `count` more have been made."""
+    waiting = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def build_metrics(tasks: dict[str, dict[str, Any]], protocol: Protocol) -> dict[str, StreamingMetric]:
+    options = {"boundary": {"tolerance": protocol.edge_tolerance}}
+    return {
+        name: BENCHMARK_METRICS[task["kind"]](task, **options.get(task["kind"], {})) for name, task in tasks.items()
+    }
+
+
+@torch.no_grad()
+def predict_whole_image(model: nn.Module, processor, pixels: np.ndarray, protocol: Protocol) -> dict[str, Tensor]:
+    """The prediction of each task in the image's own size, on the CPU; see `post_process_dense_prediction`.
+
+    With several scales or mirrored images, it is that of the mean logits, each brought back to the image first: class
+    scores, metres, components of normals, log-odds.
+
+    Args:
+        pixels: `(3, height, width)` in the range that the processor takes.
+    """
+    size = tuple(pixels.shape[-2:])
+    base = resized_size(size, processor.size) if processor.do_resize else size
+    views = [(scale, mirrored) for scale in protocol.scales for mirrored in (False, True)[: 1 + protocol.flip]]
+    mean = {}
+    for scale, mirrored in views:
+        scaled = tuple(max(1, round(scale * length)) for length in base)
+        options = {"do_resize": True, "size": dict(zip(("height", "width"), scaled))}
+        if processor.pad_size:
+            padded = max(1, scale) * np.array([processor.pad_size.height, processor.pad_size.width])
+            options["pad_size"] = dict(zip(("height", "width"), np.ceil(padded).astype(int).tolist()))
+        inputs = processor(pixels, return_tensors="pt", **options)["pixel_values"].to(model.device)
+        outputs = model(inputs.flip(-1) if mirrored else inputs)
+        for name, logits in outputs.logits.items():
+            kind = TASK_KINDS[model.config.tasks[name]["kind"]]
+            logits = logits.float()
+            if mirrored:
+                logits = kind.flip(logits.flip(-1))
+            # From an enlarged image all seems nearer.
+            logits = kind.rescale(crop_centred(logits, scaled), 1 / scale)
+            if scaled != base:
+                logits = F.interpolate(logits, base, mode="bilinear", align_corners=False)
+            mean[name] = mean.get(name, 0) + logits / len(views)
+    predictions = processor.post_process_dense_prediction(DeGMixDensePredictionOutput(logits=mean), [size])[0]
+    return {name: prediction.cpu() for name, prediction in predictions.items()}
+
+
+def score_sample(
+    tasks: dict[str, dict[str, Any]], protocol: Protocol, predictions: dict[str, Tensor], labels: dict[str, Tensor]
+) -> tuple[dict[str, StreamingMetric], dict[str, Tensor]]:
+    """The metric of each task that has seen this sample alone, and its counts of errors in [`ERROR_BINS`].
+
+    Args:
+        predictions: one map per task, in the label's size.
+        labels: batches of one.
+    """
+    metrics, error_counts = build_metrics(tasks, protocol), {}
+    for name, metric in metrics.items():
+        prediction, label, kind = predictions[name][None], labels[name], tasks[name]["kind"]
+        metric.update(prediction, label)
+        if kind in ERROR_BINS:
+            errors = pixel_errors(kind, prediction, label).clip(max=ERROR_BINS[kind][-1])
+            error_counts[name] = torch.from_numpy(np.histogram(errors, ERROR_BINS[kind])[0])
+    return metrics, error_counts
+
+
+def pixel_errors(kind: str, prediction: Tensor, label: Tensor) -> np.ndarray:
+    """Absolute errors of depth in metres, angles of normals in degrees, at all valid pixels `(n,)`."""
+    if kind == "depth":
+        errors = (prediction - label).abs()
+        return errors[label != IGNORE_INDEX].numpy()
+    angles = F.cosine_similarity(prediction, label, dim=1).clamp(-1, 1).acos().rad2deg()
+    return angles[(label != IGNORE_INDEX).all(dim=1)].numpy()
+
+
+def _sample_scores(metrics: dict[str, StreamingMetric]) -> dict[str, float | None]:
+    scores = {}
+    for name, metric in metrics.items():
+        try:
+            scores |= {f"{name}_{key}": value for key, value in metric.compute().items()}
+        except ValueError:  # no valid pixel
+            scores[f"{name}_{metric.main}"] = None
+    return scores

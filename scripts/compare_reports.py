@@ -1,0 +1,33 @@
+"""Puts reports of evaluate.py into one table, the best scores bold, and prints and writes it.
+
+Refuses reports that were not made under one protocol and on the same data.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers_degmix.evaluation.report import format_table, read_report
+from transformers_degmix.saving import write_whole
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", type=Path, nargs="+", help="report.json files, or the directories they are in")
+    parser.add_argument("--output", type=Path, default=Path("outputs/comparison.md"), help="Markdown file to write")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    try:
+        table = format_table([read_report(path) for path in args.reports])
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.output, lambda file: file.write(table.encode()))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{table}\nalso in {args.output}")
+
+
+if __name__ == "__main__":
+    main()

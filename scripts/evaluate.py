@@ -1,0 +1,138 @@
+"""Evaluates a model on a data set and writes a report: numbers, tables, pictures and the scores of each sample.
+
+    python scripts/evaluate.py --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \
+        --split test --output outputs/report
+    accelerate launch --num_processes 8 scripts/evaluate.py --model MODEL --dataset data/nyud --split validation \
+        --edge-tolerance 0.011 --flip --output outputs/report
+
+Predictions are scored in the size of the labels. On a machine with a GPU, that is where the model runs.
+"""
+
+import argparse
+import multiprocessing
+import shlex
+import sys
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from transformers_degmix.evaluation import BENCHMARK_METRICS
+from transformers_degmix.evaluation.evaluator import Protocol, evaluate_whole_images, multi_task_gain
+from transformers_degmix.evaluation.report import (
+    build_report,
+    check_comparable,
+    format_table,
+    read_report,
+    single_task_scores,
+    write_report,
+)
+from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
+from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
+from transformers_degmix.training.data import load_split
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    parser.add_argument("--dataset", required=True, help="folder or name on the Hugging Face Hub, or `rooms`")
+    parser.add_argument("--split", required=True, help="name of the data set's split")
+    parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
+    parser.add_argument("--config", type=Path, help="YAML file of a training run, for its `columns`")
+    parser.add_argument("--num-images", type=int, help="the first so many (default: all); rooms need it")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the rooms to render")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over resized images")
+    parser.add_argument(
+        "--edge-tolerance",
+        type=float,
+        default=0.0075,
+        help="of matching boundaries, as a fraction of the diagonal (default 0.0075; 0.011 on NYUD-v2)",
+    )
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that read, and that score, samples")
+    parser.add_argument(
+        "--single-task-reports", type=Path, nargs="+", default=[], help="reports of models for one task, for the gain"
+    )
+    args = parser.parse_args()
+    if args.dataset == "rooms" and (args.num_images is None or args.image_size is None):
+        parser.error("rooms are rendered: give --num-images and --image-size")
+    if args.dataset != "rooms" and args.image_size is not None:
+        parser.error("--image-size is for rooms")
+    if args.num_images is not None and args.num_images < 1:
+        parser.error(f"--num-images must be 1 or more, got {args.num_images}")
+    if args.num_workers < 0:
+        parser.error(f"--num-workers must be 0 or more, got {args.num_workers}")
+    return args
+
+
+def read_run(args: argparse.Namespace) -> TrainingArguments:
+    """The training run on whose evaluation data the model is evaluated."""
+    if args.config:
+        run = parse_arguments([str(args.config), "--dataset", args.dataset, "--streaming", "false"])
+    else:
+        run = TrainingArguments(output_dir=str(args.output), dataset=args.dataset)
+    size = args.image_size or run.image_size
+    return replace(run, eval_split=args.split, num_eval_images=args.num_images, image_size=size)
+
+
+def start_executor(num_workers: int) -> Executor:
+    """Processes that score samples, or a thread. Not forked: the model's threads would be missing in them."""
+    if not num_workers:
+        return ThreadPoolExecutor(1)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_workers, spawn, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def evaluate(args: argparse.Namespace, accelerator: Accelerator):
+    """
+    Raises:
+        ValueError, OSError: something that was given cannot be used, or the report cannot be written.
+    """
+    check_writable(args.output)
+    protocol = Protocol(args.edge_tolerance, tuple(args.scales), args.flip)
+    run = read_run(args)
+    with accelerator.main_process_first():  # it downloads and renders
+        model, processor = load_model_directory(args.model, accelerator.device)
+        tasks = model.config.tasks
+        data = load_split(run, "eval", tasks)
+    single_task_reports = [read_report(path) for path in args.single_task_reports]
+    singles = single_task_scores(single_task_reports, tasks) if single_task_reports else None
+
+    with start_executor(args.num_workers) as executor:
+        evaluation = evaluate_whole_images(model, processor, data, protocol, accelerator, executor, args.num_workers)
+    described = {"dataset": args.dataset, "split": args.split}
+    command = shlex.join(["python", *sys.argv])
+    report = build_report(evaluation, model, args.model, described, protocol, args.precision, command)
+    if singles:
+        for single_task_report in single_task_reports:
+            check_comparable(report, single_task_report)
+        report["single_task_scores"] = singles
+        report["gain_percent"] = multi_task_gain(report["scores"], singles, tasks, BENCHMARK_METRICS)
+    if accelerator.is_main_process:
+        with whole_directory(args.output) as directory:
+            write_report(directory, report, evaluation, model, processor, data, protocol, accelerator)
+        print(format_table([report]) + f"\nreport: {args.output / 'report.md'}")
+    accelerator.wait_for_everyone()
+
+
+def main():
+    args = parse_args()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[args.precision])
+    try:
+        evaluate(args, accelerator)
+    except (ValueError, OSError) as error:
+        # What a loader process raises comes with its traceback.
+        message = str(error)
+        sys.exit(f"error: {message.strip().splitlines()[-1] if 'Original Traceback' in message else message}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

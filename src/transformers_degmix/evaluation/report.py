@@ -1,0 +1,354 @@
+"""What is written about an evaluation: numbers, tables and pictures; and what makes two of them comparable."""
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import torch
+import transformers
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from ..data.columns import MappedDataset
+from ..image_processing_pil_degmix import to_pixels
+from ..version import __version__
+from ..visualization import draw_overview, stack_overviews
+from . import BENCHMARK_METRICS, BoundaryMetric
+from .boundary import THRESHOLDS
+from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image
+from .metric import StreamingMetric, ThresholdedMetric
+
+
+# By task kind, as in the tables of this field: name and unit of the score, its factor, and the decimals shown.
+TABLE_COLUMNS = {
+    "segmentation": ("mIoU %", 100, 2),
+    "saliency": ("maxF %", 100, 2),
+    "depth": ("RMSE m", 1, 4),
+    "normals": ("mean error °", 1, 2),
+    "boundary": ("odsF %", 100, 2),
+}
+NUM_EXTREMES = 2
+REPORT_VERSION = 1
+
+
+def build_report(
+    evaluation: Evaluation,
+    model: nn.Module,
+    model_name: str,
+    data: dict[str, Any],
+    protocol: Protocol,
+    precision: str,
+    command: str,
+) -> dict[str, Any]:
+    """The content of `report.json`.
+
+    Args:
+        data: `dataset`, its name, and `split`; what else it has is only written.
+        command: with which the evaluation was started.
+
+    Raises:
+        ValueError: a task has no valid pixel in the whole data set.
+    """
+    tasks = model.config.tasks
+    sizes = [(sample["height"], sample["width"]) for sample in evaluation.samples]
+    return {
+        "version": REPORT_VERSION,
+        "model": {"name": model_name, "parameters": model.num_parameters(), "tasks": tasks},
+        "scores": evaluation.scores,
+        "per_class": {name: per_class_iou(m) for name, m in evaluation.metrics.items() if "confusion" in m.sums},
+        "protocol": {
+            "split": data["split"],
+            "num_images": len(sizes),
+            "precision": precision,
+            "scales": list(protocol.scales),
+            "flip": protocol.flip,
+            "tasks": {name: _task_protocol(task, protocol) for name, task in tasks.items()},
+        },
+        "fingerprint": evaluation.fingerprint,
+        "data": {**data, "smallest_image": list(min(sizes)), "largest_image": list(max(sizes))},
+        "versions": {
+            "transformers_degmix": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "command": command,
+    }
+
+
+def _task_protocol(task: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
+    """How a task is scored: in the label's own size, all valid pixels of the data set alike."""
+    rules = {"kind": task["kind"], "num_labels": task["num_labels"], "ignored": "pixels labelled 255 or unknown"}
+    if task.get("ignore_empty"):
+        rules["ignored"] += ", images of class 0 only"
+    if task["kind"] == "boundary":
+        rules["edge_tolerance"] = protocol.edge_tolerance
+    return rules
+
+
+def per_class_iou(metric: StreamingMetric) -> list[float | None]:
+    """Intersection over union of each class, `None` for those that neither labels nor predictions contain."""
+    confusion = metric.sums["confusion"].double()
+    hits = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return [float(hit / total) if total else None for hit, total in zip(hits, union)]
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A `report.json`, or the one in a directory.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is not a report.
+    """
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(path.read_text())
+        if report["version"] != REPORT_VERSION:
+            raise ValueError(f"it is of version {report['version']}, not {REPORT_VERSION}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a report of evaluate.py: {error!r}") from error
+    return report
+
+
+def check_comparable(first: dict[str, Any], second: dict[str, Any]):
+    """Raises ValueError unless two reports measured the tasks that both have under one protocol on the same data."""
+    names = " and ".join(report["model"]["name"] for report in (first, second))
+    common = [name for name in first["scores"] if name in second["scores"]]
+    if not common:
+        raise ValueError(f"{names} have no task in common: {list(first['scores'])} and {list(second['scores'])}")
+    a, b = (_conditions(report, common) for report in (first, second))
+    for key in a:
+        if a[key] != b[key]:
+            raise ValueError(f"{names} are not comparable: `{key}` is {a[key]!r} and {b[key]!r}")
+
+
+def _conditions(report: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
+    """What must be the same where scores of these tasks are compared."""
+    protocol = {**report["protocol"], **report["protocol"]["tasks"]}
+    names = [name for name in report["protocol"] if name != "tasks"]
+    return {
+        **{f"protocol.{name}": protocol[name] for name in (*names, *tasks)},
+        **{f"fingerprint.{name}": report["fingerprint"][name] for name in ("image", *tasks)},
+    }
+
+
+def single_task_scores(single_task_reports: list[dict[str, Any]], tasks: dict[str, dict]) -> dict[str, float]:
+    """Task -> what the model for it alone reaches, for [`multi_task_gain`].
+
+    Raises:
+        ValueError: a report is not of one task, or they are not of these tasks.
+    """
+    scores = {}
+    for report in single_task_reports:
+        if len(report["scores"]) != 1:
+            raise ValueError(f"{report['model']['name']} is not a single-task model: {list(report['scores'])}")
+        ((name, values),) = report["scores"].items()
+        if name not in tasks or name in scores:
+            raise ValueError(f"single-task reports must be one of each task, {list(tasks)}; got another of {name!r}")
+        scores[name] = values[BENCHMARK_METRICS[tasks[name]["kind"]].main]
+    missing = [name for name in tasks if name not in scores]
+    if missing:
+        raise ValueError(f"the gain needs a single-task report of each task; there is none of {missing}")
+    return scores
+
+
+def format_table(reports: list[dict[str, Any]]) -> str:
+    """Markdown, a row per report, with the scores of the paper's tables; the best of several is bold.
+
+    Raises:
+        ValueError: two reports are not comparable.
+    """
+    for index, report in enumerate(reports):
+        for other in reports[:index]:
+            check_comparable(other, report)
+    tasks = {name: task for report in reports for name, task in report["model"]["tasks"].items()}
+    header, columns = ["model"], [[report["model"]["name"] for report in reports]]
+    for name, task in tasks.items():
+        metric, (title, factor, decimals) = BENCHMARK_METRICS[task["kind"]], TABLE_COLUMNS[task["kind"]]
+        header.append(f"{name} {title} {'up' if metric.higher_is_better else 'down'}")
+        values = [report["scores"].get(name, {}).get(metric.main) for report in reports]
+        columns.append(_format_column(values, factor, f".{decimals}f", metric.higher_is_better))
+    gains = [report.get("gain_percent") for report in reports]
+    if any(gain is not None for gain in gains):
+        header.append("gain % up")
+        columns.append(_format_column(gains, 1, "+.2f", True))
+    header.append("parameters")
+    columns.append([f"{report['model']['parameters'] / 1e6:.2f} M" for report in reports])
+    return _markdown([header, *map(list, zip(*columns))])
+
+
+def _format_column(values: list[float | None], factor: float, number_format: str, higher_is_better: bool) -> list[str]:
+    known = [value for value in values if value is not None]
+    best = (max if higher_is_better else min)(known) if len(values) > 1 else None
+    texts = ["-" if value is None else format(factor * value, number_format) for value in values]
+    return [f"**{text}**" if value is not None and value == best else text for value, text in zip(values, texts)]
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
+
+
+def write_report(
+    directory: Path,
+    report: dict[str, Any],
+    evaluation: Evaluation,
+    model: nn.Module,
+    processor,
+    data: MappedDataset,
+    protocol: Protocol,
+    accelerator: Accelerator,
+):
+    """Writes `report.json`, `report.md` with its pictures, and `samples.parquet`.
+
+    Args:
+        directory: exists and is empty.
+        report: what [`build_report`] made.
+        evaluation: what it is about; the other arguments are those of [`evaluate_whole_images`].
+    """
+    (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    columns = dict.fromkeys(name for sample in evaluation.samples for name in sample)
+    table = {name: [sample.get(name) for sample in evaluation.samples] for name in columns}
+    pyarrow.parquet.write_table(pyarrow.table(table), directory / "samples.parquet")
+
+    lines = [f"# {report['model']['name']} on {report['data']['dataset']}, {report['data']['split']}\n"]
+    lines += [format_table([report]), _describe(report)]
+    for name, task in model.config.tasks.items():
+        lines.append(f"## {name}\n")
+        lines.append(_markdown([["score", "value"], *([k, f"{v:.4f}"] for k, v in report["scores"][name].items())]))
+        for title, figure in draw_figures(evaluation, name, task).items():
+            file_name = f"{name}_{title.replace(' ', '_')}.png"
+            figure.savefig(directory / file_name, dpi=100, bbox_inches="tight")
+            lines.append(f"![{title} of {name}]({file_name})\n")
+        for title, samples in find_extremes(evaluation, name).items():
+            rows = [data[sample["index"]] for sample in samples]
+            picture = draw_rows(rows, name, model, processor, protocol, accelerator)
+            picture.save(directory / f"{name}_{title}.png")
+            main = evaluation.metrics[name].main
+            listed = ", ".join(f"{sample['image_id']} ({sample[f'{name}_{main}']:.4f})" for sample in samples)
+            lines.append(f"The {title} samples by {main}, from top to bottom: {listed}\n")
+            lines.append(f"![{title} samples of {name}]({name}_{title}.png)\n")
+    (directory / "report.md").write_text("\n".join(lines))
+
+
+def _describe(report: dict[str, Any]) -> str:
+    protocol, data = report["protocol"], report["data"]
+    smallest, largest = (" x ".join(map(str, data[key])) for key in ("smallest_image", "largest_image"))
+    sizes = f"of {smallest}" if smallest == largest else f"from {smallest} to {largest}"
+    tolerances = [task["edge_tolerance"] for task in protocol["tasks"].values() if "edge_tolerance" in task]
+    mirroring = "with" if protocol["flip"] else "without"
+    parts = [
+        f"{protocol['num_images']} images {sizes}, scored in their own size; precision {protocol['precision']}",
+        f"scales {', '.join(map(str, protocol['scales']))}, {mirroring} mirrored images",
+        *(f"boundaries matched within {tolerance} of the diagonal" for tolerance in tolerances),
+        ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        "data " + ", ".join(f"{name} {value}" for name, value in report["fingerprint"].items()),
+    ]
+    return "".join(f"- {part}\n" for part in parts) + f"\n```bash\n{report['command']}\n```\n"
+
+
+def draw_figures(evaluation: Evaluation, name: str, task: dict[str, Any]) -> dict[str, Figure]:
+    """What there is to draw about the sums of a task: title -> figure."""
+    metric = evaluation.metrics[name]
+    figures = {}
+    if "confusion" in metric.sums:
+        classes = [(task.get("id2label") or {}).get(index, str(index)) for index in range(task["num_labels"])]
+        figures["class IoU"] = draw_class_bars(per_class_iou(metric), classes)
+        figures["confusion matrix"] = draw_confusion(metric.sums["confusion"].numpy(), classes)
+    if isinstance(metric, BoundaryMetric | ThresholdedMetric):
+        figures["precision and recall"] = draw_precision_recall(metric)
+    if name in evaluation.error_counts:
+        figures["errors"] = draw_errors(evaluation.error_counts[name].numpy(), task["kind"])
+    return figures
+
+
+def draw_class_bars(iou: list[float | None], classes: list[str]) -> Figure:
+    """Horizontal bars, the best class at the top; classes that do not occur are left out."""
+    values, names = zip(*sorted((value, name) for value, name in zip(iou, classes) if value is not None))
+    figure = Figure(figsize=(7, 1 + 0.22 * len(names)))
+    axes = figure.subplots()
+    bars = axes.barh(names, values)
+    axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+    axes.axvline(np.mean(values), color="black", linestyle=":", label=f"mean {np.mean(values):.3f}")
+    axes.set(xlim=(0, 1.08), xlabel="intersection over union")
+    axes.margins(y=0.01)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def draw_confusion(confusion: np.ndarray, classes: list[str]) -> Figure:
+    """The share of each true class (row) that is predicted as each class (column)."""
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=[2.5 + 0.22 * len(classes)] * 2)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="predicted", ylabel="true")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    return figure
+
+
+def draw_precision_recall(metric: BoundaryMetric | ThresholdedMetric) -> Figure:
+    """Precision over recall at all thresholds, and the point of the best F-measure."""
+    if isinstance(metric, BoundaryMetric):
+        thresholds, (matched, predicted, true) = THRESHOLDS, metric.sums["counts"].numpy()
+    else:
+        thresholds = metric.thresholds.numpy()
+        matched, predicted, true = (metric.sums[key].numpy() for key in ("true_positives", "predicted", "positives"))
+    precision, recall, shown = matched / np.maximum(predicted, 1), matched / np.maximum(true, 1), predicted > 0
+    scores = metric.compute()
+    best = np.abs(thresholds - scores["threshold"]).argmin()
+    figure = Figure(figsize=(5, 5))
+    axes = figure.subplots()
+    axes.plot(recall[shown], precision[shown], marker=".")
+    label = f"{metric.main} {scores[metric.main]:.3f} at threshold {scores['threshold']:.2f}"
+    axes.plot(recall[best], precision[best], "o", color="tab:red", label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="recall", ylabel="precision", aspect="equal")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def draw_errors(counts: np.ndarray, kind: str) -> Figure:
+    """Histogram of the errors of pixels; the last bar holds all larger errors."""
+    figure = Figure(figsize=(7, 3.5))
+    axes = figure.subplots()
+    axes.stairs(counts / max(counts.sum(), 1), ERROR_BINS[kind], fill=True)
+    axes.set(xlabel=f"error of a pixel in {'metres' if kind == 'depth' else 'degrees'}", ylabel="share of pixels")
+    axes.set_xlim(0, ERROR_BINS[kind][-1])
+    return figure
+
+
+def find_extremes(evaluation: Evaluation, name: str) -> dict[str, list[dict[str, Any]]]:
+    """`"best"` and `"worst"` samples of a task by its main score; none in both."""
+    metric = evaluation.metrics[name]
+    key = f"{name}_{metric.main}"
+    ranked = [sample for sample in evaluation.samples if sample[key] is not None]
+    ranked.sort(key=lambda sample: sample[key], reverse=metric.higher_is_better)
+    best = ranked[:NUM_EXTREMES]
+    worst = ranked[len(best) :][::-1][:NUM_EXTREMES]
+    return {title: samples for title, samples in (("best", best), ("worst", worst)) if samples}
+
+
+def draw_rows(
+    rows: list[dict[str, Any]], name: str, model: nn.Module, processor, protocol: Protocol, accelerator: Accelerator
+) -> Image.Image:
+    """One task's predictions above the labels, for each row of the data set."""
+    tasks = {name: model.config.tasks[name]}
+    collator, overviews = WholeImageCollator(processor, model.config.tasks), []
+    for row in rows:
+        sample = collator([row])
+        with accelerator.autocast():
+            predictions = predict_whole_image(model, processor, sample["pixels"], protocol)
+        pixels = to_pixels(row["image"], do_convert_rgb=True).round().clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(pixels.transpose(1, 2, 0))
+        overviews.append(draw_overview(image, predictions, tasks, references={name: sample["labels"][name][0]}))
+    return stack_overviews(overviews)
