@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from transformers_degmix.evaluation.report import format_table, read_report
+from transformers_degmix.evaluation.report import check_comparable, format_table, read_report
 from transformers_degmix.saving import write_whole
 
 
@@ -21,7 +21,9 @@ def parse_args() -> argparse.Namespace:
 def main():
     args = parse_args()
     try:
-        table = format_table([read_report(path) for path in args.reports])
+        reports = {str(path): read_report(path) for path in args.reports}
+        check_comparable(reports)
+        table = format_table(list(reports.values()))
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(args.output, lambda file: file.write(table.encode()))
     except (ValueError, OSError) as error:

@@ -100,7 +100,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         model, processor = load_model_directory(args.model, accelerator.device)
         tasks = model.config.tasks
         data = load_split(run, "eval", tasks)
-    single_task_reports = [read_report(path) for path in args.single_task_reports]
+    single_task_reports = {str(path): read_report(path) for path in args.single_task_reports}
     singles = single_task_scores(single_task_reports, tasks) if single_task_reports else None
 
     with start_executor(args.num_workers) as executor:
@@ -108,16 +108,23 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
     described = {"dataset": args.dataset, "split": args.split}
     command = shlex.join(["python", *sys.argv])
     report = build_report(evaluation, model, args.model, described, protocol, args.precision, command)
+    mismatch = None
     if singles:
-        for single_task_report in single_task_reports:
-            check_comparable(report, single_task_report)
-        report["single_task_scores"] = singles
-        report["gain_percent"] = multi_task_gain(report["scores"], singles, tasks, BENCHMARK_METRICS)
+        try:
+            for path, single_task_report in single_task_reports.items():
+                check_comparable({"this evaluation": report, path: single_task_report})
+            report["single_task_scores"] = singles
+            report["gain_percent"] = multi_task_gain(report["scores"], singles, tasks, BENCHMARK_METRICS)
+        except ValueError as error:
+            mismatch = error
     if accelerator.is_main_process:
         with whole_directory(args.output) as directory:
             write_report(directory, report, evaluation, model, processor, data, protocol, accelerator)
         print(format_table([report]) + f"\nreport: {args.output / 'report.md'}")
     accelerator.wait_for_everyone()
+    if mismatch:
+        # Not before the report, which may have taken hours, is written.
+        raise ValueError(f"{args.output} is complete but for the gain: {mismatch}")
 
 
 def main():

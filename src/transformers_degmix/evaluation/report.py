@@ -2,6 +2,7 @@
 
 import json
 import platform
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,21 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def check_comparable(first: dict[str, Any], second: dict[str, Any]):
-    """Raises ValueError unless two reports measured the tasks that both have under one protocol on the same data."""
-    names = " and ".join(report["model"]["name"] for report in (first, second))
-    common = [name for name in first["scores"] if name in second["scores"]]
-    if not common:
-        raise ValueError(f"{names} have no task in common: {list(first['scores'])} and {list(second['scores'])}")
-    a, b = (_conditions(report, common) for report in (first, second))
-    for key in a:
-        if a[key] != b[key]:
-            raise ValueError(f"{names} are not comparable: `{key}` is {a[key]!r} and {b[key]!r}")
+def check_comparable(reports: dict[str, dict[str, Any]]):
+    """Raises ValueError unless any two reports measured the tasks that both have under one protocol on the same data.
+
+    Args:
+        reports: by the names that the message is to use.
+    """
+    for (first, a), (second, b) in combinations(reports.items(), 2):
+        common = [name for name in a["scores"] if name in b["scores"]]
+        if not common:
+            raise ValueError(f"{first} and {second} have no task in common: {list(a['scores'])}, {list(b['scores'])}")
+        a, b = _conditions(a, common), _conditions(b, common)
+        differing = [name for name in a if a[name] != b[name]]
+        if differing:
+            name = differing[0]
+            raise ValueError(f"{first} and {second} are not comparable: `{name}` is {a[name]!r} and {b[name]!r}")
 
 
 def _conditions(report: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
@@ -139,20 +145,22 @@ def _conditions(report: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
     }
 
 
-def single_task_scores(single_task_reports: list[dict[str, Any]], tasks: dict[str, dict]) -> dict[str, float]:
+def single_task_scores(reports: dict[str, dict[str, Any]], tasks: dict[str, dict]) -> dict[str, float]:
     """Task -> what the model for it alone reaches, for [`multi_task_gain`].
 
+    Args:
+        reports: by the names that messages are to use.
+        tasks: `DeGMixConfig.tasks` of the model that is compared with them.
+
     Raises:
-        ValueError: a report is not of one task, or they are not of these tasks.
+        ValueError: a report is not of one task, or they are not one of each of these tasks.
     """
     scores = {}
-    for report in single_task_reports:
-        if len(report["scores"]) != 1:
-            raise ValueError(f"{report['model']['name']} is not a single-task model: {list(report['scores'])}")
-        ((name, values),) = report["scores"].items()
-        if name not in tasks or name in scores:
-            raise ValueError(f"single-task reports must be one of each task, {list(tasks)}; got another of {name!r}")
-        scores[name] = values[BENCHMARK_METRICS[tasks[name]["kind"]].main]
+    for path, report in reports.items():
+        names = list(report["scores"])
+        if len(names) != 1 or names[0] not in tasks or names[0] in scores:
+            raise ValueError(f"single-task reports must be one of each task, {list(tasks)}; {path} is of {names}")
+        scores[names[0]] = report["scores"][names[0]][BENCHMARK_METRICS[tasks[names[0]]["kind"]].main]
     missing = [name for name in tasks if name not in scores]
     if missing:
         raise ValueError(f"the gain needs a single-task report of each task; there is none of {missing}")
@@ -160,14 +168,7 @@ def single_task_scores(single_task_reports: list[dict[str, Any]], tasks: dict[st
 
 
 def format_table(reports: list[dict[str, Any]]) -> str:
-    """Markdown, a row per report, with the scores of the paper's tables; the best of several is bold.
-
-    Raises:
-        ValueError: two reports are not comparable.
-    """
-    for index, report in enumerate(reports):
-        for other in reports[:index]:
-            check_comparable(other, report)
+    """Markdown, a row per report, with the scores of the paper's tables; the best of several is bold."""
     tasks = {name: task for report in reports for name, task in report["model"]["tasks"].items()}
     header, columns = ["model"], [[report["model"]["name"] for report in reports]]
     for name, task in tasks.items():
@@ -276,8 +277,8 @@ def draw_class_bars(iou: list[float | None], classes: list[str]) -> Figure:
     axes = figure.subplots()
     bars = axes.barh(names, values)
     axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-    axes.axvline(np.mean(values), color="black", linestyle=":", label=f"mean {np.mean(values):.3f}")
-    axes.set(xlim=(0, 1.08), xlabel="intersection over union")
+    axes.axvline(np.mean(values), color="gray", linestyle=":", zorder=0, label=f"mean {np.mean(values):.3f}")
+    axes.set(xlim=(0, 1.08), xticks=np.linspace(0, 1, 6), xlabel="intersection over union")
     axes.margins(y=0.01)
     axes.legend(loc="lower right")
     return figure

@@ -1,0 +1,227 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from small_models import small_model
+from torch.utils.data import DataLoader
+
+from transformers_degmix import DeGMixImageProcessorPil
+from transformers_degmix.data.columns import map_columns
+from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
+from transformers_degmix.evaluation import BENCHMARK_METRICS, BoundaryMetric
+from transformers_degmix.evaluation.evaluator import (
+    Protocol,
+    evaluate_model,
+    evaluate_whole_images,
+    predict_whole_image,
+)
+from transformers_degmix.evaluation.report import (
+    build_report,
+    check_comparable,
+    format_table,
+    single_task_scores,
+    write_report,
+)
+from transformers_degmix.tasks import TASK_KINDS
+from transformers_degmix.training.collator import DeGMixDataCollator
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model(tasks=ROOMS_TASKS)
+
+
+@pytest.fixture(scope="module")
+def data(model):
+    return map_columns(load_rooms("test", 3, (32, 48)), model.config.tasks)
+
+
+def evaluate(model, processor, data, protocol=Protocol()):
+    with ThreadPoolExecutor(1) as executor:
+        return evaluate_whole_images(model, processor, data, protocol, Accelerator(), executor)
+
+
+@pytest.fixture(scope="module")
+def evaluation(model, data):
+    return evaluate(model, DeGMixImageProcessorPil(tasks=model.config.tasks), data)
+
+
+def make_report(model, evaluation, protocol=Protocol(), name="model"):
+    described = {"dataset": "rooms", "split": "test"}
+    return build_report(evaluation, model, name, described, protocol, "fp32", "python scripts/evaluate.py")
+
+
+def test_scores_are_those_of_evaluate_model(model, data, evaluation):
+    tasks = model.config.tasks
+    collator = DeGMixDataCollator(DeGMixImageProcessorPil(tasks=tasks), tasks=tasks)
+    batches = DataLoader(data, 3, collate_fn=collator)
+    expected = evaluate_model(model, batches, tasks, Accelerator())[1]
+    (batch,) = batches
+    boundaries = BoundaryMetric(tasks["edge"], 0.0075)
+    with torch.no_grad():
+        boundaries.update(model(batch["pixel_values"]).logits["edge"].sigmoid()[:, 0], batch["labels"]["edge"])
+    expected["edge"] = boundaries.compute()
+    for name, scores in evaluation.scores.items():
+        assert scores == pytest.approx(expected[name], abs=1e-5), name
+
+
+def test_scores_are_of_own_size_without_padding(model, data):
+    tasks = model.config.tasks
+    options = {"do_resize": True, "size": {"shortest_edge": 40}, "size_divisor": 64}
+    processor = DeGMixImageProcessorPil(tasks=tasks, **options)
+    evaluation = evaluate(model, processor, data)
+    metrics = {name: BENCHMARK_METRICS[task["kind"]](task) for name, task in tasks.items()}
+    for row, sample in zip(data, evaluation.samples):
+        with torch.no_grad():
+            outputs = model(**processor(row["image"], return_tensors="pt"))
+        assert outputs.logits["depth"].shape[-2:] == (64, 64)
+        predictions = processor.post_process_dense_prediction(outputs, [(32, 48)])[0]
+        labels = DeGMixDataCollator(DeGMixImageProcessorPil(tasks=tasks), tasks=tasks)([row])["labels"]
+        for name, metric in metrics.items():
+            metric.update(predictions[name][None], labels[name])
+        errors = (predictions["depth"] - labels["depth"][0])[labels["depth"][0] != 255]
+        assert sample["depth_rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-5)
+    for name, metric in metrics.items():
+        for key, values in metric.sums.items():
+            torch.testing.assert_close(evaluation.metrics[name].sums[key], values)
+    assert evaluation.error_counts["depth"].sum() == metrics["depth"].sums["valid"]
+
+
+@pytest.mark.parametrize("size_divisor", [None, 33])
+def test_views_are_averaged_in_the_frame_of_the_image(model, data, size_divisor):
+    tasks = model.config.tasks
+    processor = DeGMixImageProcessorPil(tasks=tasks, size_divisor=size_divisor)
+    pixels = np.asarray(data[0]["image"], np.float32).transpose(2, 0, 1)
+    inputs = processor(pixels, return_tensors="pt")["pixel_values"]
+    top, left = (inputs.shape[2] - 32) // 2, (inputs.shape[3] - 48) // 2
+    large = processor(pixels, do_resize=True, size={"height": 64, "width": 96}, return_tensors="pt")["pixel_values"]
+    large_top, large_left = (large.shape[2] - 64) // 2, (large.shape[3] - 96) // 2
+    with torch.no_grad():
+        plain, mirrored = model(inputs).logits, model(inputs.flip(-1)).logits
+        enlarged = model(large).logits
+    flipped = predict_whole_image(model, processor, pixels, Protocol(flip=True))
+    scaled = predict_whole_image(model, processor, pixels, Protocol(scales=(1, 2)))
+    for name, task in tasks.items():
+        sign = torch.tensor([-1.0, 1, 1] if task["kind"] == "normals" else [1.0]).view(1, -1, 1, 1)
+        factor = 2 if task["kind"] == "depth" else 1  # seems half as far
+        one = plain[name][..., top : top + 32, left : left + 48]
+        back = (sign * mirrored[name].flip(-1))[..., top : top + 32, left : left + 48]
+        small = factor * enlarged[name][..., large_top : large_top + 64, large_left : large_left + 96]
+        small = torch.nn.functional.interpolate(small, (32, 48), mode="bilinear")
+        activation = TASK_KINDS[task["kind"]].activation
+        torch.testing.assert_close(flipped[name], activation((one + back) / 2)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scaled[name], activation((one + small) / 2)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_report_is_complete(model, data, evaluation, tmp_path):
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    report = make_report(model, evaluation)
+    write_report(tmp_path, report, evaluation, model, processor, data, Protocol(), Accelerator())
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["scores"] == evaluation.scores and written["protocol"]["num_images"] == 3
+    assert written["protocol"]["tasks"]["edge"]["edge_tolerance"] == 0.0075
+    assert "class 0 only" in written["protocol"]["tasks"]["human_parts"]["ignored"]
+    iou = [value for value in written["per_class"]["semseg"] if value is not None]
+    assert np.mean(iou) == pytest.approx(written["scores"]["semseg"]["mean_iou"])
+
+    text = (tmp_path / "report.md").read_text()
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert all(f"({name})" in text for name in pictures)
+    expected = {f"{task}_{title}.png" for task in model.config.tasks for title in ("best", "worst")}
+    expected |= {f"{task}_{x}.png" for task in ("semseg", "human_parts") for x in ("class_IoU", "confusion_matrix")}
+    expected |= {f"{task}_precision_and_recall.png" for task in ("sal", "edge")}
+    expected |= {f"{task}_errors.png" for task in ("depth", "normals")}
+    assert expected - pictures <= {"human_parts_worst.png"} and pictures <= expected
+
+    samples = pyarrow.parquet.read_table(tmp_path / "samples.parquet").to_pylist()
+    assert [sample["image_id"] for sample in samples] == [row["image_id"] for row in data]
+    assert samples[1]["depth_rmse"] == evaluation.samples[1]["depth_rmse"]
+
+
+def test_fingerprint_is_of_the_content(model, data, evaluation, tmp_path):
+    rows = load_rooms("test", 3, (32, 48))
+    rows.to_parquet(tmp_path / "test.parquet")
+    copied = map_columns(Dataset.from_parquet(str(tmp_path / "test.parquet")), model.config.tasks)
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    assert evaluate(model, processor, copied).fingerprint == evaluation.fingerprint
+
+    changed = [dict(row) for row in rows]
+    changed[2]["sal"] = changed[0]["sal"]
+    other = map_columns(Dataset.from_list(changed, features=rows.features), model.config.tasks)
+    other = evaluate(model, processor, other).fingerprint
+    assert {name for name in other if other[name] != evaluation.fingerprint[name]} == {"sal"}
+
+
+def test_table_marks_the_best(model, evaluation):
+    first = make_report(model, evaluation, name="first")
+    second = deepcopy(first)
+    second["model"]["name"] = "second"
+    second["scores"]["depth"]["rmse"] /= 2
+    second["scores"]["semseg"]["mean_iou"] /= 2
+    del second["scores"]["sal"]
+    second["gain_percent"] = -1.5
+    header, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in format_table([first, second]).splitlines()
+    ]
+    table = {column: cells for column, *cells in zip(header, *rows)}
+    iou, rmse = first["scores"]["semseg"]["mean_iou"], first["scores"]["depth"]["rmse"]
+    assert table["model"] == ["first", "second"]
+    assert table["semseg mIoU % up"] == [f"**{100 * iou:.2f}**", f"{50 * iou:.2f}"]
+    assert table["depth RMSE m down"] == [f"{rmse:.4f}", f"**{rmse / 2:.4f}**"]
+    assert table["sal maxF % up"][1] == "-" and table["gain % up"] == ["-", "**-1.50**"]
+
+
+def test_only_like_is_compared(model, evaluation):
+    report = make_report(model, evaluation)
+    check_comparable({"a": report, "b": deepcopy(report)})
+    for path, value in (("protocol.flip", True), ("fingerprint.image", "0"), ("protocol.tasks.edge", {})):
+        other = deepcopy(report)
+        *parents, leaf = path.split(".")
+        node = other
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+        with pytest.raises(ValueError, match=f"a and b are not comparable: `{path.replace('tasks.', '')}`"):
+            check_comparable({"a": report, "b": other})
+    # Another task may be scored on other data.
+    other = deepcopy(report)
+    other["fingerprint"]["edge"] = "0"
+    del other["scores"]["edge"]
+    check_comparable({"a": report, "b": other})
+
+
+def test_single_task_scores():
+    tasks = {"depth": {"kind": "depth"}, "edge": {"kind": "boundary"}}
+    depth, edge = {"scores": {"depth": {"rmse": 0.5}}}, {"scores": {"edge": {"ods_f": 0.7}}}
+    assert single_task_scores({"a": depth, "b": edge}, tasks) == {"depth": 0.5, "edge": 0.7}
+    with pytest.raises(ValueError, match=r"there is none of \['edge'\]"):
+        single_task_scores({"a": depth}, tasks)
+    for reports in (
+        {"a": depth, "b": depth},
+        {"b": {"scores": {"semseg": {}}}},
+        {"b": {"scores": {**depth["scores"], "edge": {}}}},
+    ):
+        with pytest.raises(ValueError, match="one of each task.*b is of"):
+            single_task_scores(reports, tasks)
+
+
+def test_task_without_labels_is_named(model, data):
+    rows = [{**row, "depth": None} for row in load_rooms("test", 1, (32, 48))]
+    features = load_rooms("test", 1, (32, 48)).features
+    unlabelled = map_columns(Dataset.from_list(rows, features=features), model.config.tasks)
+    evaluation = evaluate(model, DeGMixImageProcessorPil(tasks=model.config.tasks), unlabelled)
+    assert evaluation.samples[0]["depth_rmse"] is None
+    with pytest.raises(ValueError, match="'depth'.*no valid pixel"):
+        evaluation.scores
+
+
+def test_scales_are_checked():
+    for scales in ((), (0.0,), (float("nan"),)):
+        with pytest.raises(ValueError, match="`scales` must be positive"):
+            Protocol(scales=scales)
