@@ -1,4 +1,5 @@
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
@@ -17,9 +18,11 @@ from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import BENCHMARK_METRICS, BoundaryMetric
 from transformers_degmix.evaluation.evaluator import (
     Protocol,
+    WholeImageCollator,
     evaluate_model,
     evaluate_whole_images,
     predict_whole_image,
+    score_sample,
 )
 from transformers_degmix.evaluation.report import (
     build_report,
@@ -219,6 +222,15 @@ def test_task_without_labels_is_named(model, data):
     assert evaluation.samples[0]["depth_rmse"] is None
     with pytest.raises(ValueError, match="'depth'.*no valid pixel"):
         evaluation.scores
+
+
+def test_samples_can_be_scored_in_other_processes(model, data, evaluation):
+    tasks, processor = model.config.tasks, DeGMixImageProcessorPil(tasks=model.config.tasks)
+    sample = WholeImageCollator(processor, tasks)([data[1]])
+    predictions = predict_whole_image(model, processor, sample["pixels"], Protocol())
+    score, arguments = pickle.loads(pickle.dumps((score_sample, (tasks, Protocol(), predictions, sample["labels"]))))
+    metrics, _ = pickle.loads(pickle.dumps(score(*arguments)))
+    assert metrics["edge"].compute()["ods_f"] == evaluation.samples[1]["edge_ods_f"]
 
 
 def test_scales_are_checked():
