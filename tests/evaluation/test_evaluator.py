@@ -25,6 +25,14 @@ def test_loss_does_not_depend_on_batches():
         assert losses == pytest.approx([model(**whole).loss.item()] * 2, rel=1e-5)
 
 
+def test_logits_that_are_not_finite_are_named():
+    model = small_model()
+    with torch.no_grad():
+        model.heads["semseg"].classifier.bias[2] = float("nan")
+    with pytest.raises(ValueError, match="the logits of 'semseg' are not finite"):
+        evaluate_model(model, [make_batch(1, 0)], model.config.tasks, Accelerator())
+
+
 @pytest.mark.parametrize("name", list(ALL_KINDS))
 def test_sums_of_parts_are_the_sums_of_the_whole(name):
     task = small_model().config.tasks[name]

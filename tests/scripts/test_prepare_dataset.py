@@ -1,6 +1,7 @@
 """The command, from miniature archives to `load_dataset`."""
 
 import os
+import runpy
 import shutil
 import sys
 import tarfile
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import prepare_dataset
 import pyarrow.parquet
 import pytest
 from filelock import FileLock
@@ -22,6 +22,10 @@ from transformers_degmix.data.benchmarks import CITYSCAPES_CATEGORIES, CITYSCAPE
 from transformers_degmix.data.rooms import load_rooms
 
 
+# Not imported: the folder also holds an evaluate.py, which would hide the package of that name.
+SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_dataset.py"
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the script's `main` in this process: arguments -> error message or None; what was printed."""
@@ -32,7 +36,7 @@ def run(monkeypatch, capsys):
         capsys.readouterr()
         error = None
         try:
-            prepare_dataset.main()
+            runpy.run_path(str(SCRIPT), run_name="__main__")
         except SystemExit as exit:
             error = exit.code
         captured = capsys.readouterr()

@@ -23,7 +23,7 @@ from ..modeling_degmix import DeGMixDensePredictionOutput
 from ..tasks import IGNORE_INDEX, TASK_KINDS
 from ..training.collator import DeGMixDataCollator
 from . import BENCHMARK_METRICS, METRICS
-from .metric import StreamingMetric
+from .metric import StreamingMetric, finite_logits
 
 
 Scores = dict[str, float]
@@ -64,7 +64,7 @@ def evaluate_model(
         counts = torch.stack([count[0] for count in count_pixels(batch["labels"]).values()]).double()
         total += torch.stack([counts * torch.stack(list(outputs.losses.values())), counts]).cpu()
         for name, metric in metrics.items():
-            prediction = TASK_KINDS[tasks[name]["kind"]].activation(outputs.logits[name].float())
+            prediction = TASK_KINDS[tasks[name]["kind"]].activation(finite_logits(outputs.logits[name], name))
             metric.update(prediction, batch["labels"][name])
 
     for metric in metrics.values():
@@ -296,7 +296,7 @@ def predict_whole_image(model: nn.Module, processor, pixels: np.ndarray, protoco
         outputs = model(inputs.flip(-1) if mirrored else inputs)
         for name, logits in outputs.logits.items():
             kind = TASK_KINDS[model.config.tasks[name]["kind"]]
-            logits = logits.float()
+            logits = finite_logits(logits, name)
             if mirrored:
                 logits = kind.flip(logits.flip(-1))
             # From an enlarged image all seems nearer.

@@ -76,6 +76,17 @@ class StreamingMetric(ABC):
         """The prediction that does well without looking: one value, or one vector, for valid labels of any shape."""
 
 
+def finite_logits(logits: Tensor, task: str) -> Tensor:
+    """The logits as float32. A class that was chosen among NaN does not tell.
+
+    Raises:
+        ValueError: a value is NaN or infinite; the message names the task.
+    """
+    if not logits.isfinite().all():
+        raise ValueError(f"the logits of {task!r} are not finite")
+    return logits.float()
+
+
 def check_not_empty(count: Tensor, metric: StreamingMetric):
     if not count:
         raise ValueError(f"{type(metric).__name__} has seen no valid pixel")

@@ -6,6 +6,7 @@ import torch
 from transformers import EvalPrediction, TrainerCallback
 
 from ..evaluation import METRICS
+from ..evaluation.metric import finite_logits
 from ..tasks import TASK_KINDS
 from .collator import DeGMixDataCollator
 
@@ -37,7 +38,7 @@ class DenseMetrics:
             `<task>_<score>` -> value, of all batches so far, which are forgotten then; nothing before the last one.
         """
         for name, metric in self.metrics.items():
-            logits = torch.as_tensor(prediction.predictions[name]).float()
+            logits = finite_logits(torch.as_tensor(prediction.predictions[name]), name)
             activation = TASK_KINDS[self.tasks[name]["kind"]].activation
             metric.update(activation(logits), torch.as_tensor(prediction.label_ids[name]))
         if not compute_result:
