@@ -84,7 +84,7 @@ def build_report(
 
 
 def _task_protocol(task: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
-    """How a task is scored: in the label's own size, all valid pixels of the data set alike."""
+    """What the scores of a task depend on besides the data, predictions and precision."""
     rules = {"kind": task["kind"], "num_labels": task["num_labels"], "ignored": "pixels labelled 255 or unknown"}
     if task.get("ignore_empty"):
         rules["ignored"] += ", images of class 0 only"
