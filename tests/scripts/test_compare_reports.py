@@ -1,4 +1,5 @@
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -24,15 +25,13 @@ def write_report(path: Path, name: str, rmse: float, **protocol) -> Path:
 @pytest.fixture
 def compare(monkeypatch, capsys, tmp_path):
     """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    from compare_reports import main
 
     def run(*args):
         words = ["compare_reports.py", *map(str, args), "--output", str(tmp_path / "out" / "table.md")]
         monkeypatch.setattr(sys, "argv", words)
         capsys.readouterr()
         try:
-            main()
+            runpy.run_path(str(SCRIPTS / "compare_reports.py"), run_name="__main__")
         except SystemExit as exit:
             return str(exit.code)
         return capsys.readouterr().out

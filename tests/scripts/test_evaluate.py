@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,15 +34,13 @@ def model_dir(tmp_path_factory) -> Path:
 @pytest.fixture
 def evaluate(monkeypatch, capsys):
     """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    from evaluate import main
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py", *map(str, args)])
         capsys.readouterr()
         AcceleratorState._reset_state(True)  # which has the precision of the process's first accelerator
         try:
-            main()
+            runpy.run_path(str(SCRIPTS / "evaluate.py"), run_name="__main__")
         except SystemExit as exit:
             return str(exit.code)
         return capsys.readouterr().out
