@@ -1,19 +1,23 @@
 import re
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
+
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_loader.py"
 
 
 @pytest.fixture
 def benchmark(monkeypatch, capsys):
     """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
-    from benchmark_loader import main
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["benchmark_loader.py", *args])
         capsys.readouterr()
         try:
-            main()
+            runpy.run_path(str(SCRIPT), run_name="__main__")
         except SystemExit as exit:
             return str(exit.code)
         return capsys.readouterr().out

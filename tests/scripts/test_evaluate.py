@@ -45,7 +45,8 @@ def evaluate(monkeypatch, capsys):
             return str(exit.code)
         return capsys.readouterr().out
 
-    return run
+    yield run
+    AcceleratorState._reset_state(True)
 
 
 @pytest.fixture
