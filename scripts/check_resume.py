@@ -43,7 +43,9 @@ def main():
     for number, step in enumerate(steps):
         process = start(killed, [*overrides, "--resume"])
         log = killed.with_suffix(".log")
-        while steps_made(log, args.max_steps) < step or (number % 2 and not list(killed.glob(f"*{UNFINISHED}"))):
+        while steps_made(log, args.max_steps) < step or (
+            number % 2 and not list(killed.glob(f".checkpoint.pt{UNFINISHED}*"))
+        ):
             if process.poll() is not None:
                 sys.exit(f"the run ended before it was killed at step {step}: see {log}")
             time.sleep(0 if number % 2 else rng.uniform(0, 0.05))

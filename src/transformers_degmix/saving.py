@@ -96,7 +96,7 @@ def load_model_directory(
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None]):
     """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}{UNFINISHED}.{os.getpid()}")
     try:
         with open(aside, "xb") as file:
             write(file)

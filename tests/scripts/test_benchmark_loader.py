@@ -1,12 +1,7 @@
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
-
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_loader.py"
+from run_script import run_main
 
 
 @pytest.fixture
@@ -14,13 +9,8 @@ def benchmark(monkeypatch, capsys):
     """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["benchmark_loader.py", *args])
         capsys.readouterr()
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as exit:
-            return str(exit.code)
-        return capsys.readouterr().out
+        return run_main(monkeypatch, "benchmark_loader.py", *args) or capsys.readouterr().out
 
     return run
 

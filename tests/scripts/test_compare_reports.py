@@ -1,12 +1,8 @@
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
-
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from run_script import run_main
 
 
 def write_report(path: Path, name: str, rmse: float, **protocol) -> Path:
@@ -27,14 +23,9 @@ def compare(monkeypatch, capsys, tmp_path):
     """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
 
     def run(*args):
-        words = ["compare_reports.py", *map(str, args), "--output", str(tmp_path / "out" / "table.md")]
-        monkeypatch.setattr(sys, "argv", words)
         capsys.readouterr()
-        try:
-            runpy.run_path(str(SCRIPTS / "compare_reports.py"), run_name="__main__")
-        except SystemExit as exit:
-            return str(exit.code)
-        return capsys.readouterr().out
+        message = run_main(monkeypatch, "compare_reports.py", *args, "--output", tmp_path / "out" / "table.md")
+        return message or capsys.readouterr().out
 
     return run
 

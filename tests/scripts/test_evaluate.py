@@ -1,6 +1,5 @@
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 from accelerate.state import AcceleratorState
+from run_script import SCRIPTS, run_main
 from small_models import small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
@@ -15,7 +15,6 @@ from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.saving import save_model_directory
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 ROOMS = ("--dataset", "rooms", "--split", "test", "--num-images", 3, "--image-size", 32, 48)
 TASKS = {name: ROOMS_TASKS[name] for name in ("depth", "edge")}
 
@@ -36,14 +35,9 @@ def evaluate(monkeypatch, capsys):
     """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["scripts/evaluate.py", *map(str, args)])
         capsys.readouterr()
         AcceleratorState._reset_state(True)  # which has the precision of the process's first accelerator
-        try:
-            runpy.run_path(str(SCRIPTS / "evaluate.py"), run_name="__main__")
-        except SystemExit as exit:
-            return str(exit.code)
-        return capsys.readouterr().out
+        return run_main(monkeypatch, "evaluate.py", *args) or capsys.readouterr().out
 
     yield run
     AcceleratorState._reset_state(True)

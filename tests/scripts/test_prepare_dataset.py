@@ -1,9 +1,7 @@
 """The command, from miniature archives to `load_dataset`."""
 
 import os
-import runpy
 import shutil
-import sys
 import tarfile
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from filelock import FileLock
 from PIL import Image
+from run_script import run_main
 from test_cityscapes import IDS, check_cityscapes_row, write_cityscapes
 from test_nyud import check_nyud_row, write_nyud
 from test_pascal_context import check_pascal_context_row, write_pascal_context
@@ -22,23 +21,14 @@ from transformers_degmix.data.benchmarks import CITYSCAPES_CATEGORIES, CITYSCAPE
 from transformers_degmix.data.rooms import load_rooms
 
 
-# Not imported: the folder also holds an evaluate.py, which would hide the package of that name.
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_dataset.py"
-
-
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the script's `main` in this process: arguments -> error message or None; what was printed."""
     monkeypatch.setattr(prepare, "SHARD_SIZE", 2)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prepare_dataset.py", *map(str, arguments)])
         capsys.readouterr()
-        error = None
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as exit:
-            error = exit.code
+        error = run_main(monkeypatch, "prepare_dataset.py", *arguments)
         captured = capsys.readouterr()
         return error, captured.out + captured.err
 

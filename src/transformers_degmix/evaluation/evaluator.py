@@ -24,6 +24,7 @@ from ..tasks import IGNORE_INDEX, TASK_KINDS
 from ..training.collator import DeGMixDataCollator
 from . import BENCHMARK_METRICS, METRICS
 from .metric import StreamingMetric, finite_logits
+from .normals import angular_errors
 
 
 Scores = dict[str, float]
@@ -332,8 +333,7 @@ def pixel_errors(kind: str, prediction: Tensor, label: Tensor) -> np.ndarray:
     if kind == "depth":
         errors = (prediction - label).abs()
         return errors[label != IGNORE_INDEX].numpy()
-    angles = F.cosine_similarity(prediction, label, dim=1).clamp(-1, 1).acos().rad2deg()
-    return angles[(label != IGNORE_INDEX).all(dim=1)].numpy()
+    return angular_errors(prediction, label)[(label != IGNORE_INDEX).all(dim=1)].numpy()
 
 
 def _sample_scores(metrics: dict[str, StreamingMetric]) -> dict[str, float | None]:

@@ -12,6 +12,12 @@ from .metric import StreamingMetric, check_not_empty
 BINS_PER_DEGREE = 100
 
 
+def angular_errors(prediction: Tensor, label: Tensor) -> Tensor:
+    """Angles in degrees between vectors of any length, `(batch, 3, height, width)` -> `(batch, height, width)`."""
+    # The label's length is not quite 1 where 8 bits hold it.
+    return F.cosine_similarity(prediction.double(), label.double(), dim=1).clamp(-1, 1).acos().rad2deg()
+
+
 class NormalsMetric(StreamingMetric):
     """Angles between predicted and true normals, over all valid pixels of the data set.
 
@@ -34,9 +40,7 @@ class NormalsMetric(StreamingMetric):
         self.sums["histogram"] = torch.zeros(180 * BINS_PER_DEGREE + 1, dtype=torch.int64)
 
     def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
-        # The label's length is not quite 1 where 8 bits hold it.
-        cosine = F.cosine_similarity(prediction.double(), label.double(), dim=1)[valid[:, 0]]
-        angles = cosine.clamp(-1, 1).acos().rad2deg().cpu()
+        angles = angular_errors(prediction, label)[valid[:, 0]].cpu()
         self.sums["angles"] += angles.sum()
         self.sums["squared"] += (angles**2).sum()
         self.sums["within"] += torch.stack([(angles < limit).sum() for limit in self.within])

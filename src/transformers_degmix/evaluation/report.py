@@ -20,10 +20,10 @@ from ..data.columns import MappedDataset
 from ..image_processing_pil_degmix import to_pixels
 from ..version import __version__
 from ..visualization import draw_overview, stack_overviews
-from . import BENCHMARK_METRICS, BoundaryMetric
+from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
 from .boundary import THRESHOLDS
 from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image
-from .metric import StreamingMetric, ThresholdedMetric
+from .metric import ThresholdedMetric
 
 
 # By task kind, as in the tables of this field: name and unit of the score, its factor, and the decimals shown.
@@ -62,7 +62,9 @@ def build_report(
         "version": REPORT_VERSION,
         "model": {"name": model_name, "parameters": model.num_parameters(), "tasks": tasks},
         "scores": evaluation.scores,
-        "per_class": {name: per_class_iou(m) for name, m in evaluation.metrics.items() if "confusion" in m.sums},
+        "per_class": {
+            name: per_class_iou(m) for name, m in evaluation.metrics.items() if isinstance(m, SegmentationMetric)
+        },
         "protocol": {
             "split": data["split"],
             "num_images": len(sizes),
@@ -93,12 +95,10 @@ def _task_protocol(task: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
     return rules
 
 
-def per_class_iou(metric: StreamingMetric) -> list[float | None]:
+def per_class_iou(metric: SegmentationMetric) -> list[float | None]:
     """Intersection over union of each class, `None` for those that neither labels nor predictions contain."""
-    confusion = metric.sums["confusion"].double()
-    hits = confusion.diagonal()
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return [float(hit / total) if total else None for hit, total in zip(hits, union)]
+    iou = metric.per_class_iou()
+    return [iou.get(index) for index in range(metric.num_labels)]
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def draw_figures(evaluation: Evaluation, name: str, task: dict[str, Any]) -> dic
     """What there is to draw about the sums of a task: title -> figure."""
     metric = evaluation.metrics[name]
     figures = {}
-    if "confusion" in metric.sums:
+    if isinstance(metric, SegmentationMetric):
         classes = [(task.get("id2label") or {}).get(index, str(index)) for index in range(task["num_labels"])]
         figures["class IoU"] = draw_class_bars(per_class_iou(metric), classes)
         figures["confusion matrix"] = draw_confusion(metric.sums["confusion"].numpy(), classes)

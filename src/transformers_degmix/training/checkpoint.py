@@ -1,6 +1,5 @@
 """The state of a training run in one file, which appears whole or not at all."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
-from ..saving import UNFINISHED
+from ..saving import write_whole
 
 
 def save_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any], accelerator: Accelerator):
@@ -30,10 +29,9 @@ def save_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any]
     generators = gather_object([random_state()])
     if accelerator.is_main_process:
         states = {name: part.state_dict() for name, part in parts.items()}
-        unfinished = path.with_name(path.name + UNFINISHED)
+        checkpoint = {"parts": states, "generators": generators, "arguments": arguments}
         with writing(path):
-            torch.save({"parts": states, "generators": generators, "arguments": arguments}, unfinished)
-            os.replace(unfinished, path)
+            write_whole(path, lambda file: torch.save(checkpoint, file))
 
 
 def load_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any], accelerator: Accelerator):
