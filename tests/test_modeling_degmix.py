@@ -7,14 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from small_models import ALL_KINDS, BACKBONES, STAGES, random_labels, small_config, small_model
-from textbook import textbook_forward
+from textbook import sample_channels, sample_channels_one_by_one, textbook_forward
 from transformers import AutoConfig, AutoModel, SwinConfig
 
 from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction, DeGMixModel
 
 
 SCOPES = ("token", "task", "image")
-# Few, coarse maps: the oracle loops over every channel and pixel.
 COARSE_SWIN = SwinConfig(patch_size=8, embed_dim=4, depths=[1, 1], num_heads=[1, 2], out_features=STAGES[:2])
 
 
@@ -22,10 +21,10 @@ def images(batch_size=1, height=41, width=35, seed=0, **kwargs):
     return torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(**kwargs)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    height=st.integers(32, 44),
-    width=st.integers(32, 44),
+    height=st.integers(32, 80),
+    width=st.integers(32, 80),
     batch_size=st.integers(1, 2),
     tasks=st.lists(st.sampled_from(sorted(ALL_KINDS)), min_size=1, max_size=3, unique=True),
     num_attention_heads=st.sampled_from([1, 2, 4]),
@@ -82,6 +81,15 @@ def test_agrees_with_the_textbook_formulation(
     ]
     for name, ours, textbook in zip(names, *gradients):
         torch.testing.assert_close(ours, textbook, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_textbook_samples_as_defined():
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, 5, 7, generator=generator)
+    rows, columns = torch.randn(2, *maps.shape, generator=generator) * 4 + 2
+    torch.testing.assert_close(
+        sample_channels(maps, rows, columns), sample_channels_one_by_one(maps, rows, columns), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -64,23 +64,25 @@ def test_losses(name):
     assert outputs.loss.item() == pytest.approx(sum(expected.values()), rel=1e-5)
 
 
+# Gradients jump where a sampling point crosses a pixel, which rounding decides: in single precision, a curve computed
+# with one thread differs from one with two by 1e-4 at the third step. The released curve is in single precision.
+@pytest.mark.parametrize("dtype, num_steps, rtol", [(torch.float64, 4, 5e-6), (torch.float32, 8, 1e-2)])
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_curve(name):
-    model, fixture = build_model(name).train(), load_fixture(name)
-    pixel_values, labels = torch.from_numpy(fixture["x"]), labels_of(fixture, model)
+def test_training_curve(name, dtype, num_steps, rtol):
+    model, fixture = build_model(name).train().to(dtype), load_fixture(name)
+    pixel_values = torch.from_numpy(fixture["x"]).to(dtype)
+    labels = {task: x.to(dtype) if x.is_floating_point() else x for task, x in labels_of(fixture, model).items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / 40) ** 0.9)
     curve = []
-    for _ in range(len(fixture["train.curve"])):
+    for _ in range(num_steps):
         outputs = model(pixel_values, labels=labels)
         curve.append([outputs.loss.item(), *(loss.item() for loss in outputs.losses.values())])
         optimizer.zero_grad()
         outputs.loss.backward()
         optimizer.step()
         schedule.step()
-    # Rounding grows about tenfold a step from step 4 on.
-    np.testing.assert_allclose(curve[:4], fixture["train.curve"][:4], rtol=2e-5)
-    np.testing.assert_allclose(curve[4:], fixture["train.curve"][4:], rtol=1e-2)
+    np.testing.assert_allclose(curve, fixture["train.curve"][:num_steps], rtol=rtol)
 
 
 def test_saved_directory_gives_the_same_bits(case, tmp_path):

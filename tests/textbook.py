@@ -1,9 +1,10 @@
 """DeGMix as the paper's figures draw it, slow and plain: the oracle for the fast formulation of `modeling_degmix.py`.
 
 Everything after the backbone, computed from a model's own parameters: maps are upsampled before they are projected,
-tokens go through `nn.MultiheadAttention`, and the deformable convolution is a loop over channels and pixels.
+tokens go through `nn.MultiheadAttention`, tasks are a loop. `scripts/benchmark.py` measures the model against it.
 """
 
+import itertools
 import math
 
 import torch
@@ -13,8 +14,12 @@ from torch.nn import functional as F
 
 def textbook_forward(model, pixel_values: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Logits of each task and query attention `(B, T, heads, T, h, w)` of a `DeGMixForMultiTaskDensePrediction`."""
+    return textbook_head(model, model.model.backbone(pixel_values).feature_maps, pixel_values.shape[-2:])
+
+
+def textbook_head(model, maps: tuple[Tensor, ...], image_size: tuple[int, int]) -> tuple[dict[str, Tensor], Tensor]:
+    """`textbook_forward` from the backbone's maps on."""
     base, config = model.model, model.config
-    maps = base.backbone(pixel_values).feature_maps
     size = maps[0].shape[-2:]
     fused = torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], dim=1)
     fused = base.fusion.norm(base.fusion.projection(fused.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -44,7 +49,7 @@ def textbook_forward(model, pixel_values: Tensor) -> tuple[dict[str, Tensor], Te
         head = model.heads[task]
         features = x.transpose(1, 2).view(batch_size, channels, *size)
         predicted = head.classifier(F.relu(head.norm(head.conv(features))))
-        logits[task] = F.interpolate(predicted, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)
+        logits[task] = F.interpolate(predicted, size=image_size, mode="bilinear", align_corners=False)
     return logits, torch.stack(attentions, dim=1).permute(0, 1, 4, 5, 2, 3)
 
 
@@ -85,32 +90,30 @@ def multi_head(attention) -> nn.MultiheadAttention:
 
 
 def deformable(module, y: Tensor) -> Tensor:
-    """The deformable part of a mixer block, one sample at a time."""
-    batch_size, channels, height, width = y.shape
-    p = module.point_offsets(y)
-    position = torch.zeros_like(p[0])
-    for k in range(9):
-        for row in range(height):
-            for column in range(width):
-                position[k, row, column] = (k // 3 - 1) + row + 1
-                position[9 + k, row, column] = (k % 3 - 1) + column + 1
-    offsets = module.channel_offsets(p + position)
-    samples = [
-        bilinear(y[b, c], row + offsets[b, 2 * c, row, column], column + offsets[b, 2 * c + 1, row, column])
-        for b in range(batch_size)
-        for c in range(channels)
-        for row in range(height)
-        for column in range(width)
-    ]
-    return module.projection(torch.stack(samples).view(y.shape))
+    """The deformable part of a mixer block."""
+    height, width = y.shape[-2:]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    position = torch.stack([k // 3 - 1 + rows + 1 for k in range(9)] + [k % 3 - 1 + columns + 1 for k in range(9)])
+    offsets = module.channel_offsets(module.point_offsets(y) + position.to(y))
+    sampled = sample_channels(y, rows + offsets[:, 0::2], columns + offsets[:, 1::2])
+    return module.projection(sampled)
 
 
-def bilinear(image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """One value of an (h, w) map at a fractional position, zero outside."""
-    value = image.new_zeros(())
-    top, left = math.floor(row.item()), math.floor(column.item())
-    for i in (top, top + 1):
-        for j in (left, left + 1):
-            if 0 <= i < image.shape[0] and 0 <= j < image.shape[1]:
-                value = value + (1 - (row - i).abs()) * (1 - (column - j).abs()) * image[i, j]
-    return value
+def sample_channels(y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Every channel of `(B, C, h, w)` at its own positions, `(B, C, h, w)` each; zero outside."""
+    height, width = y.shape[-2:]
+    grid = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1), dim=-1)
+    sampled = F.grid_sample(y.flatten(0, 1).unsqueeze(1), grid.flatten(0, 1), align_corners=False)
+    return sampled.view(y.shape)
+
+
+def sample_channels_one_by_one(y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`sample_channels` as its definition, a sum over the pixels around each position."""
+    sampled = torch.zeros_like(rows)
+    for b, c, i, j in itertools.product(*map(range, y.shape)):
+        row, column = rows[b, c, i, j], columns[b, c, i, j]
+        top, left = math.floor(row), math.floor(column)
+        for m, n in itertools.product((top, top + 1), (left, left + 1)):
+            if 0 <= m < y.shape[2] and 0 <= n < y.shape[3]:
+                sampled[b, c, i, j] += (1 - (row - m).abs()) * (1 - (column - n).abs()) * y[b, c, m, n]
+    return sampled

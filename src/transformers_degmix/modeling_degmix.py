@@ -88,7 +88,7 @@ class DeGMixFeatureFusion(nn.Module):
             fused = fused + F.interpolate(
                 F.conv2d(feature_map, weight), size=size, mode="bilinear", align_corners=False
             )
-        return self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class DeGMixDeformableConv(GradientCheckpointingLayer):
@@ -114,22 +114,29 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
         Positions are absolute pixels and offsets as large as the map: half precision would round them to half pixels
         and more, so the whole path stays in float32 (float64 for a float64 model), under autocast too.
         """
-        batch_size, channels, height, width = hidden_states.shape
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        with torch.autocast(hidden_states.device.type, enabled=False):
-            rows = torch.arange(height, device=hidden_states.device, dtype=dtype).view(-1, 1)
-            columns = torch.arange(width, device=hidden_states.device, dtype=dtype)
-            steps = torch.arange(self.KERNEL_SIZE, device=hidden_states.device, dtype=dtype) - self.KERNEL_SIZE // 2
+        height, width = hidden_states.shape[-2:]
+        device, dtype = hidden_states.device, torch.promote_types(hidden_states.dtype, torch.float32)
+        with torch.autocast(device.type, enabled=False):
+            rows = torch.arange(height, device=device, dtype=dtype).view(-1, 1).expand(-1, width)
+            columns = torch.arange(width, device=device, dtype=dtype).expand(height, -1)
+            steps = torch.arange(self.KERNEL_SIZE, device=device, dtype=dtype) - self.KERNEL_SIZE // 2
             # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...), positions from 1
             row_points = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + (rows + 1)
             column_points = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + (columns + 1)
-            points = torch.cat((row_points.expand(-1, -1, width), column_points.expand(-1, height, -1)))
+            convolution = self.point_offsets
+            points = F.conv2d(
+                hidden_states.to(dtype), convolution.weight.to(dtype), convolution.bias.to(dtype), padding=1
+            )
+            points = points + torch.cat((row_points, column_points))
 
-            offsets = _convolve(self.point_offsets, hidden_states.to(dtype)) + points
-            offsets = _convolve(self.channel_offsets, offsets).view(batch_size, channels, 2, height, width)
-            y = (2 * (offsets[:, :, 0] + rows) + 1) / height - 1
-            x = (2 * (offsets[:, :, 1] + columns) + 1) / width - 1
-            return torch.stack((x, y), dim=-1)
+            # Instead of each of the 2C maps of offsets (y, x), the weights are scaled to fractions (x, y).
+            convolution = self.channel_offsets
+            scale = 2 / torch.tensor([width, height], device=device, dtype=dtype)
+            weight = convolution.weight.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale.view(2, 1, 1, 1)
+            bias = convolution.bias.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale
+            offsets = F.conv2d(points, weight.flatten(0, 1), bias.flatten(), padding=1, groups=2)
+            pixel_centres = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
+            return offsets.unflatten(1, (-1, 2)).add_(pixel_centres).permute(0, 1, 3, 4, 2)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
@@ -142,14 +149,6 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
             align_corners=False,
         )
         return self.projection(sampled.view(hidden_states.shape).to(hidden_states.dtype))
-
-
-def _convolve(conv: nn.Conv2d, hidden_states: Tensor) -> Tensor:
-    """The convolution in the precision of its input, whatever that of its weights."""
-    dtype = hidden_states.dtype
-    return F.conv2d(
-        hidden_states, conv.weight.to(dtype), conv.bias.to(dtype), padding=conv.padding, groups=conv.groups
-    )
 
 
 class DeGMixMixerLayer(nn.Module):
@@ -211,20 +210,20 @@ class DeGMixAttention(nn.Module):
         return weight.flatten(1), bias
 
     @staticmethod
-    def attend(queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Softmax attention over a short sequence, for all leading axes at once.
+    def attend(query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax attention of one task to all tasks at each pixel.
 
         Args:
-            queries: `(..., Q, heads * C)`, mapped by `merged_query`.
-            tokens: `(..., S, C)`, keys and values.
+            query: `(B, n, heads * C)`, mapped by `merged_query`.
+            tokens: `(T, B, n, C)`, keys and values.
 
         Returns:
-            Averaged tokens `(..., Q, heads * C)`, to be mapped by `merged_value`, and weights `(..., Q, heads, S)`.
+            Averaged tokens `(B, n, heads * C)`, to be mapped by `merged_value`, and weights `(B, n, heads, T)`.
         """
-        queries = queries.unflatten(-1, (-1, tokens.shape[-1]))
-        weights = (queries.flatten(-3, -2) @ tokens.transpose(-1, -2)).softmax(dim=-1)
-        averaged = weights.to(tokens.dtype) @ tokens
-        return averaged.view(queries.shape).flatten(-2), weights.unflatten(-2, queries.shape[-3:-1])
+        tokens = tokens.permute(1, 2, 0, 3)
+        query = query.unflatten(-1, (-1, tokens.shape[-1]))
+        weights = (query @ tokens.mT).softmax(dim=-1)
+        return (weights.to(tokens.dtype) @ tokens).flatten(-2), weights
 
 
 class DeGMixTaskInteraction(GradientCheckpointingLayer):
@@ -236,33 +235,45 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         self.reduction = config.interaction_reduction
         self.attention = DeGMixAttention(config)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens `(B, h, w, T, C)` -> `(B, h, w, T, C)`."""
+    def prepare(self, maps: Tensor) -> tuple[Tensor, ...]:
+        """What the tokens of all pixels share, from the maps of all tasks `(B, T, C, h, w)`."""
         attention = self.attention
         if self.scope == "image":
-            return attention.norm(attention.linear(attention.out_proj(self.attend_to_image(tokens))))
+            return self.image_context(maps)
         weight, bias = attention.merged_value()
         if self.scope == "task":
-            tokens, _ = attention.attend(F.linear(tokens, *attention.merged_query()), tokens)
-        else:
-            # Every head attends to the token itself, so that the heads' maps add up.
-            weight = weight.unflatten(1, (attention.num_heads, -1)).sum(dim=1)
-        return attention.norm(F.linear(tokens, weight, bias))
+            return *attention.merged_query(), weight, bias
+        # Every head attends to the token itself, so that the heads' maps add up.
+        return weight.unflatten(1, (attention.num_heads, -1)).sum(dim=1), bias
 
-    def attend_to_image(self, tokens: Tensor) -> Tensor:
-        """Attention of all tokens of an image to all, keys and values averaged over `reduction` ** 2 pixels."""
-        batch_size, height, width, num_tasks, channels = tokens.shape
-        maps = tokens.permute(0, 3, 4, 1, 2).flatten(0, 1)
+    def image_context(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens of an image, each averaged over `reduction` ** 2 pixels."""
         # Squares at the right and lower border may be cut off: average what is inside.
-        maps = F.avg_pool2d(maps, self.reduction, ceil_mode=True)
-        context = maps.unflatten(0, (batch_size, num_tasks)).transpose(1, 2).flatten(2).transpose(1, 2)
+        context = F.avg_pool2d(maps.flatten(0, 1), self.reduction, ceil_mode=True)
+        context = context.unflatten(0, maps.shape[:2]).flatten(3).transpose(2, 3).flatten(1, 2)
+        _, *weights = self.attention.in_proj.weight.chunk(3)
+        _, *biases = self.attention.in_proj.bias.chunk(3)
+        key, value = (self.split_heads(F.linear(context, *projection)) for projection in zip(weights, biases))
+        return key, value
 
-        weights, biases = self.attention.in_proj.weight.chunk(3), self.attention.in_proj.bias.chunk(3)
-        query, key, value = (
-            F.linear(inputs, weight, bias).unflatten(-1, (self.attention.num_heads, -1)).transpose(1, 2)
-            for inputs, weight, bias in zip((tokens.flatten(1, 3), context, context), weights, biases)
-        )
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(tokens.shape)
+    def split_heads(self, tokens: Tensor) -> Tensor:
+        """`(B, S, C)` -> `(B, heads, S, C / heads)`."""
+        return tokens.unflatten(-1, (self.attention.num_heads, -1)).transpose(1, 2)
+
+    def forward(self, tokens: Tensor, *prepared: Tensor) -> Tensor:
+        """Tokens of some pixels `(T, B, n, C)`, and what `prepare` returned -> `(T, B, n, C)`."""
+        attention = self.attention
+        if self.scope == "image":
+            query = F.linear(tokens, attention.in_proj.weight.chunk(3)[0], attention.in_proj.bias.chunk(3)[0])
+            query = self.split_heads(query.transpose(0, 1).flatten(1, 2))
+            answers = F.scaled_dot_product_attention(query, *prepared).transpose(1, 2).flatten(2)
+            answers = answers.unflatten(1, (tokens.shape[0], -1)).transpose(0, 1)
+            return attention.norm(attention.linear(attention.out_proj(answers)))
+        *query_projection, weight, bias = prepared
+        if self.scope == "task":
+            queries = F.linear(tokens, *query_projection)
+            tokens = torch.stack([attention.attend(query, tokens)[0] for query in queries])
+        return attention.norm(F.linear(tokens, weight, bias))
 
 
 class DeGMixTaskQuery(GradientCheckpointingLayer):
@@ -272,16 +283,26 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         super().__init__()
         self.attentions = nn.ModuleDict({task: DeGMixAttention(config) for task in config.tasks})
 
-    def forward(self, tokens: Tensor, interaction_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Both `(B, h, w, T, C)` -> `(B, h, w, T, C)` and attention weights `(B, h, w, T, heads, T)`."""
-        attentions = self.attentions.values()
-        queries = [F.linear(x, *attention.merged_query()) for attention, x in zip(attentions, tokens.unbind(-2))]
-        averaged, weights = DeGMixAttention.attend(torch.stack(queries, dim=-2), interaction_tokens)
-        answers = [
-            attention.norm(F.linear(x, *attention.merged_value()))
-            for attention, x in zip(attentions, averaged.unbind(-2))
-        ]
-        return tokens + torch.stack(answers, dim=-2), weights
+    def prepare(self) -> list[Tensor]:
+        """What all pixels share: weights and biases of the merged query, and of the merged value, of all tasks."""
+        merged = ((*attention.merged_query(), *attention.merged_value()) for attention in self.attentions.values())
+        return [torch.stack(parameters) for parameters in zip(*merged)]
+
+    def forward(self, tokens: Tensor, interaction_tokens: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
+        """Both `(T, B, n, C)`, and what `prepare` returned.
+
+        Returns:
+            Tokens `(T, B, n, C)` and attention weights `(B, n, T, heads, T)`.
+        """
+        outputs, attentions = [], []
+        for x, attention, query_weight, query_bias, value_weight, value_bias in zip(
+            tokens, self.attentions.values(), *prepared
+        ):
+            query = F.linear(x, query_weight, query_bias)
+            averaged, weights = attention.attend(query, interaction_tokens)
+            outputs.append(x + attention.norm(F.linear(averaged, value_weight, value_bias)))
+            attentions.append(weights)
+        return torch.stack(outputs), torch.stack(attentions, dim=2)
 
 
 class DeGMixGating(GradientCheckpointingLayer):
@@ -368,6 +389,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
 class DeGMixModel(DeGMixPreTrainedModel):
     """DeGMix without task heads: backbone, fusion, deformable mixer encoder, task-aware gating transformer decoder."""
 
+    CPU_PORTION = 2048  # tokens, see `decode`
     _keys_to_ignore_on_load_unexpected = [r"^heads\."]
 
     def __init__(self, config: DeGMixConfig):
@@ -416,21 +438,41 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
         feature_maps = self.backbone(pixel_values).feature_maps
         fused = self.fusion(feature_maps)
-        mixed = torch.stack([mixer(fused).permute(0, 2, 3, 1) for mixer in self.mixers.values()], dim=3)
-        decoded, attentions = mixed, None
-        if self.config.use_decoder:
-            queried, attentions = self.query(mixed, self.interaction(mixed))
-            decoded = self.gating(queried)
-            attentions = attentions.permute(0, 3, 4, 5, 1, 2)
-        decoded = decoded.permute(0, 3, 4, 1, 2)  # (B, h, w, T, C) -> (B, T, C, h, w)
+        mixed = torch.stack([mixer(fused) for mixer in self.mixers.values()], dim=1)
+        decoded, attentions = self.decode(mixed) if self.config.use_decoder else (mixed, None)
         return DeGMixModelOutput(
             fused_features=fused,
             task_features=dict(zip(self.config.tasks, decoded.unbind(1))),
-            hidden_states=(*feature_maps, fused, mixed.permute(0, 3, 4, 1, 2), decoded)
-            if output_hidden_states
-            else None,
+            hidden_states=(*feature_maps, fused, mixed, decoded) if output_hidden_states else None,
             attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
+
+    def decode(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps of all tasks `(B, T, C, h, w)` -> the same and attention weights `(B, T, heads, T, h, w)`.
+
+        Only the interaction looks beyond a pixel. On a CPU, pixels therefore go through all blocks in portions that
+        stay in its cache; captured graphs have to hold for all sizes and take them at once.
+        """
+        num_images, num_tasks, _, height, width = mixed.shape
+        if mixed.requires_grad and not torch.compiler.is_compiling():
+            # The mixers' backward is slow where gradients do not lie as the maps do, and wrong for one image and one
+            # task: PyTorch's BatchNorm on a CPU does not understand their strides.
+            mixed.register_hook(lambda gradient: gradient.clone(memory_format=torch.contiguous_format))
+        tokens = mixed.flatten(3).permute(1, 0, 3, 2)  # (B, T, C, h, w) -> (T, B, N, C)
+        portions = [tokens]
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            portions = tokens.split(max(1, self.CPU_PORTION // (num_tasks * num_images)), dim=2)
+        interaction_prepared, query_prepared = self.interaction.prepare(mixed), self.query.prepare()
+        decoded, attentions = [], []
+        for portion in portions:
+            portion = portion.contiguous()
+            interaction_tokens = self.interaction(portion, *interaction_prepared)
+            queried, weights = self.query(portion, interaction_tokens, *query_prepared)
+            decoded.append(self.gating(queried))
+            attentions.append(weights)
+        decoded = torch.cat(decoded, dim=2).unflatten(2, (height, width)).permute(1, 0, 4, 2, 3)
+        attentions = torch.cat(attentions, dim=1).unflatten(1, (height, width)).permute(0, 3, 4, 5, 1, 2)
+        return decoded, attentions
 
 
 class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
