@@ -1,8 +1,5 @@
 """Boundaries: the BSDS benchmark, and a cheaper F-measure of pixels that coincide."""
 
-from concurrent.futures import Executor
-from itertools import repeat
-
 import numpy as np
 import torch
 from scipy.ndimage import convolve1d, map_coordinates
@@ -58,13 +55,12 @@ class BoundaryMetric(StreamingMetric):
     main = "ods_f"
     higher_is_better = True
 
-    def __init__(self, task: dict, tolerance: float = 0.0075, executor: Executor | None = None):
+    def __init__(self, task: dict, tolerance: float = 0.0075):
         """
         Args:
             task: one of `DeGMixConfig.tasks`.
             tolerance: largest distance of matching pixels as a fraction of the image's diagonal, in [0, 1]: 0.0075 on
                 PASCAL-Context, 0.011 on NYUD-v2 (`Benchmark.edge_tolerance`).
-            executor: shares the images of a batch among processes; by default they are counted one after another.
 
         Raises:
             ValueError: the tolerance is outside of its range.
@@ -73,7 +69,6 @@ class BoundaryMetric(StreamingMetric):
         if not 0 <= tolerance <= 1:
             raise ValueError(f"`tolerance` is a fraction of the diagonal, in [0, 1], got {tolerance}")
         self.tolerance = tolerance
-        self.map = executor.map if executor else map
         # Rows: matched pairs, predicted pixels, true pixels.
         self.sums["counts"] = torch.zeros(3, len(THRESHOLDS), dtype=torch.int64)
         self.sums["best_counts"] = torch.zeros(3, dtype=torch.int64)
@@ -81,8 +76,8 @@ class BoundaryMetric(StreamingMetric):
 
     def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
         self.sums["valid"] += valid.sum().cpu()
-        images = prediction.double().cpu().numpy(), label.cpu().numpy()
-        for counts in self.map(boundary_counts, *images, repeat(self.tolerance)):
+        for image in zip(prediction.double().cpu().numpy(), label.cpu().numpy()):
+            counts = boundary_counts(*image, self.tolerance)
             self.sums["counts"] += torch.from_numpy(counts)
             *_, f_measure = _precision_recall_f(counts)
             self.sums["best_counts"] += torch.from_numpy(counts[:, f_measure.argmax()])
