@@ -1,7 +1,6 @@
 """The Hub that other tests talk to: commits, ranges of bytes and errors, as the real client expects them."""
 
 import pytest
-from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -10,12 +9,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import get_session
-
-
-@pytest.fixture
-def hub():
-    with HubServer(token="hf_right") as server:
-        yield server
 
 
 @pytest.fixture

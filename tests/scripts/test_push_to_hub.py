@@ -8,17 +8,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hub_server import File, HubServer, Repo
+from hub_server import File, Repo
 from test_nyud import write_nyud
 
 
 REPO = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def hub():
-    with HubServer(token="hf_right") as server:
-        yield server
 
 
 @pytest.fixture
