@@ -54,6 +54,7 @@ class BoundaryMetric(StreamingMetric):
     kind = "boundary"
     main = "ods_f"
     higher_is_better = True
+    thresholds = THRESHOLDS
 
     def __init__(self, task: dict, tolerance: float = 0.0075):
         """
@@ -96,6 +97,11 @@ class BoundaryMetric(StreamingMetric):
             "r50": float(recall[precision >= 0.5].max(initial=0)),
             "threshold": float(THRESHOLDS[best]),
         }
+
+    def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
+        """At each of the thresholds; predicting nothing is precise, as in SEISM."""
+        precision, recall, _ = _precision_recall_f(self.sums["counts"].numpy())
+        return precision, recall
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:

@@ -121,12 +121,17 @@ class ThresholdedMetric(StreamingMetric):
 
     def compute(self) -> dict[str, float]:
         check_not_empty(self.sums["valid"], self)
-        precision = self.sums["true_positives"] / self.sums["predicted"].clamp(min=1)
-        recall = self.sums["true_positives"] / self.sums["positives"].clamp(min=1)
+        precision, recall = self.precision_recall()
         weighted = self.beta_squared * precision + recall
         scores = (1 + self.beta_squared) * precision * recall / weighted.clamp(min=1e-12)
         best = int(scores.argmax())
         return {self.main: float(scores[best]), "threshold": float(self.thresholds[best])}
+
+    def precision_recall(self) -> tuple[Tensor, Tensor]:
+        """At each of the thresholds; predicting nothing is precise."""
+        hits, predicted = self.sums["true_positives"], self.sums["predicted"]
+        precision = torch.where(predicted > 0, hits / predicted.clamp(min=1), 1.0)
+        return precision, hits / self.sums["positives"].clamp(min=1)
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:

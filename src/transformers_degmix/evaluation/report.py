@@ -21,7 +21,6 @@ from ..image_processing_pil_degmix import to_pixels
 from ..version import __version__
 from ..visualization import draw_overview, stack_overviews
 from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
-from .boundary import THRESHOLDS
 from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image
 from .metric import ThresholdedMetric
 
@@ -299,17 +298,12 @@ def draw_confusion(confusion: np.ndarray, classes: list[str]) -> Figure:
 
 def draw_precision_recall(metric: BoundaryMetric | ThresholdedMetric) -> Figure:
     """Precision over recall at all thresholds, and the point of the best F-measure."""
-    if isinstance(metric, BoundaryMetric):
-        thresholds, (matched, predicted, true) = THRESHOLDS, metric.sums["counts"].numpy()
-    else:
-        thresholds = metric.thresholds.numpy()
-        matched, predicted, true = (metric.sums[key].numpy() for key in ("true_positives", "predicted", "positives"))
-    precision, recall, shown = matched / np.maximum(predicted, 1), matched / np.maximum(true, 1), predicted > 0
+    precision, recall = metric.precision_recall()
     scores = metric.compute()
-    best = np.abs(thresholds - scores["threshold"]).argmin()
+    best = np.abs(np.asarray(metric.thresholds) - scores["threshold"]).argmin()
     figure = Figure(figsize=(5, 5))
     axes = figure.subplots()
-    axes.plot(recall[shown], precision[shown], marker=".")
+    axes.plot(recall, precision, marker=".")
     label = f"{metric.main} {scores[metric.main]:.3f} at threshold {scores['threshold']:.2f}"
     axes.plot(recall[best], precision[best], "o", color="tab:red", label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="recall", ylabel="precision", aspect="equal")
