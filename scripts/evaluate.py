@@ -32,6 +32,7 @@ from transformers_degmix.evaluation.report import (
     write_report,
 )
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
+from transformers_degmix.sliding_windows import DEFAULT_OVERLAP
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.data import load_split
 
@@ -49,6 +50,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over resized images")
     parser.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="predict in overlapping windows of this size, for large images: the processor's resizing and padding are "
+        "off then (default: whole images, resized and padded as the processor says)",
+    )
+    parser.add_argument(
+        "--window-overlap",
+        type=float,
+        default=DEFAULT_OVERLAP,
+        metavar="SHARE",
+        help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
+    )
+    parser.add_argument(
         "--edge-tolerance",
         type=float,
         default=0.0075,
@@ -65,6 +81,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--image-size is for rooms")
     if args.num_images is not None and args.num_images < 1:
         parser.error(f"--num-images must be 1 or more, got {args.num_images}")
+    if args.window is None and args.window_overlap != DEFAULT_OVERLAP:
+        parser.error("--window-overlap is for --window")
     if args.num_workers < 0:
         parser.error(f"--num-workers must be 0 or more, got {args.num_workers}")
     return args
@@ -94,7 +112,8 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         ValueError, OSError: something that was given cannot be used, or the report cannot be written.
     """
     check_writable(args.output)
-    protocol = Protocol(args.edge_tolerance, tuple(args.scales), args.flip)
+    window_size = tuple(args.window) if args.window else None
+    protocol = Protocol(args.edge_tolerance, tuple(args.scales), args.flip, window_size, args.window_overlap)
     run = read_run(args)
     with accelerator.main_process_first():  # it downloads and renders
         model, processor = load_model_directory(args.model, accelerator.device)

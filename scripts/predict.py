@@ -1,7 +1,8 @@
 """Predicts all tasks of images.
 
 For each image: the arrays (NAME.npz), a picture per task (NAME.TASK.png) and all of them side by side, with legends
-and the tasks' attention to each other (NAME.overview.png).
+and the tasks' attention to each other (NAME.overview.png). With --window, images may be much larger than those the
+model was trained with; the attention, which belongs to a window, is left out then.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from transformers.utils import logging
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
 from transformers_degmix.image_processing_pil_degmix import load_image, resized_size, to_pixels
 from transformers_degmix.saving import load_model_directory, write_whole
+from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows
 from transformers_degmix.visualization import crop_attentions, draw_overview, draw_prediction
 
 
@@ -36,9 +38,27 @@ def parse_args() -> argparse.Namespace:
         help=f"image files, and directories of them ({', '.join(sorted(IMAGE_SUFFIXES))})",
     )
     parser.add_argument("--output", required=True, type=Path, help="directory for the results, made if need be")
+    parser.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="predict in overlapping windows of this size, best that of the training images: images are neither "
+        "resized nor padded then (default: whole images, as the processor says)",
+    )
+    parser.add_argument(
+        "--window-overlap",
+        type=float,
+        default=DEFAULT_OVERLAP,
+        metavar="SHARE",
+        help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.window is None and args.window_overlap != DEFAULT_OVERLAP:
+        parser.error("--window-overlap is for --window")
+    return args
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -77,25 +97,43 @@ def check_output(images: list[Path], tasks: dict[str, dict], output: Path):
 
 @torch.inference_mode()
 def predict(
-    model: DeGMixForMultiTaskDensePrediction, processor: ImageProcessingMixin, path: Path
-) -> tuple[Image.Image, dict[str, Tensor], Tensor]:
+    model: DeGMixForMultiTaskDensePrediction,
+    processor: ImageProcessingMixin,
+    path: Path,
+    window_size: tuple[int, int] | None,
+    overlap: float,
+) -> tuple[Image.Image, dict[str, Tensor], Tensor | None]:
     """The image as the model sees it, upright RGB, a map per task in its size, and its attention without padding.
+
+    In windows there is no attention of the image, and without decoder there is none at all.
 
     Raises:
         ValueError: the file holds no image that can be used.
     """
     image = load_image(path)
     pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
-    size = pixels.shape[:2]
+    picture, size = Image.fromarray(pixels), pixels.shape[:2]
+    if window_size:
+        inputs = processor(image, return_tensors="pt", do_resize=False, do_pad=False).to(model.device, model.dtype)
+        outputs = predict_in_windows(model, inputs["pixel_values"], window_size, overlap)
+        return picture, processor.post_process_dense_prediction(outputs)[0], None
     inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
     outputs = model(**inputs, output_attentions=True)
     predictions = processor.post_process_dense_prediction(outputs, [size])[0]
     resized = resized_size(size, processor.size) if processor.do_resize else size
-    attentions = crop_attentions(outputs.attentions[0][0], inputs["pixel_values"].shape[-2:], resized)
-    return Image.fromarray(pixels), {task: values.cpu() for task, values in predictions.items()}, attentions
+    attentions = None
+    if outputs.attentions:
+        attentions = crop_attentions(outputs.attentions[0][0], inputs["pixel_values"].shape[-2:], resized)
+    return picture, {task: values.cpu() for task, values in predictions.items()}, attentions
 
 
-def save(image: Image.Image, predictions: dict[str, Tensor], attentions: Tensor, tasks: dict[str, dict], base: Path):
+def save(
+    image: Image.Image,
+    predictions: dict[str, Tensor],
+    attentions: Tensor | None,
+    tasks: dict[str, dict],
+    base: Path,
+):
     """Writes everything about one image, under names that begin with `base`."""
 
     def save_picture(picture: Image.Image, ending: str):
@@ -112,6 +150,8 @@ def main():
     args = parse_args()
     logging.disable_progress_bar()
     try:
+        if args.window:
+            check_window(args.window, args.window_overlap)
         images = find_images(args.image)
         model, processor = load_model_directory(args.model, args.device, getattr(torch, args.dtype))
         tasks = model.config.tasks
@@ -123,7 +163,7 @@ def main():
     failed = 0
     for path in tqdm(images, unit="image", disable=len(images) == 1):
         try:
-            results = predict(model, processor, path)
+            results = predict(model, processor, path, args.window, args.window_overlap)
         except (ValueError, RuntimeError, MemoryError) as error:  # not an image, or more than memory holds
             tqdm.write(f"error: {path}: {error}", file=sys.stderr)
             failed += 1

@@ -12,6 +12,7 @@ from transformers_degmix import (
     DeGMixImageProcessorPil,
     MultiTaskDensePredictionPipeline,
 )
+from transformers_degmix.sliding_windows import predict_in_windows
 
 
 TASK = "multi-task-dense-prediction"
@@ -100,6 +101,21 @@ def test_maps_do_not_depend_on_the_batch(predict, images, expected, batch_size):
     assert len(found) == len(images)
     for maps, expected_maps in zip(found, expected):
         assert_equal_maps(maps, expected_maps)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_windows_are_of_the_images_own_size(path, images, batch_size):
+    model = DeGMixForMultiTaskDensePrediction.from_pretrained(path).eval()
+    processor = DeGMixImageProcessorPil(tasks=TASKS)
+    resizing = DeGMixImageProcessorPil(tasks=TASKS, do_resize=True, size={"height": 50, "width": 50}, size_divisor=64)
+    predict = pipeline(TASK, model=str(path), image_processor=resizing)
+    found = predict(images, batch_size=batch_size, window_size=(36, 33), window_overlap=0.5)
+    for maps, image in zip(found, images, strict=True):
+        inputs = processor(image, return_tensors="pt")["pixel_values"]
+        outputs = predict_in_windows(model, inputs, (36, 33), 0.5)
+        assert_equal_maps(maps, processor.post_process_dense_prediction(outputs)[0])
+    with pytest.raises(ValueError, match="`window_size`"):
+        predict(images[0], window_size=(16, 33))
 
 
 def test_files_are_read_and_turned_upright(predict, images, expected, tmp_path):

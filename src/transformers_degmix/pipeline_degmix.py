@@ -11,6 +11,7 @@ from transformers import Pipeline
 from transformers.utils import ModelOutput
 
 from .image_processing_pil_degmix import load_image
+from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows
 
 
 class MultiTaskDensePredictionPipeline(Pipeline):
@@ -41,6 +42,11 @@ class MultiTaskDensePredictionPipeline(Pipeline):
             batch_size (`int`, *optional*, defaults to 1):
                 Images handed to the model at once. The model sees no image at another size than alone, so that its
                 predictions do not depend on the batch: of a batch, those of one size run together.
+            window_size (`tuple[int, int]`, *optional*):
+                Height and width of overlapping windows in which images are predicted, at their own size: the
+                processor neither resizes nor pads them. For images larger than those of the training, or than memory
+                allows; see [`predict_in_windows`]. Of a batch, as many windows run together as it has images.
+            window_overlap (`float`, *optional*, defaults to 0.25): share of a window in common with the next.
             timeout (`float`, *optional*): seconds to wait for a server.
 
         Returns:
@@ -48,38 +54,65 @@ class MultiTaskDensePredictionPipeline(Pipeline):
             the CPU, in the image's size after EXIF rotation.
 
         Raises:
-            ValueError: an image cannot be read; the message names the file.
+            ValueError: an image cannot be read, the message names the file; or a window is out of range.
         """
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, timeout: float | None = None) -> tuple[dict, dict, dict]:
-        return {} if timeout is None else {"timeout": timeout}, {}, {}
+    def _sanitize_parameters(
+        self,
+        timeout: float | None = None,
+        window_size: tuple[int, int] | None = None,
+        window_overlap: float | None = None,
+    ) -> tuple[dict, dict, dict]:
+        preprocess = {"timeout": timeout, "window_size": window_size}
+        forward = {"window_size": window_size, "window_overlap": window_overlap}
+        given = ({name: x for name, x in step.items() if x is not None} for step in (preprocess, forward))
+        return *given, {}
 
-    def preprocess(self, image: str | os.PathLike | Image.Image, timeout: float | None = None) -> dict[str, Any]:
+    def preprocess(
+        self,
+        image: str | os.PathLike | Image.Image,
+        timeout: float | None = None,
+        window_size: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
         if not isinstance(image, Image.Image):
             image = load_image(image, timeout)
         image = ImageOps.exif_transpose(image)
-        inputs = self.image_processor(image, return_tensors="pt").to(self.dtype)
+        options = {"do_resize": False, "do_pad": False} if window_size else {}
+        inputs = self.image_processor(image, return_tensors="pt", **options).to(self.dtype)
         # Wrapped, because the pipeline's collation concatenates plain tensors, which need one size; it lists the rest.
-        return {"inputs": inputs, "target_size": (image.height, image.width)}
+        # In windows there is nothing to crop or resize afterwards.
+        return {"inputs": inputs, "target_size": None if window_size else (image.height, image.width)}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        window_size: tuple[int, int] | None = None,
+        window_overlap: float = DEFAULT_OVERLAP,
+    ) -> dict[str, Any]:
         inputs, target_size = model_inputs["inputs"], model_inputs["target_size"]
+        batch_size = len(inputs) if isinstance(inputs, list) else 1
+
+        def predict(pixel_values: Tensor) -> dict[str, Tensor]:
+            if window_size is None:
+                return self.model(pixel_values).logits
+            return predict_in_windows(self.model, pixel_values, window_size, window_overlap, batch_size).logits
+
         if not isinstance(inputs, list):
-            return {"logits": self.model(**inputs).logits, "target_size": target_size}
+            return {"logits": predict(inputs["pixel_values"]), "target_size": target_size}
         by_size = defaultdict(list)
         for index, image in enumerate(inputs):
             by_size[image["pixel_values"].shape].append(index)
         logits = [None] * len(inputs)
         for indices in by_size.values():
-            batch = self.model(torch.cat([inputs[index]["pixel_values"] for index in indices])).logits
+            batch = predict(torch.cat([inputs[index]["pixel_values"] for index in indices]))
             for position, index in enumerate(indices):
                 logits[index] = {task: maps[position : position + 1] for task, maps in batch.items()}
         return {"logits": logits, "target_size": target_size}
 
     def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Tensor]:
-        outputs = ModelOutput(logits=model_outputs["logits"])
-        return self.image_processor.post_process_dense_prediction(outputs, [model_outputs["target_size"]])[0]
+        outputs, target_size = ModelOutput(logits=model_outputs["logits"]), model_outputs["target_size"]
+        return self.image_processor.post_process_dense_prediction(outputs, target_size and [target_size])[0]
 
 
 __all__ = ["MultiTaskDensePredictionPipeline"]

@@ -31,6 +31,7 @@ from transformers_degmix.evaluation.report import (
     single_task_scores,
     write_report,
 )
+from transformers_degmix.sliding_windows import predict_in_windows
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.collator import DeGMixDataCollator
 
@@ -122,6 +123,53 @@ def test_views_are_averaged_in_the_frame_of_the_image(model, data, size_divisor)
         torch.testing.assert_close(scaled[name], activation((one + small) / 2)[0], atol=1e-5, rtol=1e-5)
 
 
+def test_padding_to_a_fixed_size_is_cropped_away(model, data):
+    tasks = model.config.tasks
+    processor = DeGMixImageProcessorPil(tasks=tasks, pad_size={"height": 50, "width": 64})
+    pixels = np.asarray(data[0]["image"], np.float32).transpose(2, 0, 1)
+    # By hand: 9 rows above and below, 8 columns to the left and right; of the enlarged image 18 and 16.
+    padded = processor(pixels, return_tensors="pt")["pixel_values"]
+    large = DeGMixImageProcessorPil(
+        tasks=tasks, do_resize=True, size={"height": 64, "width": 96}, pad_size={"height": 100, "width": 128}
+    )(pixels, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits, enlarged = model(padded).logits, model(large).logits
+    plain = predict_whole_image(model, processor, pixels, Protocol())
+    scaled = predict_whole_image(model, processor, pixels, Protocol(scales=(2,)))
+    small = predict_whole_image(model, processor, pixels, Protocol(scales=(0.5, 1)))
+    for name, task in tasks.items():
+        activation = TASK_KINDS[task["kind"]].activation
+        one = logits[name][..., 9:41, 8:56]
+        two = torch.nn.functional.interpolate(enlarged[name][..., 18:82, 16:112], (32, 48), mode="bilinear")
+        two = (2 if task["kind"] == "depth" else 1) * two
+        torch.testing.assert_close(plain[name], activation(one)[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scaled[name], activation(two)[0], atol=1e-5, rtol=1e-5)
+        assert small[name].shape == plain[name].shape
+
+
+@pytest.mark.parametrize("options", [{"pad_size": {"height": 80, "width": 80}}, {"do_resize": True}])
+def test_windows_are_of_the_image_as_it_is(model, options):
+    tasks = model.config.tasks
+    (row,) = map_columns(load_rooms("test", 1, (48, 64)), tasks)
+    pixels = np.asarray(row["image"], np.float32).transpose(2, 0, 1)
+    processor = DeGMixImageProcessorPil(tasks=tasks, size={"height": 33, "width": 35}, size_divisor=50, **options)
+    protocol = Protocol(flip=True, scales=(1, 1.5), window_size=(40, 50), window_overlap=0.1)
+    found = predict_whole_image(model, processor, pixels, protocol)
+    plain = DeGMixImageProcessorPil(tasks=tasks)
+    inputs = plain(pixels, return_tensors="pt")["pixel_values"]
+    large = plain(pixels, do_resize=True, size={"height": 72, "width": 96}, return_tensors="pt")["pixel_values"]
+    views = [predict_in_windows(model, view, (40, 50), 0.1).logits for view in (inputs, inputs.flip(-1))]
+    views += [predict_in_windows(model, view, (40, 50), 0.1).logits for view in (large, large.flip(-1))]
+    for name, task in tasks.items():
+        sign = torch.tensor([-1.0, 1, 1] if task["kind"] == "normals" else [1.0]).view(1, -1, 1, 1)
+        factor = 1.5 if task["kind"] == "depth" else 1
+        maps = [view[name] for view in views]
+        maps[1::2] = (sign * mirrored.flip(-1) for mirrored in maps[1::2])
+        maps[2:] = (factor * torch.nn.functional.interpolate(x, (48, 64), mode="bilinear") for x in maps[2:])
+        expected = TASK_KINDS[task["kind"]].activation(sum(maps) / 4)[0]
+        torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_report_is_complete(model, data, evaluation, tmp_path):
     processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
     report = make_report(model, evaluation)
@@ -183,6 +231,11 @@ def test_table_marks_the_best(model, evaluation):
 def test_only_like_is_compared(model, evaluation):
     report = make_report(model, evaluation)
     check_comparable({"a": report, "b": deepcopy(report)})
+    windows = make_report(model, evaluation, Protocol(window_size=(512, 512)))
+    wider = make_report(model, evaluation, Protocol(window_size=(512, 512), window_overlap=0.5))
+    for a, b in ((report, windows), (windows, wider)):
+        with pytest.raises(ValueError, match="a and b are not comparable: `protocol.windows`"):
+            check_comparable({"a": a, "b": b})
     for path, value in (("protocol.flip", True), ("fingerprint.image", "0"), ("protocol.tasks.edge", {})):
         other = deepcopy(report)
         *parents, leaf = path.split(".")
@@ -233,7 +286,11 @@ def test_samples_can_be_scored_in_other_processes(model, data, evaluation):
     assert metrics["edge"].compute()["ods_f"] == evaluation.samples[1]["edge_ods_f"]
 
 
-def test_scales_are_checked():
+def test_the_protocol_is_checked():
     for scales in ((), (0.0,), (float("nan"),)):
         with pytest.raises(ValueError, match="`scales` must be positive"):
             Protocol(scales=scales)
+    with pytest.raises(ValueError, match="`window_size`"):
+        Protocol(window_size=(512, 16))
+    with pytest.raises(ValueError, match="overlap of windows"):
+        Protocol(window_size=(512, 512), window_overlap=1)

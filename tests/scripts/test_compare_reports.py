@@ -8,7 +8,7 @@ from run_script import run_main
 def write_report(path: Path, name: str, rmse: float, **protocol) -> Path:
     path.mkdir()
     report = {
-        "version": 1,
+        "version": 2,
         "model": {"name": name, "parameters": 3_000_000, "tasks": {"depth": {"kind": "depth"}}},
         "scores": {"depth": {"rmse": rmse, "abs_rel": 0.1}},
         "protocol": {"split": "test", "flip": False, "tasks": {"depth": {"kind": "depth"}}, **protocol},

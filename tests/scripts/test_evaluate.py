@@ -116,6 +116,16 @@ def test_bf16(evaluate, model_dir, rooms, tmp_path):
     assert second["scores"]["depth"]["rmse"] == pytest.approx(first["scores"]["depth"]["rmse"], rel=0.1)
 
 
+def test_windows(evaluate, model_dir, rooms, tmp_path):
+    window = ("--window", 32, 33, "--window-overlap", 0.5)
+    evaluate("--model", model_dir, *ROOMS, *window, "--flip", "--output", tmp_path / "windows")
+    first, second = (json.loads((path / "report.json").read_text()) for path in (rooms, tmp_path / "windows"))
+    assert first["protocol"]["windows"] is None
+    assert second["protocol"]["windows"] == {"size": [32, 33], "overlap": 0.5}
+    assert first["scores"]["depth"] != second["scores"]["depth"]
+    assert "windows of 32 x 33 that overlap by 0.5" in (tmp_path / "windows" / "report.md").read_text()
+
+
 def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_path):
     data = load_rooms("test", 2, (32, 48))
     (tmp_path / "data").mkdir()
@@ -133,6 +143,8 @@ def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_pat
         ((*ROOMS, "--edge-tolerance", 2), ("tolerance", "[0, 1]")),
         ((*ROOMS, "--scales", 0), ("scales", "positive")),
         ((*ROOMS, "--scales", 0.5), ("32", "16")),
+        ((*ROOMS, "--window", 32, 16), ("`window_size`", "(32, 16)")),
+        ((*ROOMS, "--window", 32, 32, "--window-overlap", 1), ("overlap", "[0, 1)")),
         ((*ROOMS, "--single-task-reports", tmp_path / "full" / "file"), ("full", "not a report")),
     ):
         message = evaluate("--model", model_dir, "--output", output, *arguments)

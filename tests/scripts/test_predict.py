@@ -10,6 +10,7 @@ from small_models import BACKBONES, small_model
 from transformers import SwinModel, pipeline
 
 from transformers_degmix import DeGMixImageProcessorPil
+from transformers_degmix.saving import save_model_directory
 from transformers_degmix.tasks import label_palette
 
 
@@ -135,6 +136,29 @@ def test_results_are_replaced_and_half_precision_is_stored_in_full(predict, mixe
     assert predict("--model", model_dir, *arguments)[0] == 0
     with np.load(tmp_path / "rgb.npz") as arrays:
         assert arrays["depth"].dtype == np.float32 and arrays["semseg"].dtype == np.int64
+
+
+def test_windows(predict, mixed_run, model_dir, tmp_path):
+    images, _, _ = mixed_run
+    arguments = ("--model", model_dir, "--image", images / "rotated.jpg", "--output", tmp_path / "out")
+    assert predict(*arguments, "--window", 48, 32, "--window-overlap", 0.5)[0] == 0
+    predict_maps = pipeline("multi-task-dense-prediction", model=str(model_dir))
+    expected = predict_maps(str(images / "rotated.jpg"), window_size=(48, 32), window_overlap=0.5)
+    with np.load(tmp_path / "out" / "rotated.npz") as arrays:
+        for task in ("depth", "normals", "edge"):
+            np.testing.assert_allclose(arrays[task], expected[task].numpy(), atol=1e-4)
+    code, errors = predict(*arguments[:-1], tmp_path / "other", "--window", 48, 16)
+    assert code == 1 and len(errors) == 1 and "`window_size`" in errors[0] and not (tmp_path / "other").exists()
+    code, errors = predict(*arguments, "--window-overlap", 0.5)
+    assert code == 2 and "--window-overlap is for --window" in errors[-1]
+
+
+def test_model_without_decoder_has_no_attention_to_show(predict, mixed_run, tmp_path):
+    images, _, _ = mixed_run
+    model = small_model(use_decoder=False)
+    save_model_directory(tmp_path / "model", model, DeGMixImageProcessorPil(tasks=model.config.tasks))
+    arguments = ("--model", tmp_path / "model", "--image", images / "rgb.png", "--output", tmp_path / "out")
+    assert predict(*arguments) == (0, []) and (tmp_path / "out" / "rgb.overview.png").exists()
 
 
 def test_same_stem_is_refused_before_anything_is_written(predict, model_dir, tmp_path):

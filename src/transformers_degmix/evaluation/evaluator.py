@@ -20,6 +20,7 @@ from ..data.columns import MappedDataset
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil, crop_centred, resized_size
 from ..loss_degmix import count_pixels
 from ..modeling_degmix import DeGMixDensePredictionOutput
+from ..sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows
 from ..tasks import IGNORE_INDEX, TASK_KINDS
 from ..training.collator import DeGMixDataCollator
 from . import BENCHMARK_METRICS, METRICS
@@ -110,13 +111,20 @@ class Protocol:
         edge_tolerance: of [`BoundaryMetric`].
         scales: factors by which images are resized, the logits averaged.
         flip: whether to average with the logits of the mirrored image too.
+        window_size: height and width of the windows in which images are predicted; the processor neither resizes nor
+            pads them then. See [`predict_in_windows`]. By default, images are predicted whole.
+        window_overlap: share of a window that it has in common with the next, in [0, 1).
     """
 
     edge_tolerance: float = 0.0075
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+    window_size: tuple[int, int] | None = None
+    window_overlap: float = DEFAULT_OVERLAP
 
     def __post_init__(self):
+        if self.window_size:
+            check_window(self.window_size, self.window_overlap)
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
             raise ValueError(f"`scales` must be positive numbers, got {list(self.scales)}")
 
@@ -278,23 +286,30 @@ def predict_whole_image(model: nn.Module, processor, pixels: np.ndarray, protoco
     """The prediction of each task in the image's own size, on the CPU; see `post_process_dense_prediction`.
 
     With several scales or mirrored images, it is that of the mean logits, each brought back to the image first: class
-    scores, metres, components of normals, log-odds.
+    scores, metres, components of normals, log-odds. Windows are laid over each of them.
 
     Args:
         pixels: `(3, height, width)` in the range that the processor takes.
     """
     size = tuple(pixels.shape[-2:])
-    base = resized_size(size, processor.size) if processor.do_resize else size
+    base = resized_size(size, processor.size) if processor.do_resize and not protocol.window_size else size
     views = [(scale, mirrored) for scale in protocol.scales for mirrored in (False, True)[: 1 + protocol.flip]]
     mean = {}
     for scale, mirrored in views:
         scaled = tuple(max(1, round(scale * length)) for length in base)
         options = {"do_resize": True, "size": dict(zip(("height", "width"), scaled))}
-        if processor.pad_size:
+        if protocol.window_size:
+            options["do_pad"] = False
+        elif processor.pad_size:
             padded = max(1, scale) * np.array([processor.pad_size.height, processor.pad_size.width])
             options["pad_size"] = dict(zip(("height", "width"), np.ceil(padded).astype(int).tolist()))
         inputs = processor(pixels, return_tensors="pt", **options)["pixel_values"].to(model.device)
-        outputs = model(inputs.flip(-1) if mirrored else inputs)
+        if mirrored:
+            inputs = inputs.flip(-1)
+        if protocol.window_size:
+            outputs = predict_in_windows(model, inputs, protocol.window_size, protocol.window_overlap)
+        else:
+            outputs = model(inputs)
         for name, logits in outputs.logits.items():
             kind = TASK_KINDS[model.config.tasks[name]["kind"]]
             logits = finite_logits(logits, name)
@@ -302,10 +317,10 @@ def predict_whole_image(model: nn.Module, processor, pixels: np.ndarray, protoco
                 logits = kind.flip(logits.flip(-1))
             # From an enlarged image all seems nearer.
             logits = kind.rescale(crop_centred(logits, scaled), 1 / scale)
-            if scaled != base:
-                logits = F.interpolate(logits, base, mode="bilinear", align_corners=False)
+            if scaled != size:
+                logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
             mean[name] = mean.get(name, 0) + logits / len(views)
-    predictions = processor.post_process_dense_prediction(DeGMixDensePredictionOutput(logits=mean), [size])[0]
+    predictions = processor.post_process_dense_prediction(DeGMixDensePredictionOutput(logits=mean))[0]
     return {name: prediction.cpu() for name, prediction in predictions.items()}
 
 

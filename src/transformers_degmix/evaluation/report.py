@@ -34,7 +34,7 @@ TABLE_COLUMNS = {
     "boundary": ("odsF %", 100, 2),
 }
 NUM_EXTREMES = 2
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 
 
 def build_report(
@@ -57,6 +57,9 @@ def build_report(
     """
     tasks = model.config.tasks
     sizes = [(sample["height"], sample["width"]) for sample in evaluation.samples]
+    windows = None
+    if protocol.window_size:
+        windows = {"size": list(protocol.window_size), "overlap": protocol.window_overlap}
     return {
         "version": REPORT_VERSION,
         "model": {"name": model_name, "parameters": model.num_parameters(), "tasks": tasks},
@@ -70,6 +73,7 @@ def build_report(
             "precision": precision,
             "scales": list(protocol.scales),
             "flip": protocol.flip,
+            "windows": windows,
             "tasks": {name: _task_protocol(task, protocol) for name, task in tasks.items()},
         },
         "fingerprint": evaluation.fingerprint,
@@ -243,10 +247,13 @@ def _describe(report: dict[str, Any]) -> str:
     smallest, largest = (" x ".join(map(str, data[key])) for key in ("smallest_image", "largest_image"))
     sizes = f"of {smallest}" if smallest == largest else f"from {smallest} to {largest}"
     tolerances = [task["edge_tolerance"] for task in protocol["tasks"].values() if "edge_tolerance" in task]
-    mirroring = "with" if protocol["flip"] else "without"
+    mirroring, windows = "with" if protocol["flip"] else "without", "images predicted whole"
+    if protocol["windows"]:
+        height, width = protocol["windows"]["size"]
+        windows = f"windows of {height} x {width} that overlap by {protocol['windows']['overlap']}"
     parts = [
         f"{protocol['num_images']} images {sizes}, scored in their own size; precision {protocol['precision']}",
-        f"scales {', '.join(map(str, protocol['scales']))}, {mirroring} mirrored images",
+        f"scales {', '.join(map(str, protocol['scales']))}, {mirroring} mirrored images; {windows}",
         *(f"boundaries matched within {tolerance} of the diagonal" for tolerance in tolerances),
         ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "data " + ", ".join(f"{name} {value}" for name, value in report["fingerprint"].items()),

@@ -1,0 +1,100 @@
+"""Large images in overlapping windows, each no larger than the model and the memory can take."""
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from .modeling_degmix import DeGMixDensePredictionOutput
+
+
+DEFAULT_OVERLAP = 0.25
+
+
+@torch.no_grad()
+def predict_in_windows(
+    model: Callable[[Tensor], DeGMixDensePredictionOutput],
+    pixel_values: Tensor,
+    window_size: tuple[int, int],
+    overlap: float = DEFAULT_OVERLAP,
+    batch_size: int = 1,
+) -> DeGMixDensePredictionOutput:
+    """Logits of images, blended from those of windows that overlap.
+
+    The weight of a window falls linearly from its middle to its border, so that predictions that disagree leave no
+    seam where windows overlap. A model sees in each window the positions and distances that it was trained with if
+    the windows have the size of its training images; what it sees of the scene ends at the window's border.
+
+    Memory is that of the model with one batch of windows, and of the logits of the whole images on the CPU: the sum of
+    the tasks' channels times height times width floats an image, however many windows there are.
+
+    Args:
+        model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
+        pixel_values: normalised images `(batch, 3, height, width)` on the model's device, in its dtype. Those of one
+            image as it is come from the processor with `do_resize=False` and `do_pad=False`.
+        window_size: height and width, 32 or more; along an axis in which images are smaller, theirs. For backbones
+            that cut off what does not fill a patch, multiples of it.
+        overlap: share of the height or width that windows have in common with the next one, in [0, 1), or more, as the
+            windows are spread evenly from border to border. 0 leaves seams.
+        batch_size: windows handed to the model at once, of any of the images.
+
+    Returns:
+        `logits` as the model's own of whole images, float32, on the CPU.
+
+    Raises:
+        ValueError: the window or the overlap is outside of its range.
+    """
+    check_window(window_size, overlap)
+    size = pixel_values.shape[-2:]
+    (tops, row_weights), (lefts, column_weights) = (
+        place_windows(length, min(length, window), overlap) for length, window in zip(size, window_size)
+    )
+    height, width = row_weights.shape[1], column_weights.shape[1]
+    windows = list(product(range(len(pixel_values)), zip(tops, row_weights), zip(lefts, column_weights)))
+    blended = {}
+    for start in range(0, len(windows), batch_size):
+        batch = [
+            ((image, slice(None), slice(top, top + height), slice(left, left + width)), rows[:, None] * columns)
+            for image, (top, rows), (left, columns) in windows[start : start + batch_size]
+        ]
+        for task, logits in model(torch.stack([pixel_values[where] for where, _ in batch])).logits.items():
+            if task not in blended:
+                blended[task] = torch.zeros(len(pixel_values), logits.shape[1], *size)
+            for (where, weights), maps in zip(batch, logits.float().cpu()):
+                blended[task][where] += weights * maps
+    return DeGMixDensePredictionOutput(logits=blended)
+
+
+def check_window(window_size: tuple[int, int], overlap: float):
+    """Raises ValueError unless windows of this size and overlap can be predicted in."""
+    if len(window_size) != 2 or min(window_size) < 32:
+        raise ValueError(f"`window_size` must be (height, width), 32 or more each, got {tuple(window_size)}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"the overlap of windows must be a share in [0, 1), got {overlap}")
+
+
+def place_windows(length: int, window: int, overlap: float) -> tuple[list[int], Tensor]:
+    """Where windows start along an axis, and how much each counts.
+
+    They are as few as overlap by the given share, spread evenly from the first pixel to the last.
+
+    Args:
+        length: of the axis.
+        window: length of each window, at most that of the axis.
+        overlap: share of the window in [0, 1).
+
+    Returns:
+        Starts, and weights `(windows, window)` that sum to one at every pixel of the axis.
+    """
+    stride = max(1, math.floor(window * (1 - overlap)))
+    count = math.ceil((length - window) / stride) + 1
+    starts = torch.linspace(0, length - window, count, dtype=torch.float64).round().long()
+    pixels = starts[:, None] + torch.arange(window)
+    to_border = torch.minimum(torch.arange(1.0, window + 1), torch.arange(float(window), 0, -1)).expand(count, -1)
+    total = torch.zeros(length).index_put_((pixels,), to_border, accumulate=True)
+    return starts.tolist(), to_border / total[pixels]
+
+
+__all__ = ["check_window", "place_windows", "predict_in_windows"]
