@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
+from PIL import Image
 from small_models import small_model
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from transformers_degmix.evaluation.evaluator import (
 from transformers_degmix.evaluation.report import (
     build_report,
     check_comparable,
+    find_extremes,
     format_table,
     single_task_scores,
     write_report,
@@ -168,6 +170,25 @@ def test_windows_are_of_the_image_as_it_is(model, options):
         maps[2:] = (factor * torch.nn.functional.interpolate(x, (48, 64), mode="bilinear") for x in maps[2:])
         expected = TASK_KINDS[task["kind"]].activation(sum(maps) / 4)[0]
         torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_samples_without_anything_to_find_are_not_the_best_or_worst():
+    tasks = {name: {**ROOMS_TASKS[name]} for name in ("human_parts", "sal", "depth", "edge")}
+    tasks["human_parts"]["ignore_empty"] = False
+    model = small_model(tasks=tasks)
+    rows = [dict(row) for row in load_rooms("test", 4, (32, 48))]
+    for index, row in enumerate(rows):
+        for name in ("human_parts", "sal", "edge"):
+            row[name] = Image.fromarray(np.uint8(np.eye(32, 48) if index < 2 else np.zeros((32, 48))))
+    rows[1]["human_parts"] = Image.fromarray(np.full((32, 48), 255, np.uint8))
+    data = map_columns(Dataset.from_list(rows, features=load_rooms("test", 1, (32, 48)).features), model.config.tasks)
+    evaluation = evaluate(model, DeGMixImageProcessorPil(tasks=model.config.tasks), data)
+    ranked = {
+        name: {sample["index"] for samples in find_extremes(evaluation, name).values() for sample in samples}
+        for name in tasks
+    }
+    assert ranked == {"human_parts": {0}, "sal": {0, 1}, "depth": {0, 1, 2, 3}, "edge": {0, 1}}
+    assert evaluation.samples[2]["human_parts_mean_iou"] is not None  # scored, but not ranked
 
 
 def test_report_is_complete(model, data, evaluation, tmp_path):

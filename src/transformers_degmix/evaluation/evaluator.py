@@ -137,7 +137,8 @@ class Evaluation:
         metrics: task -> the metric that has seen all samples.
         error_counts: tasks with [`ERROR_BINS`] -> how many pixels have an error in each bin.
         samples: one row per sample, in the order of the data set: `index`, `image_id`, `height`, `width`, and under
-            `<task>_<score>` its own scores, `None` where it has no valid pixel for the task.
+            `<task>_<score>` its own scores, `None` where it has no valid pixel for the task; `<task>_empty` says
+            whether there is nothing to find in it, its label being 0 (background, no boundary) wherever it is known.
         fingerprint: `"image"` or task -> hash of the ids and pixels, or labels, as they were used. It depends neither
             on where the data lies nor on how files are compressed.
     """
@@ -242,6 +243,8 @@ def evaluate_whole_images(
             height, width = sample["pixels"].shape[-2:]
             hashes[index] = sample["hashes"]
             row = {"index": index, "image_id": sample["image_id"], "height": height, "width": width}
+            for name, label in sample["labels"].items():
+                row[f"{name}_empty"] = bool(((label == 0) | (label == IGNORE_INDEX)).all())
             yield row, executor.submit(score_sample, tasks, protocol, predictions, sample["labels"])
 
     for row, future in _running_ahead(submit(), 2 * max(num_workers, 1)):

@@ -330,10 +330,14 @@ def draw_errors(counts: np.ndarray, kind: str) -> Figure:
 
 
 def find_extremes(evaluation: Evaluation, name: str) -> dict[str, list[dict[str, Any]]]:
-    """`"best"` and `"worst"` samples of a task by its main score; none in both."""
+    """`"best"` and `"worst"` samples of a task by its main score, of those in which there is something to find.
+
+    Where there is not, scores say little: background alone is easily right, and no boundary can be found.
+    No sample is in both.
+    """
     metric = evaluation.metrics[name]
     key = f"{name}_{metric.main}"
-    ranked = [sample for sample in evaluation.samples if sample[key] is not None]
+    ranked = [sample for sample in evaluation.samples if not sample[f"{name}_empty"]]
     ranked.sort(key=lambda sample: sample[key], reverse=metric.higher_is_better)
     best = ranked[:NUM_EXTREMES]
     worst = ranked[len(best) :][::-1][:NUM_EXTREMES]
