@@ -11,13 +11,14 @@ from .saliency import SaliencyMetric
 from .segmentation import SegmentationMetric
 
 
-# By task kind, quick enough to evaluate with during training. [`BoundaryMetric`], the benchmark, takes longer.
+# By task kind, quick enough to evaluate with during training, by our loop and by `Trainer`. [`BoundaryMetric`], the
+# benchmark, would take minutes for the images of NYUD-v2.
 METRICS = {
     metric.kind: metric
     for metric in (SegmentationMetric, SaliencyMetric, DepthMetric, NormalsMetric, ExactBoundaryMetric)
 }
 
-# Those of the paper's tables, for reports.
+# Those of the paper's tables, for reports: the same classes but for boundaries.
 BENCHMARK_METRICS = {**METRICS, "boundary": BoundaryMetric}
 
 __all__ = [
