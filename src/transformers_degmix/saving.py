@@ -83,12 +83,17 @@ def load_model_directory(
     """Model, in eval mode, and image processor from a directory or the Hub.
 
     Raises:
-        ValueError: they cannot be loaded, or the model is of another class; the message is one line.
+        ValueError: they cannot be loaded, or weights are missing, or the model is of another class; the message is
+            one line.
     """
     try:
-        model = AutoModel.from_pretrained(name, dtype=dtype)
+        model, loading = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
         if not isinstance(model, DeGMixForMultiTaskDensePrediction):
             raise ValueError(f"it is a {type(model).__name__}, not a {DeGMixForMultiTaskDensePrediction.__name__}")
+        if loading["missing_keys"]:
+            # Transformers would draw them at random, and warn.
+            missing = sorted(loading["missing_keys"])
+            raise ValueError(f"it lacks weights ({len(missing)}), such as {missing[0]}")
         return model.eval().to(device), DeGMixImageProcessor.from_pretrained(name)
     except Exception as error:  # a wrong name, a broken file, a missing device: each has exceptions of its own
         raise ValueError(f"cannot load {name}: {' '.join(str(error).split())}") from error

@@ -1,13 +1,19 @@
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from accelerate.state import AcceleratorState
+from hub_server import File, Repo
+from PIL import Image
 from run_script import SCRIPTS, run_main
+from safetensors.torch import load_file, save_file
 from small_models import small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
@@ -86,6 +92,30 @@ def test_processes_give_the_same_report(model_dir, rooms, tmp_path):
         assert one["depth_rmse"] == pytest.approx(other["depth_rmse"], rel=1e-6)
 
 
+def test_a_model_and_data_from_the_hub_launched_by_accelerate(model_dir, rooms, hub, tmp_path):
+    files = {path.name: File(path.read_bytes(), path.suffix == ".safetensors") for path in model_dir.iterdir()}
+    hub.repos["models", "user/model"] = Repo(private=True)
+    hub.repos["models", "user/model"].commit(files)
+    load_rooms("test", 3, (32, 48)).to_parquet(tmp_path / "test.parquet")
+    data = {"data/test-00000-of-00001.parquet": File((tmp_path / "test.parquet").read_bytes(), is_lfs=True)}
+    hub.repos["datasets", "user/rooms"] = Repo(private=True)
+    hub.repos["datasets", "user/rooms"].commit(data)
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", SCRIPTS / "evaluate.py"]
+    arguments = ["--model", "user/model", "--dataset", "user/rooms", "--split", "test", "--output", tmp_path / "out"]
+    process = subprocess.run(
+        [sys.executable, "-m", *map(str, (*launch, *arguments))],
+        env={**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        timeout=120,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    first, second = (json.loads((path / "report.json").read_text()) for path in (rooms, tmp_path / "out"))
+    for part in ("scores", "fingerprint", "protocol"):
+        assert first[part] == second[part]
+    assert second["model"]["name"] == "user/model"
+
+
 def test_gain(evaluate, model_dir, tmp_path):
     singles = []
     for name in TASKS:
@@ -153,12 +183,53 @@ def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_pat
         assert not output.exists() and os.listdir(tmp_path / "full") == ["file"]
 
 
-def test_bad_label_is_named(evaluate, model_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("task", "label", "words"),
+    [
+        ("edge", np.zeros((30, 40), np.uint8), "(30, 40)"),
+        ("semseg", np.full((32, 48), 200, np.uint8), "200"),
+        ("depth", np.full((32, 48), np.nan, np.float32), "NaN"),
+    ],
+)
+def test_bad_label_is_named(evaluate, tmp_path, task, label, words):
     rows = load_rooms("test", 2, (32, 48))
     changed = [dict(row) for row in rows]
-    changed[0]["edge"] = changed[0]["edge"].resize((40, 30))
+    changed[0][task] = Image.fromarray(label)
     (tmp_path / "data").mkdir()
     type(rows).from_list(changed, features=rows.features).to_parquet(tmp_path / "data" / "test.parquet")
+    model_dir = save_model(tmp_path / "model", {task: ROOMS_TASKS[task]})
     arguments = ("--dataset", tmp_path / "data", "--split", "test", "--output", tmp_path / "out")
     message = evaluate("--model", model_dir, *arguments)
-    assert "\n" not in message and "`edge`" in message and rows[0]["image_id"] in message, message
+    assert "\n" not in message and all(x in message for x in (f"`{task}`", rows[0]["image_id"], words)), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_models_are_named(evaluate, model_dir, tmp_path):
+    def changed(name: str, change) -> Path:
+        path = tmp_path / name
+        shutil.copytree(model_dir, path)
+        change(path)
+        return path
+
+    def change_weights(path: Path, change):
+        weights = load_file(path / "model.safetensors")
+        change(weights)
+        save_file(weights, path / "model.safetensors", {"format": "pt"})
+
+    bias = "heads.edge.classifier.bias"
+    processor = DeGMixImageProcessorPil(tasks={"depth": "depth"})
+    for model, words in (
+        (changed("cut", lambda path: os.truncate(path / "model.safetensors", 5000)), ("cannot load", "cut")),
+        (changed("no_json", lambda path: (path / "config.json").write_text("{")), ("cannot load", "config.json")),
+        (changed("bare", lambda path: (path / "preprocessor_config.json").unlink()), ("cannot load", "processor")),
+        (changed("less", lambda p: change_weights(p, lambda weights: weights.pop(bias))), ("lacks weights (1)", bias)),
+        (
+            changed("nan", lambda p: change_weights(p, lambda w: w[bias].fill_(math.nan))),
+            ("logits", "'edge'", "finite"),
+        ),
+        (changed("task", processor.save_pretrained), ("logits", "edge", "tasks of the processor")),
+    ):
+        message = evaluate("--model", model, *ROOMS, "--output", tmp_path / "out")
+        assert message.startswith("error: ") and "\n" not in message, message
+        assert all(word in message for word in words), message
+        assert not (tmp_path / "out").exists()
