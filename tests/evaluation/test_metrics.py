@@ -11,6 +11,7 @@ from sklearn.metrics import (
     fbeta_score,
     jaccard_score,
     mean_absolute_percentage_error,
+    precision_score,
     recall_score,
     root_mean_squared_error,
 )
@@ -112,6 +113,18 @@ def test_scores_agree_with_their_definitions(task, seed, height):
     assert set(result) == set(expected)
     for name, value in expected.items():
         assert result[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
+
+
+@pytest.mark.parametrize("task", ["sal", "edge"])
+def test_precision_and_recall_at_all_thresholds(task):
+    prediction, label = random_batch(task)
+    metric = METRIC_OF_TASK[task](TASKS[task])
+    metric.update(0.5 * prediction, label)  # none reach the highest thresholds
+    prediction, label = valid_pixels(0.5 * prediction, label)
+    for threshold, *found in zip(metric.thresholds.tolist(), *metric.precision_recall(), strict=True):
+        shown = prediction > threshold
+        expected = precision_score(label, shown, zero_division=1), recall_score(label, shown)
+        assert found == pytest.approx(expected)
 
 
 def test_iou_per_class_of_those_that_occur():
