@@ -1,0 +1,466 @@
+"""Measures time and memory of the model against the textbook formulation of the same function.
+
+    python scripts/benchmark.py --output outputs/benchmark
+    python scripts/benchmark.py --sizes 256x256 512x512 512x1024 1024x2048 --tasks 1 2 4 8 --output outputs/benchmark
+    python scripts/benchmark.py --compile --onnx --output outputs/benchmark
+
+The textbook (tests/textbook.py) has the same parameters and gives the same numbers with explicit tokens,
+`nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. What is compared runs in turns, and of each the
+shortest time is taken: ratios hold on a machine that does other things as well, seconds may not. "Head" is all that
+follows the backbone. Parameters and images are random. Writes report.json, report.md and pictures.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+import transformers
+import yaml
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import logging
+
+from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction
+from transformers_degmix.configuration_degmix import NYUD_TASKS
+from transformers_degmix.data.benchmarks import BENCHMARKS
+from transformers_degmix.loss_degmix import multi_task_loss
+from transformers_degmix.saving import check_writable, whole_directory
+from transformers_degmix.training.arguments import parse_arguments
+
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+from small_models import random_labels  # noqa: E402
+from textbook import textbook_head  # noqa: E402
+
+
+ROUNDS = 5
+Table = list[dict[str, Any]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
+    parser.add_argument("--recipe", default="nyud", help="configuration in scripts/recipes (default: nyud, Swin-T)")
+    parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH (default: the benchmark's, 425x560 for NYUD-v2)")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--against", default="textbook", choices=["textbook"], help="what the model is compared with")
+    parser.add_argument("--sizes", type=parse_size, nargs="+", default=[], help="show time against image size")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[], help="show time against the number of tasks")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes on a CPU")
+    parser.add_argument("--onnx", action="store_true", help="onnxruntime too")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="by autocast")
+    return parser.parse_args()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH, got {text!r}") from None
+    return height, width
+
+
+class FixedBackbone(nn.Module):
+    """Returns the feature maps that it was given, whatever the image, so that the head can be measured alone."""
+
+    def __init__(self, feature_maps: tuple[Tensor, ...]):
+        super().__init__()
+        self.feature_maps = feature_maps
+
+    def forward(self, pixel_values: Tensor) -> BackboneOutput:
+        return BackboneOutput(feature_maps=self.feature_maps)
+
+
+class Machine:
+    """Runs and measures on a device."""
+
+    def __init__(self, device: str, dtype: str):
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, dtype)
+
+    def run(self, function: Callable[[], Any]) -> float:
+        """Seconds that one call takes."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            start = time.perf_counter()
+            function()
+            self.wait()
+            return time.perf_counter() - start
+
+    def wait(self):
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def compare(self, functions: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+        """Shortest seconds of each, called in turns after a call that does not count."""
+        for function in functions.values():
+            self.run(function)
+        times = [{name: self.run(function) for name, function in functions.items()} for _ in range(rounds)]
+        return {name: min(round_[name] for round_ in times) for name in functions}
+
+    def peak_memory(self, function: Callable[[], Any]) -> int:
+        """Bytes that a call allocates at most beyond what is there before it."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.run(function)
+            return torch.cuda.max_memory_allocated() - before
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            self.run(function)
+        now = peak = 0
+        for event in recorded.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                peak = max(peak, now)
+        return peak
+
+    def gemm_rate(self) -> float:
+        """Floating-point operations a second, two per multiply-add, of a product of large matrices."""
+        rows, columns = 16384, 512
+        left = torch.randn(rows, columns, device=self.device)
+        right = torch.randn(columns, columns, device=self.device)
+        return 2 * rows * columns**2 / self.compare({"product": lambda: left @ right}, rounds=20)["product"]
+
+
+def build_model(recipe: str, tasks: dict[str, dict] | None = None) -> DeGMixForMultiTaskDensePrediction:
+    """A model of a recipe's configuration with random parameters."""
+    args = parse_arguments([str(ROOT / "scripts" / "recipes" / f"{recipe}.yaml")])
+    if tasks is None:
+        benchmark = BENCHMARKS[args.benchmark]
+        tasks = benchmark.task_fields()
+        for name, classes in benchmark.classes.items():
+            tasks[name]["num_labels"] = len(classes[0])
+    return DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**args.model, "tasks": tasks}))
+
+
+def measure_inference(
+    machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor, gemm_rate: float
+) -> tuple[Table, Table]:
+    """Time and memory of the head against the textbook's, and where its time goes."""
+    model.eval()
+    size = tuple(images.shape[-2:])
+    backbone = model.model.backbone
+    with torch.inference_mode():
+        feature_maps = backbone(images).feature_maps
+        model.model.backbone = FixedBackbone(feature_maps)
+        functions = {
+            "backbone": lambda: backbone(images),
+            "ours": lambda: model(images),
+            "textbook": lambda: textbook_head(model, feature_maps, size),
+        }
+        seconds = machine.compare(functions)
+        memory = {name: machine.peak_memory(functions[name]) for name in ("ours", "textbook")}
+        blocks = profile_blocks(machine, model, images, gemm_rate)
+    model.model.backbone = backbone
+    table = [
+        compared("head, inference: time", "s", seconds["ours"], seconds["textbook"]),
+        compared("head, inference: peak memory", "MB", memory["ours"] / 1e6, memory["textbook"] / 1e6),
+    ]
+    operations = sum(row["GFLOP"] for row in blocks)
+    blocks.append({"block": "head, all", **block_figures(seconds["ours"], operations, seconds["ours"], gemm_rate)})
+    blocks.append({"block": "backbone", "ms": 1e3 * seconds["backbone"]})
+    return table, blocks
+
+
+def measure_training(machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor) -> Table:
+    """Forward, loss, backward and update of the head against the textbook's."""
+    model.train()
+    size = tuple(images.shape[-2:])
+    labels = {
+        task: label.to(machine.device) for task, label in random_labels(model.config.tasks, len(images), *size).items()
+    }
+    backbone = model.model.backbone
+    with torch.no_grad():
+        feature_maps = tuple(feature_map.requires_grad_() for feature_map in backbone(images).feature_maps)
+    model.model.backbone = FixedBackbone(feature_maps)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+
+    def step(forward: Callable[[], dict[str, Tensor]]):
+        loss, _ = multi_task_loss(forward(), labels, model.config.tasks)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    functions = {
+        "ours": lambda: step(lambda: model(images).logits),
+        "textbook": lambda: step(lambda: textbook_head(model, feature_maps, size)[0]),
+    }
+    seconds = machine.compare(functions, rounds=3)
+    memory = {name: machine.peak_memory(function) for name, function in functions.items()}
+    model.model.backbone = backbone
+    return [
+        compared("head, training step: time", "s", seconds["ours"], seconds["textbook"]),
+        compared("head, training step: peak memory", "MB", memory["ours"] / 1e6, memory["textbook"] / 1e6),
+    ]
+
+
+def compared(what: str, unit: str, ours: float, textbook: float) -> dict[str, Any]:
+    return {"what": what, "ours / textbook": ours / textbook, "unit": unit, "ours": ours, "textbook": textbook}
+
+
+def profile_blocks(
+    machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor, gemm_rate: float
+) -> Table:
+    """Time and operations of each block of the head, of all tasks together."""
+    decoder = model.model
+    layers = [layer for mixer in decoder.mixers.values() for layer in mixer]
+    blocks = {
+        "fusion": [decoder.fusion],
+        "mixers: channel mixing": [
+            module for layer in layers for module in (layer.channel_mixing, layer.channel_norm)
+        ],
+        "mixers: deformable": [module for layer in layers for module in (layer.spatial_mixing, layer.spatial_norm)],
+        "interaction": [decoder.interaction],
+        "query": [decoder.query],
+        "gating": [decoder.gating],
+        "heads": list(model.heads.values()),
+    }
+    blocks = {name: modules for name, modules in blocks.items()}
+    seconds = dict.fromkeys(blocks, float("inf"))
+    operations = {}
+    for _ in range(ROUNDS):
+        spent, starts, handles = dict.fromkeys(blocks, 0.0), {}, []
+        for name, modules in blocks.items():
+
+            def enter(module, args):
+                machine.wait()
+                starts[module] = time.perf_counter()
+
+            def leave(module, args, outputs, name=name):
+                machine.wait()
+                spent[name] += time.perf_counter() - starts[module]
+
+            for module in modules:
+                handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        total = machine.run(lambda: model(images))
+        for handle in handles:
+            handle.remove()
+        spent["activations, residuals, layouts, resizing"] = total - sum(spent.values())
+        seconds = {name: min(seconds.get(name, total), value) for name, value in spent.items()}
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(images)
+    by_module = counter.get_flop_counts()
+    names = {module: f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+    for name, modules in blocks.items():
+        operations[name] = sum(sum(by_module.get(names[module], {}).values()) for module in modules) / 1e9
+    # The projections that are merged once for all pixels are prepared outside of the blocks' calls.
+    rest = counter.get_total_flops() / 1e9 - sum(operations.values())
+    return [
+        {"block": name, **block_figures(value, operations.get(name, rest), sum(seconds.values()), gemm_rate)}
+        for name, value in seconds.items()
+    ]
+
+
+def block_figures(seconds: float, operations: float, total: float, gemm_rate: float) -> dict[str, float]:
+    return {
+        "ms": 1e3 * seconds,
+        "share": seconds / total,
+        "GFLOP": operations,
+        "of the GEMM rate": 1e9 * operations / seconds / gemm_rate,
+    }
+
+
+def measure_deployed(machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor, args) -> Table:
+    """The whole model compiled and in onnxruntime against eager."""
+    model.eval()
+    functions, preparation = {"eager": lambda: model(images)}, {}
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        if args.compile:
+            compiled = torch.compile(model, fullgraph=True, dynamic=True)
+            functions["torch.compile"] = lambda: compiled(images)
+            preparation["torch.compile"] = machine.run(functions["torch.compile"])
+        if args.onnx:
+            import onnxruntime
+            from transformers_degmix.export import export_onnx
+
+            path = Path(folder) / "model.onnx"
+            preparation["onnxruntime"] = machine.run(lambda: export_onnx(model, path))
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            inputs = {"pixel_values": images.cpu().numpy()}
+            functions["onnxruntime"] = lambda: session.run(None, inputs)
+        seconds = machine.compare(functions)
+    return [
+        {
+            "whole model, inference": name,
+            "time / eager": value / seconds["eager"],
+            "s": value,
+            "preparation s": preparation.get(name),
+        }
+        for name, value in seconds.items()
+    ]
+
+
+def measure_sizes(machine: Machine, model: DeGMixForMultiTaskDensePrediction, sizes: list[tuple[int, int]]) -> Table:
+    """Time of the whole model and its parts against the size of the image."""
+    model.eval()
+    table = []
+    with torch.inference_mode():
+        for height, width in tqdm(sizes, desc="sizes"):
+            images = torch.randn(1, 3, height, width, device=machine.device)
+            functions = {"model": lambda: model(images), "backbone": lambda: model.model.backbone(images)}
+            seconds = machine.compare(functions, rounds=3)
+            pixels = height * width / 1e6
+            table.append(
+                {
+                    "size": f"{height} x {width}",
+                    "megapixels": pixels,
+                    "model s": seconds["model"],
+                    "backbone s": seconds["backbone"],
+                    "model s / megapixel": seconds["model"] / pixels,
+                }
+            )
+    return table
+
+
+def measure_tasks(machine: Machine, recipe: str, images: Tensor, counts: list[int]) -> Table:
+    """Time of the whole model against the number of tasks."""
+    table = []
+    with torch.inference_mode():
+        for count in tqdm(counts, desc="tasks"):
+            kinds = list(NYUD_TASKS.values())
+            tasks = {f"task {i}": kinds[i % len(kinds)] for i in range(count)}
+            model = build_model(recipe, tasks).eval().to(machine.device)
+            functions = {"model": lambda: model(images), "backbone": lambda: model.model.backbone(images)}
+            seconds = machine.compare(functions, rounds=3)
+            head = seconds["model"] - seconds["backbone"]
+            table.append({"tasks": count, "model s": seconds["model"], "head s": head, "head s / task": head / count})
+    return table
+
+
+def count_published() -> Table:
+    """Parameters and operations of the published configurations, beside the authors' figures."""
+    table = []
+    for published in tqdm(yaml.safe_load((ROOT / "model_cards" / "published.yaml").read_text()), desc="published"):
+        if "recipe" not in published or published["benchmark"] != "nyud":
+            continue
+        size = BENCHMARKS[published["benchmark"]].input_size
+        with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model = build_model(published["recipe"]).eval()
+            model(torch.empty(1, 3, *size))
+        table.append(
+            {
+                "model": f"{published['model']} {published['backbone']}",
+                "parameters, millions": model.num_parameters() / 1e6,
+                "by the authors": published.get("parameters"),
+                "G multiply-adds": counter.get_total_flops() / 2e9,
+                "G by the authors": published.get("gflops"),
+            }
+        )
+    return table
+
+
+def describe_machine(device: torch.device) -> str:
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        name = next((line.split(":")[1].strip() for line in cpuinfo.open() if line.startswith("model name")), name)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def format_table(rows: Table) -> str:
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return (
+            f"{value:.3g}"
+            if isinstance(value, float) and value < 1000
+            else f"{value:.0f}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([cell(row.get(name)) for name in names] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(rows: Table, horizontal: str, label: str, lines: list[str], path: Path):
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for line in lines:
+        axes.plot([row[horizontal] for row in rows], [row[line] for row in rows], marker="o", label=line)
+    axes.set(xlabel=label, ylabel="seconds", ylim=(0, None), xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    args = parse_args()
+    logging.set_verbosity_error()
+    try:
+        check_writable(args.output)
+        torch.manual_seed(0)
+        machine = Machine(args.device, args.dtype)
+        model = build_model(args.recipe).to(machine.device)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    size = args.size or BENCHMARKS["nyud"].input_size
+    images = torch.randn(args.batch_size, 3, *size, device=machine.device)
+
+    progress = tqdm(total=4 + bool(args.sizes) + bool(args.tasks) + (args.compile or args.onnx), desc="benchmark")
+    gemm_rate = machine.gemm_rate()
+    tables = {}
+    tables["Against the textbook"], blocks = measure_inference(machine, model, images, gemm_rate)
+    tables["Where the head's time goes"] = blocks
+    progress.update()
+    tables["Against the textbook"] += measure_training(machine, model, images)
+    progress.update()
+    if args.compile or args.onnx:
+        tables["Deployed"] = measure_deployed(machine, model, images, args)
+        progress.update()
+    if args.sizes:
+        tables["Time against size"] = measure_sizes(machine, model, args.sizes)
+        progress.update()
+    if args.tasks:
+        tables["Time against the number of tasks"] = measure_tasks(machine, args.recipe, images, args.tasks)
+        progress.update()
+    tables["Published configurations"] = count_published()
+    progress.update()
+    progress.close()
+
+    report = {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": describe_machine(machine.device),
+        "gemm_gflops": gemm_rate / 1e9,
+        "image": [args.batch_size, 3, *size],
+        "dtype": args.dtype,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "tables": tables,
+    }
+    facts = "\n".join(f"- {name}: {value}" for name, value in report.items() if name != "tables")
+    text = "\n\n".join(
+        ["# Benchmark", facts, *(f"## {name}\n\n{format_table(rows)}" for name, rows in tables.items())]
+    )
+    with whole_directory(args.output) as directory:
+        (directory / "report.json").write_text(json.dumps(report, indent=2))
+        (directory / "report.md").write_text(text + "\n")
+        if args.sizes:
+            rows = tables["Time against size"]
+            draw(rows, "megapixels", "megapixels", ["model s", "backbone s"], directory / "size.png")
+        if args.tasks:
+            rows = tables["Time against the number of tasks"]
+            draw(rows, "tasks", "number of tasks", ["model s", "head s"], directory / "tasks.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
