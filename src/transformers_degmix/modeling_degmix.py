@@ -100,7 +100,7 @@ class DeGMixPointwiseConv(nn.Conv2d):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
-        weight = self.weight.flatten(1).expand(len(hidden_states), -1, -1)
+        weight = self.weight.flatten(1).expand(hidden_states.shape[0], -1, -1)
         return torch.baddbmm(self.bias[:, None], weight, hidden_states.flatten(2)).view_as(hidden_states)
 
 
