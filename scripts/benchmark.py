@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py --output outputs/benchmark
     python scripts/benchmark.py --sizes 256x256 512x512 512x1024 1024x2048 --tasks 1 2 4 8 --output outputs/benchmark
-    python scripts/benchmark.py --compile --onnx --output outputs/benchmark
+    python scripts/benchmark.py --compile --onnx --published --output outputs/benchmark
 
 The textbook (tests/textbook.py) has the same parameters and gives the same numbers with explicit tokens,
 `nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. What is compared runs in turns, and of each the
@@ -38,10 +38,11 @@ from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.loss_degmix import multi_task_loss
 from transformers_degmix.saving import check_writable, whole_directory
-from transformers_degmix.training.arguments import parse_arguments
+from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 
 
 ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "scripts" / "recipes"
 sys.path.append(str(ROOT / "tests"))
 from small_models import random_labels  # noqa: E402
 from textbook import textbook_head  # noqa: E402
@@ -54,12 +55,13 @@ Table = list[dict[str, Any]]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
-    parser.add_argument("--recipe", default="nyud", help="configuration in scripts/recipes (default: nyud, Swin-T)")
+    parser.add_argument("--recipe", type=Path, default=RECIPES / "nyud.yaml", help="default: nyud.yaml, Swin-T")
     parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH (default: the benchmark's, 425x560 for NYUD-v2)")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--against", default="textbook", choices=["textbook"], help="what the model is compared with")
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[], help="show time against image size")
     parser.add_argument("--tasks", type=int, nargs="+", default=[], help="show time against the number of tasks")
+    parser.add_argument("--published", action="store_true", help="count operations beside the authors' figures")
     parser.add_argument("--compile", action="store_true", help="torch.compile too: minutes on a CPU")
     parser.add_argument("--onnx", action="store_true", help="onnxruntime too")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
@@ -136,15 +138,20 @@ class Machine:
         return 2 * rows * columns**2 / self.compare({"product": lambda: left @ right}, rounds=20)["product"]
 
 
-def build_model(recipe: str, tasks: dict[str, dict] | None = None) -> DeGMixForMultiTaskDensePrediction:
-    """A model of a recipe's configuration with random parameters."""
-    args = parse_arguments([str(ROOT / "scripts" / "recipes" / f"{recipe}.yaml")])
+def build_model(run: TrainingArguments, tasks: dict[str, dict] | None = None) -> DeGMixForMultiTaskDensePrediction:
+    """A model of a recipe's configuration, for its benchmark's tasks if none are given, with random parameters.
+
+    Raises:
+        ValueError: the recipe has no benchmark.
+    """
     if tasks is None:
-        benchmark = BENCHMARKS[args.benchmark]
+        if run.benchmark is None:
+            raise ValueError(f"the recipe must be for one of the benchmarks {sorted(BENCHMARKS)}")
+        benchmark = BENCHMARKS[run.benchmark]
         tasks = benchmark.task_fields()
         for name, classes in benchmark.classes.items():
             tasks[name]["num_labels"] = len(classes[0])
-    return DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**args.model, "tasks": tasks}))
+    return DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**run.model, "tasks": tasks}))
 
 
 def measure_inference(
@@ -229,9 +236,7 @@ def profile_blocks(
         "gating": [decoder.gating],
         "heads": list(model.heads.values()),
     }
-    blocks = {name: modules for name, modules in blocks.items()}
-    seconds = dict.fromkeys(blocks, float("inf"))
-    operations = {}
+    seconds, operations = {}, {}
     for _ in range(ROUNDS):
         spent, starts, handles = dict.fromkeys(blocks, 0.0), {}, []
         for name, modules in blocks.items():
@@ -287,6 +292,7 @@ def measure_deployed(machine: Machine, model: DeGMixForMultiTaskDensePrediction,
             preparation["torch.compile"] = machine.run(functions["torch.compile"])
         if args.onnx:
             import onnxruntime
+
             from transformers_degmix.export import export_onnx
 
             path = Path(folder) / "model.onnx"
@@ -328,14 +334,14 @@ def measure_sizes(machine: Machine, model: DeGMixForMultiTaskDensePrediction, si
     return table
 
 
-def measure_tasks(machine: Machine, recipe: str, images: Tensor, counts: list[int]) -> Table:
+def measure_tasks(machine: Machine, run: TrainingArguments, images: Tensor, counts: list[int]) -> Table:
     """Time of the whole model against the number of tasks."""
     table = []
     with torch.inference_mode():
         for count in tqdm(counts, desc="tasks"):
             kinds = list(NYUD_TASKS.values())
-            tasks = {f"task {i}": kinds[i % len(kinds)] for i in range(count)}
-            model = build_model(recipe, tasks).eval().to(machine.device)
+            tasks = {f"task_{i}": kinds[i % len(kinds)] for i in range(count)}
+            model = build_model(run, tasks).eval().to(machine.device)
             functions = {"model": lambda: model(images), "backbone": lambda: model.model.backbone(images)}
             seconds = machine.compare(functions, rounds=3)
             head = seconds["model"] - seconds["backbone"]
@@ -349,10 +355,10 @@ def count_published() -> Table:
     for published in tqdm(yaml.safe_load((ROOT / "model_cards" / "published.yaml").read_text()), desc="published"):
         if "recipe" not in published or published["benchmark"] != "nyud":
             continue
-        size = BENCHMARKS[published["benchmark"]].input_size
+        run = parse_arguments([str(RECIPES / f"{published['recipe']}.yaml")])
         with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model = build_model(published["recipe"]).eval()
-            model(torch.empty(1, 3, *size))
+            model = build_model(run).eval()
+            model(torch.empty(1, 3, *run.image_size))
         table.append(
             {
                 "model": f"{published['model']} {published['backbone']}",
@@ -410,38 +416,34 @@ def main():
         check_writable(args.output)
         torch.manual_seed(0)
         machine = Machine(args.device, args.dtype)
-        model = build_model(args.recipe).to(machine.device)
+        run = parse_arguments([str(args.recipe)])
+        model = build_model(run).to(machine.device)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    size = args.size or BENCHMARKS["nyud"].input_size
-    images = torch.randn(args.batch_size, 3, *size, device=machine.device)
+    images = torch.randn(args.batch_size, 3, *(args.size or run.image_size), device=machine.device)
 
-    progress = tqdm(total=4 + bool(args.sizes) + bool(args.tasks) + (args.compile or args.onnx), desc="benchmark")
-    gemm_rate = machine.gemm_rate()
     tables = {}
-    tables["Against the textbook"], blocks = measure_inference(machine, model, images, gemm_rate)
-    tables["Where the head's time goes"] = blocks
-    progress.update()
-    tables["Against the textbook"] += measure_training(machine, model, images)
-    progress.update()
+    with tqdm(total=2, desc="head") as progress:
+        gemm_rate = machine.gemm_rate()
+        compared_table, tables["Where the head's time goes"] = measure_inference(machine, model, images, gemm_rate)
+        progress.update()
+        compared_table += measure_training(machine, model, images)
+        progress.update()
+    tables = {"Against the textbook": compared_table, **tables}
     if args.compile or args.onnx:
         tables["Deployed"] = measure_deployed(machine, model, images, args)
-        progress.update()
     if args.sizes:
         tables["Time against size"] = measure_sizes(machine, model, args.sizes)
-        progress.update()
     if args.tasks:
-        tables["Time against the number of tasks"] = measure_tasks(machine, args.recipe, images, args.tasks)
-        progress.update()
-    tables["Published configurations"] = count_published()
-    progress.update()
-    progress.close()
+        tables["Time against the number of tasks"] = measure_tasks(machine, run, images, args.tasks)
+    if args.published:
+        tables["Published configurations"] = count_published()
 
     report = {
         "command": shlex.join(["python", *sys.argv]),
         "machine": describe_machine(machine.device),
         "gemm_gflops": gemm_rate / 1e9,
-        "image": [args.batch_size, 3, *size],
+        "images": list(images.shape),
         "dtype": args.dtype,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "tables": tables,

@@ -1,0 +1,71 @@
+import json
+
+import pytest
+from run_script import run_main
+
+
+RECIPE = """
+output_dir: unused
+dataset: unused
+benchmark: nyud
+model:
+  hidden_size: 32
+  gating_intermediate_size: 64
+  backbone_config:
+    model_type: swin
+    embed_dim: 8
+    depths: [1, 1, 1, 1]
+    num_heads: [1, 1, 2, 2]
+    window_size: 4
+    out_features: [stage1, stage2, stage3, stage4]
+"""
+
+
+def test_report(monkeypatch, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
+    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
+
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["images"] == [1, 3, 160, 192] and report["gemm_gflops"] > 0
+    against = {row["what"]: row for row in report["tables"]["Against the textbook"]}
+    assert list(against) == [
+        "head, inference: time",
+        "head, inference: peak memory",
+        "head, training step: time",
+        "head, training step: peak memory",
+    ]
+    # Bytes, unlike seconds, are the same on every machine.
+    assert against["head, inference: peak memory"]["ours / textbook"] < 0.6
+    assert against["head, training step: peak memory"]["ours / textbook"] < 0.75
+
+    *blocks, head, backbone = report["tables"]["Where the head's time goes"]
+    assert backbone["block"] == "backbone" and backbone["ms"] > 0
+    assert sum(row["share"] for row in blocks) == pytest.approx(1)
+    assert sum(row["GFLOP"] for row in blocks) == pytest.approx(head["GFLOP"])
+    pixels, channels = 40 * 48, 32
+    operations = {row["block"]: 1e9 * row["GFLOP"] for row in blocks}
+    # By hand, two per multiply-add: 4 tasks of 2 layers with a 1 x 1 convolution; 4 tasks' merged tokens.
+    assert operations["mixers: channel mixing"] == pytest.approx(2 * pixels * channels**2 * 8)
+    assert operations["interaction"] == pytest.approx(2 * pixels * channels**2 * 4)
+
+    assert [row["size"] for row in report["tables"]["Time against size"]] == ["64 x 64", "64 x 96"]
+    assert [row["tasks"] for row in report["tables"]["Time against the number of tasks"]] == [1, 2]
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "report.json",
+        "report.md",
+        "size.png",
+        "tasks.png",
+    }
+    assert (tmp_path / "report" / "report.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_errors_are_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("benchmark: nyud", ""))
+    options = ["--output", tmp_path / "report", "--recipe"]
+    message = run_main(monkeypatch, "benchmark.py", *options, tmp_path / "recipe.yaml")
+    assert "must be for one of the benchmarks ['cityscapes', 'nyud', 'pascal_context']" in message
+    assert "nowhere.yaml" in run_main(monkeypatch, "benchmark.py", *options, tmp_path / "nowhere.yaml")
+    assert run_main(monkeypatch, "benchmark.py", *options, tmp_path / "recipe.yaml", "--size", "64") == 2
+    assert "expected HEIGHTxWIDTH, got '64'" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
