@@ -251,6 +251,10 @@ class DeGMixAttention(nn.Module):
         """
         tokens = tokens.permute(1, 2, 0, 3)
         query = query.unflatten(-1, (-1, tokens.shape[-1]))
+        if torch.compiler.is_dynamo_compiling():
+            # Inductor fuses a product with its sum; batches of small matrix products it calls one by one.
+            weights = (query.unsqueeze(-2) * tokens.unsqueeze(-3)).sum(dim=-1).softmax(dim=-1)
+            return (weights.unsqueeze(-1) * tokens.unsqueeze(-3)).sum(dim=-2).flatten(-2), weights
         weights = (query @ tokens.mT).softmax(dim=-1)
         return (weights.to(tokens.dtype) @ tokens).flatten(-2), weights
 
