@@ -3,6 +3,7 @@
 Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,9 +87,7 @@ class DeGMixFeatureFusion(nn.Module):
         weights = self.projection.weight[:, :, None, None].split(self.channels, dim=1)
         fused = F.conv2d(feature_maps[0], weights[0], self.projection.bias)
         for feature_map, weight in zip(feature_maps[1:], weights[1:]):
-            fused = fused + F.interpolate(
-                F.conv2d(feature_map, weight), size=size, mode="bilinear", align_corners=False
-            )
+            fused += F.interpolate(F.conv2d(feature_map, weight), size=size, mode="bilinear", align_corners=False)
         return self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -134,22 +133,24 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
             columns = torch.arange(width, device=device, dtype=dtype).expand(height, -1)
             steps = torch.arange(self.KERNEL_SIZE, device=device, dtype=dtype) - self.KERNEL_SIZE // 2
             # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...), positions from 1
-            row_points = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + (rows + 1)
-            column_points = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + (columns + 1)
-            convolution = self.point_offsets
-            points = F.conv2d(
-                hidden_states.to(dtype), convolution.weight.to(dtype), convolution.bias.to(dtype), padding=1
-            )
-            points = points + torch.cat((row_points, column_points))
+            row_steps = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + (rows + 1)
+            column_steps = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + (columns + 1)
+            weight, bias = self.point_offsets.weight.to(dtype), self.point_offsets.bias.to(dtype)
+            points = F.conv2d(hidden_states.to(dtype), weight, bias, padding=1) + torch.cat((row_steps, column_steps))
 
-            # Instead of each of the 2C maps of offsets (y, x), the weights are scaled to fractions (x, y).
-            convolution = self.channel_offsets
+            # The grid has fractions (x, y) of the map, not offsets (y, x) in pixels. Rather than 2C maps, the weights
+            # are changed, and the pixel's own position is two more points that the middle of the kernel passes on.
             scale = 2 / torch.tensor([width, height], device=device, dtype=dtype)
-            weight = convolution.weight.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale.view(2, 1, 1, 1)
-            bias = convolution.bias.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale
-            offsets = F.conv2d(points, weight.flatten(0, 1), bias.flatten(), padding=1, groups=2)
-            pixel_centres = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
-            return (offsets.unflatten(1, (-1, 2)) + pixel_centres).permute(0, 1, 3, 4, 2)
+            weight = self.channel_offsets.weight.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale.view(2, 1, 1, 1)
+            bias = self.channel_offsets.bias.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale
+            middle = F.pad(torch.eye(2, device=device, dtype=dtype).view(2, 2, 1, 1), (1, 1, 1, 1))
+            weight = torch.cat((weight, middle.expand(weight.shape[0], -1, -1, -1, -1)), dim=2).flatten(0, 1)
+            position = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
+            position = position.expand(points.shape[0], -1, -1, -1)
+            row_points, column_points = points.chunk(2, dim=1)
+            points = torch.cat((row_points, position, column_points, position), dim=1)
+            grid = F.conv2d(points, weight, bias.flatten(), padding=1, groups=2)
+            return grid.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
@@ -268,8 +269,8 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         self.reduction = config.interaction_reduction
         self.attention = DeGMixAttention(config)
 
-    def prepare(self, maps: Tensor) -> tuple[Tensor, ...]:
-        """What the tokens of all pixels share, from the maps of all tasks `(B, T, C, h, w)`."""
+    def prepare(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the tokens of all pixels share, from the maps `(B, C, h, w)` of all tasks."""
         attention = self.attention
         if self.scope == "image":
             return self.image_context(maps)
@@ -279,11 +280,11 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         # Every head attends to the token itself, so that the heads' maps add up.
         return weight.unflatten(1, (attention.num_heads, -1)).sum(dim=1), bias
 
-    def image_context(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+    def image_context(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Keys and values of all tokens of an image, each averaged over `reduction` ** 2 pixels."""
         # Squares at the right and lower border may be cut off: average what is inside.
-        context = F.avg_pool2d(maps.flatten(0, 1), self.reduction, ceil_mode=True)
-        context = context.unflatten(0, maps.shape[:2]).flatten(3).transpose(2, 3).flatten(1, 2)
+        pooled = [F.avg_pool2d(x, self.reduction, ceil_mode=True).flatten(2) for x in maps]
+        context = torch.cat(pooled, dim=2).transpose(1, 2)
         _, *weights = self.attention.in_proj.weight.chunk(3)
         _, *biases = self.attention.in_proj.bias.chunk(3)
         key, value = (self.split_heads(F.linear(context, *projection)) for projection in zip(weights, biases))
@@ -471,36 +472,35 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
         feature_maps = self.backbone(pixel_values).feature_maps
         fused = self.fusion(feature_maps)
-        mixed = torch.stack([mixer(fused) for mixer in self.mixers.values()], dim=1)
-        decoded, attentions = self.decode(mixed) if self.config.use_decoder else (mixed, None)
+        mixed = [mixer(fused) for mixer in self.mixers.values()]
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = (*feature_maps, fused, torch.stack(mixed, dim=1))
+            mixed = hidden_states[-1].unbind(1)
+        decoded, attentions = self.decode(mixed) if self.config.use_decoder else (torch.stack(mixed, dim=1), None)
         return DeGMixModelOutput(
             fused_features=fused,
             task_features=dict(zip(self.config.tasks, decoded.unbind(1))),
-            hidden_states=(*feature_maps, fused, mixed, decoded) if output_hidden_states else None,
+            hidden_states=(*hidden_states, decoded) if output_hidden_states else None,
             attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
 
-    def decode(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps of all tasks `(B, T, C, h, w)` -> the same and attention weights `(B, T, heads, T, h, w)`.
+    def decode(self, mixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps of each task `(B, C, h, w)` -> maps `(B, T, C, h, w)`, attention weights `(B, T, heads, T, h, w)`.
 
         Only the interaction looks beyond a pixel. On a CPU, pixels therefore go through all blocks in portions that
         stay in its cache; captured graphs have to hold for all sizes and take them at once.
         """
-        num_images, num_tasks, _, height, width = mixed.shape
-        if mixed.requires_grad and not torch.compiler.is_compiling():
-            # The mixers' backward is slow where gradients do not lie as the maps do, and wrong for one image and one
-            # task: PyTorch's BatchNorm on a CPU does not understand their strides.
-            mixed.register_hook(lambda gradient: gradient.clone(memory_format=torch.contiguous_format))
-        tokens = mixed.flatten(3).permute(1, 0, 3, 2)  # (B, T, C, h, w) -> (T, B, N, C)
-        portions = [tokens]
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-            portions = tokens.split(max(1, self.CPU_PORTION // (num_tasks * num_images)), dim=2)
+        batch_size, _, height, width = mixed[0].shape
+        portions = [[maps.flatten(2) for maps in mixed]]
+        if mixed[0].device.type == "cpu" and not torch.compiler.is_compiling():
+            num_pixels = max(1, self.CPU_PORTION // (len(mixed) * batch_size))
+            portions = zip(*(maps.split(num_pixels, dim=2) for maps in portions[0]))
         interaction_prepared, query_prepared = self.interaction.prepare(mixed), self.query.prepare()
         decoded, attentions = [], []
         for portion in portions:
-            portion = portion.contiguous()
-            interaction_tokens = self.interaction(portion, *interaction_prepared)
-            queried, weights = self.query(portion, interaction_tokens, *query_prepared)
+            tokens = torch.stack([pixels.transpose(1, 2) for pixels in portion])  # (T, B, n, C)
+            queried, weights = self.query(tokens, self.interaction(tokens, *interaction_prepared), *query_prepared)
             # Many cheap steps: to keep their results for the backward pass would take half of the decoder's memory.
             decoded.append(checkpoint(self.gating, queried, use_reentrant=False, preserve_rng_state=False))
             attentions.append(weights)
