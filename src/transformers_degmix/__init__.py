@@ -32,6 +32,12 @@ PIPELINE_REGISTRY.register_pipeline(
     "multi-task-dense-prediction", MultiTaskDensePredictionPipeline, pt_model=AutoModel, type="image"
 )
 
+# `save_pretrained` then copies the code, for `trust_remote_code=True` where this package is not installed.
+DeGMixConfig.register_for_auto_class()
+DeGMixForMultiTaskDensePrediction.register_for_auto_class("AutoModel")
+DeGMixImageProcessorPil.register_for_auto_class("AutoImageProcessor")
+DeGMixImageProcessor.register_for_auto_class("AutoImageProcessor")
+
 
 __all__ = [
     "DeGMixConfig",

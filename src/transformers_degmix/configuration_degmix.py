@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .tasks import IGNORE_INDEX, TASK_KINDS
 
@@ -18,6 +19,15 @@ NYUD_TASKS = {
     "depth": {"kind": "depth"},
     "normals": {"kind": "normals"},
     "edge": {"kind": "boundary", "pos_weight": 0.8},
+}
+
+# Where `pipeline(..., trust_remote_code=True)` finds the class, beside the weights.
+CUSTOM_PIPELINES = {
+    "multi-task-dense-prediction": {
+        "impl": "pipeline_degmix.MultiTaskDensePredictionPipeline",
+        "pt": ["AutoModel"],
+        "type": "image",
+    }
 }
 
 
@@ -110,12 +120,15 @@ class DeGMixConfig(PreTrainedConfig):
         if not tasks:
             raise ValueError("`tasks` is empty: name at least one task")
         self.tasks = {name: _complete_task(name, task) for name, task in tasks.items()}
+        if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # This package has registered its pipeline; for this field, Transformers would want to trust remote code.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
         self._check_sizes()
 
     def to_dict(self) -> dict[str, Any]:
-        """As `PreTrainedConfig.to_dict`, with the tasks as a list: JSON sorts keys, and tasks have an order."""
-        output = super().to_dict()
+        """As in the base class, with the pipeline, and the tasks as a list: JSON sorts keys, tasks have an order."""
+        output = {**super().to_dict(), "custom_pipelines": CUSTOM_PIPELINES}
         output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
         return output
 

@@ -9,7 +9,7 @@ and back again in `post_process_dense_prediction`.
 
 import os
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import numpy as np
@@ -35,6 +35,19 @@ from transformers.utils import ModelOutput, TensorType
 from .configuration_degmix import NYUD_TASKS
 from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 
+
+if TYPE_CHECKING:
+    # `save_pretrained` copies what is imported relatively; these too are to lie there for `trust_remote_code=True`.
+    from .image_processing_degmix import DeGMixImageProcessor  # noqa: F401
+    from .pipeline_degmix import MultiTaskDensePredictionPipeline  # noqa: F401
+
+# The class of each backend, for `AutoImageProcessor.from_pretrained(..., trust_remote_code=True)`.
+AUTO_MAP = {
+    "AutoImageProcessor": {
+        "pil": "image_processing_pil_degmix.DeGMixImageProcessorPil",
+        "torchvision": "image_processing_degmix.DeGMixImageProcessor",
+    }
+}
 
 Size = tuple[int, int]
 LabelMap = Image.Image | np.ndarray | Tensor
@@ -495,9 +508,9 @@ class DeGMixImageProcessingMixin:
         return TASK_KINDS[kind].activation(logits)[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the base class, with the tasks as a list: JSON files have sorted keys, tasks have an order."""
+        """As in the base class, with both backends, and the tasks as a list: JSON sorts keys, tasks have an order."""
         tasks = [{"name": name, "kind": kind} for name, kind in self.tasks.items()]
-        return {**super().to_dict(), "tasks": tasks}
+        return {**super().to_dict(), "tasks": tasks, "auto_map": AUTO_MAP}
 
 
 def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -> dict[str, str]:
