@@ -1,0 +1,352 @@
+"""Model cards in the Hub's format, all from one template: of published configurations and of training runs."""
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from .data.benchmarks import BENCHMARKS
+from .evaluation import METRICS
+from .version import __version__
+
+
+if TYPE_CHECKING:
+    from .training.arguments import TrainingArguments
+
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+PICTURE = "predictions.png"
+AUTHORS, OURS = "reported by the authors", "measured by us"
+
+# By task kind: the Hub's name for it; what is predicted.
+KINDS = {
+    "segmentation": ("image-segmentation", "class of each pixel"),
+    "saliency": ("image-segmentation", "probability that a pixel is salient"),
+    "depth": ("depth-estimation", "metres"),
+    "normals": ("image-to-image", "unit vectors in the camera frame"),
+    "boundary": ("image-to-image", "probability that a pixel is on a boundary"),
+}
+
+# By task kind, the score of the papers' tables: its id, its name, and which way is better.
+PAPER_SCORES = {
+    "segmentation": ("mean_iou", "mIoU %", "up"),
+    "saliency": ("max_f", "maxF %", "up"),
+    "depth": ("rmse", "RMSE m", "down"),
+    "normals": ("mean_angular_error", "mean error °", "down"),
+    "boundary": ("ods_f", "odsF %", "up"),
+}
+
+# By benchmark, and `"rooms"`: id, what it holds, where models trained on it fail, and whom it leaves out.
+DATA = {
+    "nyud": {
+        "id": "nyud-v2",
+        "title": "NYUD-v2",
+        "holds": "NYUD-v2: 795 training and 654 test images of 425 x 560 pixels of rooms, taken with a Kinect, with "
+        "40 classes, depth in metres, surface normals and boundaries.",
+        "limits": "It has seen rooms in daylight or lamplight from the height of a person who stands in them: no "
+        "outdoor scenes, no views from above, and depths of up to 10 metres. The sensor fails on glass, mirrors and "
+        "shiny surfaces, where labels are wrong or missing.",
+        "bias": "The rooms are homes, offices and shops of a few American cities: furniture and styles of other "
+        "places and of other incomes are rare or missing. People are one of 40 classes, rare and seldom in view.",
+    },
+    "pascal_context": {
+        "id": "pascal-context",
+        "title": "PASCAL-Context",
+        "holds": "PASCAL-Context: 4998 training and 5105 test images from a photo-sharing site, with 21 classes, 6 "
+        "body parts, saliency, normals and boundaries. Saliency and normals are no measurements: other models "
+        "predicted them (distillation).",
+        "limits": "Of everything that is not one of its 20 classes it only knows that it is background. Normals and "
+        "saliency are as wrong as the models that made the labels.",
+        "bias": "The photos are what people uploaded in the 2000s, no sample of the world. Body parts are labelled in "
+        "a part of the images with people; skin, clothing, age and disability were not balanced, and nobody has "
+        "measured how the scores differ between people.",
+    },
+    "cityscapes": {
+        "id": "cityscapes",
+        "title": "Cityscapes",
+        "holds": "Cityscapes: 2975 training and 500 validation images from a car in 50 cities, with 19 classes and "
+        "disparity.",
+        "limits": "It has seen streets by day, in fair weather, from one camera behind a windscreen.",
+        "bias": "The cities are in Germany and its neighbours: streets, signs and vehicles of other countries are "
+        "missing.",
+    },
+    "rooms": {
+        "id": "rooms",
+        "title": "Rooms",
+        "holds": "Rooms: rendered by `transformers_degmix.data.rooms`, deterministically from a split and an index, "
+        "with exact labels.",
+        "limits": "It knows these rendered rooms and nothing else. On photos most of its predictions are wrong.",
+        "bias": "Rooms and figures are made of a few hand-written shapes, which stand for no place and no people.",
+    },
+}
+
+UNKNOWN_DATA = {
+    "limits": "What the training data does not show, the model does not know. Nobody has written down what it lacks.",
+    "bias": "As that of the training data, which nobody has examined for this card.",
+}
+
+CITATIONS = {
+    "DeGMix": """@article{xu2023degmix,
+  title   = {DeGMix: Efficient Multi-Task Dense Prediction with Deformable and Gating Mixer},
+  author  = {Xu, Yangyang and Yang, Yibo and Ghanem, Bernard and Zhang, Lefei and Du, Bo and Zhu, Jun},
+  journal = {arXiv preprint arXiv:2308.05721},
+  year    = {2023}
+}""",
+    "DeMT": """@inproceedings{xu2023demt,
+  title     = {DeMT: Deformable Mixer Transformer for Multi-Task Learning of Dense Prediction},
+  author    = {Xu, Yangyang and Yang, Yibo and Zhang, Lefei},
+  booktitle = {Proceedings of the AAAI Conference on Artificial Intelligence},
+  year      = {2023}
+}""",
+}
+PAPERS = {"DeGMix": "2308.05721", "DeMT": "2301.03461"}
+
+USES = (
+    "Research on multi-task dense prediction: comparing methods, fine-tuning on other data and other sets of tasks, "
+    "and looking at what the tasks share."
+)
+
+LOAD = """```python
+import transformers_degmix  # registers the pipeline; without the package: trust_remote_code=True
+from transformers import pipeline
+
+predict = pipeline("multi-task-dense-prediction", model="{directory}")
+maps = predict("photo.jpg")  # task -> tensor in the image's size
+```"""
+
+
+def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> ModelCard:
+    """The card of a configuration of the papers.
+
+    Args:
+        entry: of `model_cards/published.yaml`.
+        recipe: the fields of the file that it names, with those of its bases; `None` without one.
+    """
+    model, backbone, benchmark, data = entry["model"], entry["backbone"], entry["benchmark"], DATA[entry["benchmark"]]
+    tasks, paper = BENCHMARKS[benchmark].task_fields(), f"https://arxiv.org/abs/{PAPERS[entry['model']]}"
+    title = f"{model} {backbone} on {data['title']}"
+    source = {"source_name": f"{AUTHORS}: arXiv {PAPERS[model]}", "source_url": paper}
+    measured = entry.get("measured", {})
+    results = [
+        _result(name, kind, data["id"], data["title"], "test", *PAPER_SCORES[kind][:2], score, by, **sources)
+        for by, scores, sources in ((AUTHORS, entry["scores"], source), (OURS, measured.get("scores", {}), {}))
+        for name, score in scores.items()
+        for kind in [tasks[name]["kind"]]
+    ]
+
+    def rows(scores: dict[str, float]) -> list[dict[str, Any]]:
+        kinds = {name: PAPER_SCORES[tasks[name]["kind"]] for name in scores}
+        return [
+            {"task": name, "score": f"{kinds[name][1]}, {kinds[name][2]}", "value": score}
+            for name, score in scores.items()
+        ]
+
+    sizes = [
+        f"{entry[key]} {unit}"
+        for key, unit in (("parameters", "million parameters"), ("gflops", "GFLOP"))
+        if key in entry
+    ]
+    return _card(
+        {
+            "model_name": title,
+            "license": "other",
+            "license_name": "none-stated-by-the-authors",
+            "datasets": [data["id"]],
+            "base_model": recipe and recipe["pretrained_backbone"],
+        },
+        tasks,
+        results,
+        title=title,
+        summary=f"[{model}]({paper}) with the backbone {backbone}: a configuration that its authors published. There "
+        "are no weights beside this card, nor does it say that there are any on the Hub; see below how to get them.",
+        description=f"The authors report {' and '.join(sizes)}; how they counted is not stated." if sizes else "",
+        licence="The authors' code has no licence, and their weights come with none: what they allow, only they can "
+        "say; ask them before you use or share converted weights. The code of transformers-degmix is Apache-2.0 and "
+        "holds none of theirs. Weights that you train with it are under your licence, as far as the terms of the data "
+        "set and of the backbone's weights allow.",
+        intended_use=USES,
+        limits=data["limits"],
+        bias=data["bias"],
+        get_started=_get_started(entry, f"outputs/{card_name(entry)}", recipe and recipe["output_dir"]),
+        training_data=data["holds"],
+        training_procedure=(
+            "As the authors describe it: SGD, learning rate 0.001, momentum 0.9, weight decay 0.0005, polynomial "
+            "decay of power 0.9 over 40,000 iterations of 8 images; random scale, crop, mirroring and photometric "
+            "distortion; a backbone that was trained before on ImageNet or ADE20k. "
+            + (
+                f"`scripts/recipes/{entry['recipe']}.yaml` is our recipe for it, from the weights "
+                f"`{recipe['pretrained_backbone']}`."
+                if recipe
+                else "We have no recipe for it."
+            )
+        ),
+        evaluation=f"On the test images of {data['title']}. Higher is better where it says up.",
+        reported=rows(entry["scores"]),
+        reported_note=f"Source: {paper}. We have not checked these numbers.",
+        measured=rows(measured.get("scores", {})),
+        measured_note=measured.get("note", f"`scripts/evaluate.py` measures a model on `data/{benchmark}`."),
+        environment="Not known: the authors state neither hours nor energy, and we have not trained it.",
+        citation=CITATIONS[model],
+    )
+
+
+def card_name(entry: dict[str, Any]) -> str:
+    """Of a published configuration, without ending."""
+    return "_".join((entry["model"], entry["backbone"], entry["benchmark"])).lower().replace("-", "_")
+
+
+def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) -> str:
+    if output_dir is None:
+        return (
+            "There is neither a conversion of the authors' checkpoint nor a recipe with the backbone "
+            f"{entry['backbone']}. A model like it has an HRNet of timm as `backbone_config` (`TimmBackboneConfig`)."
+        )
+    return f"""In a checkout of transformers-degmix, convert the authors' checkpoint, if you have it and may use it:
+
+```bash
+python scripts/convert_checkpoint.py CHECKPOINT {directory} --dataset {entry["benchmark"]}
+```
+
+or train one, which ends in `{output_dir}/best`:
+
+```bash
+python scripts/prepare_dataset.py {entry["benchmark"]} ARCHIVE data/{entry["benchmark"]}
+python scripts/train.py scripts/recipes/{entry["recipe"]}.yaml
+```
+
+Then
+
+{LOAD.format(directory=directory)}"""
+
+
+def run_card(
+    args: "TrainingArguments",
+    model: PreTrainedModel,
+    scores: dict[str, dict[str, float]],
+    step: int,
+    fingerprints: dict[str, str | None],
+    environment: str,
+    has_picture: bool,
+) -> ModelCard:
+    """The card of the model of a training run.
+
+    Args:
+        args: of the run.
+        model: its `DeGMixForMultiTaskDensePrediction`.
+        scores: on the evaluation split, by task and name of the score.
+        step: after which the model was saved and evaluated.
+        fingerprints: `"train"` and `"eval"` -> what `datasets` calls that split, `None` for streams.
+        environment: hours and hardware.
+        has_picture: whether [`PICTURE`] is beside the card.
+    """
+    tasks, known = model.config.tasks, args.benchmark or args.dataset
+    data = DATA.get(known, UNKNOWN_DATA)
+    data_id = data.get("id", Path(args.dataset).name if Path(args.dataset).exists() else args.dataset)
+    from_scratch = args.dataset == "rooms" and not (args.pretrained or args.pretrained_backbone)
+    base_model = args.pretrained or args.pretrained_backbone
+    rows, results = [], []
+    for name, task in tasks.items():
+        metric = METRICS[task["kind"]]
+        score = round(scores[name][metric.main], 4)
+        rows.append(
+            {
+                "task": name,
+                "score": f"{metric.main}, {'up' if metric.higher_is_better else 'down'}",
+                "value": score,
+            }
+        )
+        result = (name, task["kind"], data_id, data.get("title", data_id), args.eval_split)
+        results.append(_result(*result, metric.main, metric.main, score, OURS))
+    splits = "\n".join(
+        f"- {role}: split `{getattr(args, f'{part}_split')}`"
+        + (f", the first {number} images" if (number := getattr(args, f"num_{part}_images")) else "")
+        + (f", `datasets` fingerprint `{fingerprints[part]}`" if fingerprints[part] else ", streamed, no fingerprint")
+        for part, role in (("train", "training"), ("eval", "evaluation"))
+    )
+    title = f"DeGMix with {model.config.backbone_config.model_type} on {data.get('title', data_id)}"
+    picture = f"\n\n![Predictions above the labels, evaluation split]({PICTURE})" if has_picture else ""
+    recipe = yaml.safe_dump(args.decisive(), sort_keys=False, allow_unicode=True).strip()
+    return _card(
+        {
+            "model_name": title,
+            "license": "apache-2.0" if from_scratch else "unknown",
+            "datasets": [data_id],
+            "base_model": base_model if base_model and not Path(base_model).exists() else None,
+        },
+        tasks,
+        results,
+        title=title,
+        summary="A [DeGMix](https://arxiv.org/abs/2308.05721) that was trained with transformers-degmix "
+        f"{__version__}; this is the model after step {step} of {args.max_steps}.{picture}",
+        description=f"It has {model.num_parameters():,} parameters.",
+        licence="Apache-2.0, as the code and the data, which the code renders."
+        if from_scratch
+        else "Not stated yet. It is for whoever trained the model to choose, as far as the terms of the training data "
+        "and of the weights that it started from allow. The code is Apache-2.0.",
+        intended_use=USES,
+        limits=data["limits"],
+        bias=data["bias"],
+        get_started=LOAD.format(directory="PATH_OR_REPOSITORY"),
+        training_data=f"{data.get('holds', f'`{data_id}`.')}\n\n{splits}",
+        training_procedure=f"transformers-degmix {__version__}, transformers {transformers.__version__}, torch "
+        f"{torch.__version__}, Python {platform.python_version()}; `scripts/train.py` with\n\n"
+        f"```yaml\n{recipe}\n```",
+        evaluation="On the evaluation split that training compared its models on, in batches as in training, with "
+        "labels of the batch's size. `exact_f` of boundaries counts pixels that coincide with true ones and is not "
+        "comparable with the odsF of papers; `scripts/evaluate.py` makes a report with that.",
+        reported=[],
+        measured=rows,
+        measured_note="One run, no error bars. All scores of the evaluation:\n\n"
+        + "\n".join(
+            f"- `{task}`: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            for task, values in scores.items()
+        ),
+        environment=f"{environment} The energy was not measured.",
+        citation=CITATIONS["DeGMix"],
+    )
+
+
+def _card(metadata: dict[str, Any], tasks: dict[str, dict], results: list[EvalResult], **texts: Any) -> ModelCard:
+    kinds = {name: task["kind"] for name, task in tasks.items()}
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=KINDS[next(iter(kinds.values()))][0],
+        tags=["degmix", "multi-task", "dense-prediction", *dict.fromkeys(kinds.values())],
+        metrics=list(dict.fromkeys(result.metric_type for result in results)),
+        eval_results=results,
+        **metadata,
+    )
+    rows = [{"name": name, "kind": kind, "prediction": KINDS[kind][1]} for name, kind in kinds.items()]
+    return ModelCard.from_template(card_data, template_path=str(TEMPLATE), tasks=rows, **texts)
+
+
+def _result(
+    task: str,
+    kind: str,
+    data_id: str,
+    data_title: str,
+    split: str,
+    metric: str,
+    metric_name: str,
+    score: float,
+    by: str,
+    **source: str,
+) -> EvalResult:
+    return EvalResult(
+        task_type=KINDS[kind][0],
+        task_name=task,
+        dataset_type=data_id,
+        dataset_name=data_title,
+        # Results of one type, data set, configuration and split would become one, from one source.
+        dataset_config=f"{task}, {by}",
+        dataset_split=split,
+        metric_type=metric,
+        metric_name=f"{metric_name} ({by})",
+        metric_value=score,
+        **source,
+    )

@@ -1,0 +1,69 @@
+"""The cards of published configurations: in the Hub's format, and no figure in them but those of the table."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_server import HubServer
+from huggingface_hub import ModelCard, constants
+from run_script import run_main
+
+from transformers_degmix.model_card import PAPER_SCORES, card_name, published_card
+
+
+CARDS = Path(__file__).parents[1] / "model_cards"
+PUBLISHED = {card_name(entry): entry for entry in yaml.safe_load((CARDS / "published.yaml").read_text())}
+SECTIONS = [
+    "Intended use", "Limits", "Bias", "How to get started", "Training data", "Training procedure", "Evaluation",
+    "Environmental cost", "Citation",
+]  # fmt: skip
+
+
+def test_cards_are_what_the_script_writes(tmp_path, monkeypatch):
+    assert run_main(monkeypatch, "make_model_cards.py", tmp_path) is None
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_text() for path in CARDS.glob("*.md")}
+    assert set(written) == {f"{name}.md" for name in PUBLISHED}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_card(monkeypatch, name):
+    card, entry = ModelCard.load(CARDS / f"{name}.md"), PUBLISHED[name]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with HubServer() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        card.validate()
+    assert hub.requests["POST", "/api/validate-yaml"] == 1
+
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-segmentation", "other")
+    assert data.license_name and data.datasets and ("Swin" in entry["backbone"]) == bool(data.base_model)
+    assert {result.task_name: result.metric_value for result in data.eval_results} == entry["scores"]
+    assert {result.metric_type for result in data.eval_results} == set(data.metrics)
+    for result in data.eval_results:
+        assert result.metric_name.endswith("(reported by the authors)") and result.source_url.startswith(
+            "https://arxiv"
+        )
+    assert [line[3:] for line in card.text.splitlines() if line.startswith("## ")] == SECTIONS
+    for task, score in entry["scores"].items():
+        assert any(
+            line.startswith(f"| `{task}` |") and line.endswith(f"| {score} |") for line in card.text.splitlines()
+        )
+    assert "### Measured by us\n\n**Nothing.**" in card.text
+    assert "code has no licence" in card.text
+    assert "recipe" not in entry or f"scripts/recipes/{entry['recipe']}.yaml" in card.text
+
+
+def test_our_measurements_stand_apart_from_those_of_the_authors():
+    entry = PUBLISHED["demt_hrnet_18_nyud"]
+    ours = {"scores": {"depth": 0.61}, "note": "`scripts/evaluate.py` on the test split."}
+    card = published_card({**entry, "measured": ours}, None)
+    results = {(result.task_name, result.metric_name): result for result in card.data.eval_results}
+    name = PAPER_SCORES["depth"][1]
+    assert results["depth", f"{name} (reported by the authors)"].metric_value == entry["scores"]["depth"]
+    assert results["depth", f"{name} (measured by us)"].metric_value == 0.61
+    assert len(results) == 5 and results["depth", f"{name} (measured by us)"].source_url is None
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+    reported, measured = card.text.split("### Measured by us")
+    assert "| 0.61 |" in measured and "Nothing" not in measured and ours["note"] in measured
+    assert "| 0.61 |" not in reported and f"| {entry['scores']['depth']} |" in reported
