@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PICTURE = "predictions.png"
+PICTURE = "predictions.jpg"
 AUTHORS, OURS = "reported by the authors", "measured by us"
 
 # By task kind: the Hub's name for it; what is predicted.
@@ -37,7 +37,7 @@ PAPER_SCORES = {
     "segmentation": ("mean_iou", "mIoU %", "up"),
     "saliency": ("max_f", "maxF %", "up"),
     "depth": ("rmse", "RMSE m", "down"),
-    "normals": ("mean_angular_error", "mean error °", "down"),
+    "normals": ("mean_angle", "mean error °", "down"),
     "boundary": ("ods_f", "odsF %", "up"),
 }
 
@@ -229,7 +229,7 @@ def run_card(
     model: PreTrainedModel,
     scores: dict[str, dict[str, float]],
     step: int,
-    fingerprints: dict[str, str | None],
+    fingerprints: dict[str, str],
     environment: str,
     has_picture: bool,
 ) -> ModelCard:
@@ -240,7 +240,7 @@ def run_card(
         model: its `DeGMixForMultiTaskDensePrediction`.
         scores: on the evaluation split, by task and name of the score.
         step: after which the model was saved and evaluated.
-        fingerprints: `"train"` and `"eval"` -> what `datasets` calls that split, `None` for streams.
+        fingerprints: `"train"` and `"eval"` -> the one that `datasets` has of that split; none of streams.
         environment: hours and hardware.
         has_picture: whether [`PICTURE`] is beside the card.
     """
@@ -265,7 +265,7 @@ def run_card(
     splits = "\n".join(
         f"- {role}: split `{getattr(args, f'{part}_split')}`"
         + (f", the first {number} images" if (number := getattr(args, f"num_{part}_images")) else "")
-        + (f", `datasets` fingerprint `{fingerprints[part]}`" if fingerprints[part] else ", streamed, no fingerprint")
+        + (f", `datasets` fingerprint `{fingerprints[part]}`" if part in fingerprints else ", streamed")
         for part, role in (("train", "training"), ("eval", "evaluation"))
     )
     title = f"DeGMix with {model.config.backbone_config.model_type} on {data.get('title', data_id)}"

@@ -4,12 +4,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import torch
+from huggingface_hub import create_repo, upload_folder
 from transformers import AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
@@ -18,6 +20,9 @@ from . import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
 
 # In the names of files and directories that are being written; what has it afterwards was left by a killed process.
 UNFINISHED = ".unfinished"
+
+# Patterns of what a model directory on the Hub must hold. All code is written together with the model's.
+PUSHED = ("config.json", "model*.safetensors", "preprocessor_config.json", "modeling_degmix.py", "README.md")
 
 
 @contextmanager
@@ -69,12 +74,51 @@ def check_writable(path: str | PathLike, overwrite: bool = False):
 
 
 def save_model_directory(
-    path: str | PathLike, model: PreTrainedModel, processor: ImageProcessingMixin, overwrite: bool = False
+    path: str | PathLike,
+    model: PreTrainedModel,
+    processor: ImageProcessingMixin,
+    overwrite: bool = False,
+    more: dict[str, bytes] = {},
 ):
-    """Writes what `from_pretrained` needs, configuration, weights and preprocessing, as one [`whole_directory`]."""
+    """Writes configuration, weights, preprocessing and code for `from_pretrained` as one [`whole_directory`].
+
+    Args:
+        path, overwrite: see there.
+        model: with its weights.
+        processor: its image processor.
+        more: other files by name, such as a card.
+    """
     with whole_directory(path, overwrite) as directory:
         model.save_pretrained(directory)
         processor.save_pretrained(directory)
+        for name, content in more.items():
+            (directory / name).write_bytes(content)
+
+
+def push_model_directory(path: str | PathLike, repo: str, private: bool = False) -> str:
+    """Makes the files of a model directory those of a repository on the Hub, in one commit.
+
+    Args:
+        path: the directory, with a card.
+        repo: its id; made if there is none.
+        private: whether it then is private.
+
+    Returns:
+        Its address.
+
+    Raises:
+        ValueError: the directory does not hold all of [`PUSHED`].
+        OSError: the Hub or the way there fails, for a reason of one line.
+    """
+    names = os.listdir(path) if os.path.isdir(path) else []
+    missing = [pattern for pattern in PUSHED if not any(fnmatch(name, pattern) for name in names)]
+    if missing:
+        raise ValueError(f"{path} is no complete model directory: it lacks {', '.join(missing)}")
+    with hub_errors():
+        url = create_repo(repo, private=private, exist_ok=True)
+        # Weights that an earlier push left in files of other names would lie beside these.
+        upload_folder(repo_id=url.repo_id, folder_path=path, delete_patterns="model*.safetensors*")
+    return url
 
 
 def load_model_directory(

@@ -19,6 +19,7 @@ from accelerate.utils import set_seed
 from datasets import ClassLabel, Dataset, List
 from datasets import config as datasets_config
 from hub_server import HubServer
+from huggingface_hub import ModelCard
 from PIL import Image
 from small_models import BACKBONES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -49,6 +50,7 @@ def arguments(tmp_path, **fields):
         "batch_size": 2,
         "eval_steps": 2,
         "num_workers": 0,
+        "num_logged_images": 0,
     }
     return TrainingArguments(**{**defaults, **fields})
 
@@ -63,6 +65,26 @@ def test_a_run_ends_in_models_that_the_pipeline_loads(tmp_path):
         prediction = predict(Image.new("RGB", (50, 40)))
         assert prediction["normals"].shape == (3, 40, 50)
         assert predict.model.config.tasks["semseg"]["id2label"] == ROOMS_TASKS["semseg"]["id2label"]
+
+
+def test_models_have_a_card_of_their_run(tmp_path):
+    args = arguments(tmp_path, num_logged_images=1, max_steps=3)
+    scores = train(args)
+    for name, step in (("best", None), ("last", 3)):
+        directory = tmp_path / "run" / name
+        card = ModelCard.load(directory / "README.md")
+        assert step is None or f"after step {step} of 3" in card.text
+        assert yaml.safe_load(card.text.split("```yaml")[1].split("```")[0]) == args.decisive()
+        for part, number in (("train", 4), ("validation", 3)):
+            assert re.search(rf"split `{part}`, the first {number} images, `datasets` fingerprint `\w+`", card.text)
+        assert "### Reported by the authors\n\nNothing" in card.text and "0.0" in card.text
+        assert re.search(r"[\d.e-]+ hours on 1 x CPU .*The energy was not measured", card.text)
+        assert card.data.license == "apache-2.0" and card.data.datasets == ["rooms"]
+        assert Image.open(directory / re.search(r"!\[.*\]\((.*)\)", card.text)[1]).width > 1000
+    results = {result.task_name: result for result in card.data.eval_results}
+    assert results["depth"].metric_value == round(scores["depth"]["rmse"], 4)
+    assert list(results) == list(scores)
+    assert all(result.metric_name.endswith("(measured by us)") for result in results.values())
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -608,7 +630,7 @@ def test_bf16(tmp_path, other_precision):
 
 def test_the_best_model_is_pushed_to_the_hub(tmp_path):
     with HubServer(token="hf_right") as hub:
-        args = arguments(tmp_path, push_to_hub="user/model", max_steps=1)
+        args = arguments(tmp_path, push_to_hub="user/model", hub_private=True, max_steps=1)
         env = {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         env["HF_DATASETS_CACHE"] = str(datasets_config.HF_DATASETS_CACHE)
         hub.fail_next(403, times=1, path="commit")
@@ -618,5 +640,5 @@ def test_the_best_model_is_pushed_to_the_hub(tmp_path):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         pushed, best = hub.files("user/model", "models"), tmp_path / "run" / "best"
-        assert {path.name for path in best.iterdir()} <= set(pushed)
+        assert {path.name for path in best.iterdir()} == set(pushed) and hub.repos["models", "user/model"].private
         assert pushed["model.safetensors"] == (best / "model.safetensors").read_bytes()

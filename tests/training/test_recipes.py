@@ -83,7 +83,18 @@ def test_recipe(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     args = parse_arguments([str(FOLDER / f"{name}.yaml")])
     assert args.output_dir.startswith("outputs/")
-    overrides = ["--max_steps", "2", "--eval_steps", "2", "--batch_size", "2", "--num_workers", "0"]
+    overrides = [
+        "--max_steps",
+        "2",
+        "--eval_steps",
+        "2",
+        "--batch_size",
+        "2",
+        "--num_workers",
+        "0",
+        "--num_logged_images",
+        "0",
+    ]
     overrides += ["--image_size", str(list(SIZE)), "--pretrained_backbone", "null", "--warmup_steps", "0"]
     if args.dataset == "rooms":
         overrides += ["--num_train_images", "2", "--num_eval_images", "2"]

@@ -32,7 +32,7 @@ LOWEST = {
 # Fields that a run may be resumed with other values of: they do not change its weights, but for rounding (`compile`).
 FREE_TO_CHANGE = (
     "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
-    "num_logged_images", "push_to_hub",
+    "num_logged_images", "push_to_hub", "hub_private",
 )  # fmt: skip
 
 
@@ -98,8 +98,10 @@ class TrainingArguments:
         checkpoint_steps: steps between two checkpoints; there is always one at the end and on SIGTERM.
         log_with: trackers of Accelerate: `tensorboard`, `trackio` or `wandb`.
         logging_steps: steps between two lines in the trackers: losses, learning rate, images per second.
-        num_logged_images: evaluation images whose predictions are drawn for the trackers at each evaluation.
+        num_logged_images: evaluation images whose predictions are drawn at each evaluation, for the trackers and the
+            models' cards.
         push_to_hub: Hub id to which the best model is uploaded at the end.
+        hub_private: whether that repository is private if it is new.
     """
 
     output_dir: str
@@ -151,6 +153,7 @@ class TrainingArguments:
     logging_steps: int = 10
     num_logged_images: int = 4
     push_to_hub: str | None = None
+    hub_private: bool = False
 
     def __post_init__(self):
         for name, allowed in (

@@ -1,29 +1,37 @@
 """The training loop: data -> batches -> losses -> steps -> evaluation -> the best and the last model."""
 
+import platform
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..evaluation.evaluator import evaluate_model, multi_task_gain
+from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..loss_degmix import count_pixels
-from ..saving import hub_errors, remove_unfinished, save_model_directory
+from ..model_card import PICTURE, run_card
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
+from ..saving import hub_errors, push_model_directory, remove_unfinished, save_model_directory
 from .arguments import TrainingArguments
 from .balancing import TASK_BALANCING
 from .build import build_average, build_model, build_optimizer, build_scheduler, frozen_modules
 from .checkpoint import load_checkpoint, save_checkpoint, writing
 from .data import TrainBatches, build_eval_loader
 from .distributed import convert_sync_batch_norm
-from .tracking import RunTracker
+from .tracking import RunTracker, draw_samples
 
 
 class TrainingTerminated(Exception):
@@ -39,12 +47,14 @@ class Progress:
         scores: of the last evaluation, by task and name of the score.
         qualities: step -> quality of the best models, the best first; see [`model_quality`].
         num_evaluations_without_gain: since the best model.
+        seconds: that the run took, evaluations included, before and after it was resumed.
     """
 
     step: int = 0
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     qualities: dict[int, float] = field(default_factory=dict)
     num_evaluations_without_gain: int = 0
+    seconds: float = 0.0
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -54,7 +64,7 @@ class Progress:
 
 
 def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
-    """Trains a model and writes it to `args.output_dir / "best"` and `/ "last"`.
+    """Trains a model and writes it, with a card of the run, to `args.output_dir / "best"` and `/ "last"`.
 
     Returns:
         Scores of the last model on the evaluation split, by task and name of the score.
@@ -112,10 +122,11 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
         remove_unfinished(output_dir)
         if args.push_to_hub:
             with hub_errors():
-                create_repo(args.push_to_hub, exist_ok=True)
+                create_repo(args.push_to_hub, private=args.hub_private, exist_ok=True)
     if checkpoint_path.exists():
         load_checkpoint(checkpoint_path, parts, arguments, accelerator)
 
+    start = time.monotonic() - progress.seconds
     tracker = RunTracker(args, accelerator, tasks, progress.step)
     batches = iter(train_batches)
     with catch_sigterm() as terminated:
@@ -141,6 +152,7 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
                 averaged.update_parameters(plain_model)
             progress.step += 1
             tracker.log_step(progress.step, losses, scheduler.get_last_lr())
+            progress.seconds = time.monotonic() - start
 
             if progress.step % args.eval_steps == 0 or progress.step == args.max_steps:
                 loss, progress.scores = evaluate_model(evaluated, eval_loader, tasks, accelerator)
@@ -150,7 +162,8 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
                     tracker.log_evaluation(
                         progress.step, loss, progress.scores, evaluated, processor, eval_loader.dataset
                     )
-                    save_models(args, progress, evaluated, processor)
+                    card = make_card(args, progress, evaluated, processor, train_batches, eval_loader, accelerator)
+                    save_models(args, progress, evaluated, processor, card)
             finished = progress.step == args.max_steps or stops_early(args, progress)
             if progress.step % args.checkpoint_steps == 0 or num_terminated or finished:
                 save_checkpoint(checkpoint_path, parts, arguments, accelerator)
@@ -160,8 +173,7 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     accelerator.wait_for_everyone()
     tracker.close()
     if args.push_to_hub and accelerator.is_main_process:
-        with hub_errors():
-            upload_folder(repo_id=args.push_to_hub, folder_path=output_dir / "best")
+        push_model_directory(output_dir / "best", args.push_to_hub, args.hub_private)
     return progress.scores
 
 
@@ -210,7 +222,36 @@ def stops_early(args: TrainingArguments, progress: Progress) -> bool:
     return patience is not None and progress.num_evaluations_without_gain >= patience
 
 
-def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, processor):
+def make_card(
+    args: TrainingArguments,
+    progress: Progress,
+    model: DeGMixForMultiTaskDensePrediction,
+    processor: DeGMixImageProcessorPil,
+    train_batches: TrainBatches,
+    eval_loader: DataLoader,
+    accelerator: Accelerator,
+) -> dict[str, bytes]:
+    """The files of the card of the model of this step: the card itself and a picture of predictions, by name."""
+    files = {}
+    if args.num_logged_images:
+        file = BytesIO()
+        draw_samples(model, processor, list(islice(eval_loader.dataset, args.num_logged_images))).save(file, "JPEG")
+        files[PICTURE] = file.getvalue()
+    on_gpu = accelerator.device.type == "cuda"
+    device = (
+        torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    )
+    fingerprints = {}
+    if not args.streaming:
+        # Evaluation is of a subset in each process.
+        data = {"train": train_batches.loader.dataset, "eval": eval_loader.dataset.dataset}
+        fingerprints = {part: mapped.data._fingerprint for part, mapped in data.items()}
+    environment = f"{progress.seconds / 3600:.2g} hours on {accelerator.num_processes} x {device}."
+    card = run_card(args, model, progress.scores, progress.step, fingerprints, environment, has_picture=bool(files))
+    return {"README.md": str(card).encode(), **files}
+
+
+def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, processor, card: dict[str, bytes]):
     """Writes the model of this step as the last one, and among the best if it is one of them."""
     output_dir = Path(args.output_dir)
     names = ["last"]
@@ -220,7 +261,7 @@ def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, p
         names.append("best")
     for name in names:
         with writing(output_dir / name):
-            save_model_directory(output_dir / name, model, processor, overwrite=True)
+            save_model_directory(output_dir / name, model, processor, overwrite=True, more=card)
     kept = [f"step_{step}" for step in progress.qualities]
     for directory in output_dir.glob("best_models/step_*"):
         if directory.name not in kept:
