@@ -21,7 +21,7 @@ if is_torchvision_available():
     from .image_processing_degmix import DeGMixImageProcessor
 else:
     # As Transformers does with its own image processors.
-    DeGMixImageProcessor = DeGMixImageProcessorPil
+    DeGMixImageProcessor = DeGMixImageProcessorPil  # type: ignore[misc]
 
 AutoConfig.register(DeGMixConfig.model_type, DeGMixConfig)
 AutoModel.register(DeGMixConfig, DeGMixForMultiTaskDensePrediction)

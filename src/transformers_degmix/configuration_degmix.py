@@ -1,6 +1,6 @@
 """DeGMix model configuration."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -11,10 +11,15 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
+if TYPE_CHECKING:
+    Tasks = dict[str, dict[str, Any]]  # as it is after `__post_init__`
+else:
+    Tasks = dict[str, dict[str, Any]] | list[dict[str, Any]] | None
+
 INTERACTION_SCOPES = ("token", "task", "image")
 
 # NYUD-v2 with the authors' names, order and loss weights (released code, NYUD configuration).
-NYUD_TASKS = {
+NYUD_TASKS: dict[str, dict[str, Any]] = {
     "semseg": {"kind": "segmentation", "num_labels": 40},
     "depth": {"kind": "depth"},
     "normals": {"kind": "normals"},
@@ -98,7 +103,7 @@ class DeGMixConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
-    tasks: dict[str, dict[str, Any]] | list[dict[str, Any]] | None = None
+    tasks: Tasks = None
     hidden_size: int = 256
     num_mixer_layers: int = 2
     num_attention_heads: int = 2

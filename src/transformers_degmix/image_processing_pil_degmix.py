@@ -9,7 +9,7 @@ and back again in `post_process_dense_prediction`.
 
 import os
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.request import urlopen
 
 import numpy as np
@@ -50,7 +50,7 @@ AUTO_MAP = {
 }
 
 Size = tuple[int, int]
-LabelMap = Image.Image | np.ndarray | Tensor
+LabelMap: TypeAlias = Image.Image | np.ndarray | Tensor
 
 
 def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
@@ -70,7 +70,7 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     try:
         if source.startswith(("http://", "https://", "data:")):
             with urlopen(source, timeout=timeout) as response:
-                source_file = BytesIO(response.read())
+                source_file: BytesIO | str = BytesIO(response.read())
         else:
             source_file = source
         image = Image.open(source_file)
@@ -297,7 +297,7 @@ class DeGMixImageProcessingMixin:
     do_pad = True
     pad_size = None
     size_divisor = None
-    tasks = NYUD_TASKS
+    tasks: dict[str, Any] = NYUD_TASKS
 
     def __init__(self, **kwargs: Unpack[DeGMixImageProcessorKwargs]):
         super().__init__(**kwargs)

@@ -172,7 +172,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         intended_use=USES,
         limits=data["limits"],
         bias=data["bias"],
-        get_started=_get_started(entry, f"outputs/{card_name(entry)}", recipe and recipe["output_dir"]),
+        get_started=_get_started(entry, f"outputs/{card_name(entry)}", recipe["output_dir"] if recipe else None),
         training_data=data["holds"],
         training_procedure=(
             "As the authors describe it: SGD, learning rate 0.001, momentum 0.9, weight decay 0.0005, polynomial "

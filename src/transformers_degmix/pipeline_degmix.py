@@ -103,7 +103,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         by_size = defaultdict(list)
         for index, image in enumerate(inputs):
             by_size[image["pixel_values"].shape].append(index)
-        logits = [None] * len(inputs)
+        logits: list[dict[str, Tensor] | None] = [None] * len(inputs)
         for indices in by_size.values():
             batch = predict(torch.cat([inputs[index]["pixel_values"] for index in indices]))
             for position, index in enumerate(indices):

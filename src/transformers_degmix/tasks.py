@@ -127,7 +127,7 @@ def _is_unknown_normal(normals: Tensor | np.ndarray) -> Tensor | np.ndarray:
 
 def _mirror_x(normals: Tensor | np.ndarray) -> Tensor | np.ndarray:
     """Negates the x component, the first of the three channels."""
-    mirrored = 1 * normals  # a copy
+    mirrored: Tensor | np.ndarray = 1 * normals  # a copy
     mirrored[..., 0, :, :] *= -1
     return mirrored
 

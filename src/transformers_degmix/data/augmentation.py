@@ -157,9 +157,9 @@ def draw_window(scaled_size: Size, size: Size, classes: np.ndarray | None, rng: 
         classes: class ids `(1, height, width)` of the image before resizing, if there are any.
         rng: where the corners come from.
     """
-    size = tuple(min(lengths) for lengths in zip(scaled_size, size))
+    size = min(scaled_size[0], size[0]), min(scaled_size[1], size[1])
     for _ in range(NUM_CROPS):
-        corner = tuple(int(rng.integers(whole - part + 1)) for whole, part in zip(scaled_size, size))
+        corner = int(rng.integers(scaled_size[0] - size[0] + 1)), int(rng.integers(scaled_size[1] - size[1] + 1))
         window = Window(scaled_size, corner, size)
         if classes is None or largest_class_fraction(window.of_label(classes)) <= MAX_CLASS_FRACTION:
             break

@@ -93,7 +93,7 @@ def _parse_column(name: str, given: str | dict[str, Any], num_channels: int) -> 
     column = given.get("column", name)
     if not isinstance(column, str):
         raise ValueError(f"{where} must have the name of a column as `column`, got {column!r}")
-    numbers = {field: _numbers(where, field, given[field]) for field in given if field != "column"}
+    numbers: dict[str, Any] = {field: _numbers(where, field, given[field]) for field in given if field != "column"}
     for field in {"scale", "offset"} & set(numbers):
         if len(numbers[field]) not in (1, num_channels) or not all(map(math.isfinite, numbers[field])):
             raise ValueError(
@@ -316,7 +316,7 @@ def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Datase
         if isinstance(feature, ImageFeature):
             data = data.cast_column(name, ImageFeature(decode=False))
     # A stream may not know its length and columns before it is read.
-    first = next(iter(data.take(1)), None) if isinstance(data, IterableDataset) else len(data) or None
+    first: Any = next(iter(data.take(1)), None) if isinstance(data, IterableDataset) else len(data) or None
     if first is None:
         raise ValueError("the data set has no samples in this split")
     available = data.column_names or list(first)

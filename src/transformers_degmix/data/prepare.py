@@ -39,7 +39,7 @@ SHARD_SIZE = 32
 VERSION = 1
 MAX_LISTED = 20
 
-ARCHIVES = {"nyud": NYUD, "pascal_context": PASCALContext, "cityscapes": Cityscapes}
+ARCHIVES: dict[str, Callable[..., Source]] = {"nyud": NYUD, "pascal_context": PASCALContext, "cityscapes": Cityscapes}
 
 
 @dataclass(frozen=True)

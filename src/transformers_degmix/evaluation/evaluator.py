@@ -1,7 +1,7 @@
 """Scores of a model on labelled data: of batches during training, or of whole images with all that a report needs."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -79,7 +79,7 @@ def multi_task_gain(
     scores: dict[str, Scores],
     single_task_scores: dict[str, float],
     tasks: dict[str, dict],
-    metrics: dict[str, type[StreamingMetric]] = METRICS,
+    metrics: Mapping[str, type[StreamingMetric]] = METRICS,
 ) -> float:
     """How much better than single-task models, in percent of their scores, mean over the tasks.
 
@@ -278,7 +278,7 @@ def _running_ahead(items: Iterable, count: int) -> Iterator:
 
 
 def build_metrics(tasks: dict[str, dict[str, Any]], protocol: Protocol) -> dict[str, StreamingMetric]:
-    options = {"boundary": {"tolerance": protocol.edge_tolerance}}
+    options: dict[str, dict[str, Any]] = {"boundary": {"tolerance": protocol.edge_tolerance}}
     return {
         name: BENCHMARK_METRICS[task["kind"]](task, **options.get(task["kind"], {})) for name, task in tasks.items()
     }

@@ -1,5 +1,7 @@
 """What a training run is built from: model, image processor, optimiser and schedule."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -94,7 +96,7 @@ def build_optimizer(args: TrainingArguments, model: nn.Module, balancer: nn.Modu
     in_backbone = {id(p) for p in backbone}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in in_backbone]
     backbone_rate = args.learning_rate if args.backbone_learning_rate is None else args.backbone_learning_rate
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": backbone, "lr": backbone_rate},
         {"params": others},
         # No decay: it would draw all tasks to the same weight.

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
     if args.dataset == "rooms":
         if num_images is None:
             raise ValueError(f"`num_{part}_images` must say how many rooms to render")
-        return load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
+        image_size: Any = tuple(args.image_size)  # of two numbers, which `load_rooms` sees to
+        return load_rooms(split, num_images, image_size, num_proc=os.cpu_count())
     try:
         data = load_dataset(args.dataset, split=split, streaming=args.streaming)
     except (ValueError, DatasetGenerationError) as error:  # no such split, nothing in it, or a damaged file

@@ -4,6 +4,8 @@ A room, furnished and peopled at random, is a set of convex primitives. One ray 
 what that pixel shows, and all labels derive from that one hit, so that they agree with each other pixel by pixel.
 """
 
+from typing import Any
+
 import datasets
 import numpy as np
 from PIL import Image
@@ -16,7 +18,7 @@ from .scene import SPLITS, sample_room
 from .shading import shade
 
 
-ROOMS_TASKS = {
+ROOMS_TASKS: dict[str, dict[str, Any]] = {
     "semseg": {
         "kind": "segmentation",
         "num_labels": len(SEMSEG_CLASSES),

@@ -63,8 +63,8 @@ class Item:
     surfaces: list[Surface] = field(default_factory=list)
 
     def add(self, shape: Shape, material: Material, part: str = "background", opaque: bool = True) -> None:
-        label, part = SEMSEG_CLASSES.index(self.label), HUMAN_PARTS.index(part)
-        self.surfaces.append(Surface(shape, material, label, part, opaque))
+        ids = SEMSEG_CLASSES.index(self.label), HUMAN_PARTS.index(part)
+        self.surfaces.append(Surface(shape, material, *ids, opaque))
 
     def box(self, low, high, material: Material, **kwargs) -> None:
         low, high = np.asarray(low, float), np.asarray(high, float)

@@ -5,7 +5,7 @@ call share their origin (the camera or a light), so that everything about a shap
 is worked out once, in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -234,7 +234,7 @@ class Camera:
         x, y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
         return rotate(self.rotation, np.stack([x, y, np.ones_like(x)]))
 
-    def windows(self, shapes: list[Shape], image_size: tuple[int, int]) -> list[tuple[slice, slice]]:
+    def windows(self, shapes: Sequence[Shape], image_size: tuple[int, int]) -> list[tuple[slice, slice]]:
         """For each shape the rows and columns that hold all of its pixels; empty slices if there are none."""
         corners = np.stack([shape.corners for shape in shapes], axis=1) - self.position[:, None, None]
         corners = np.tensordot(self.rotation.T, corners, 1)
@@ -256,7 +256,7 @@ class Camera:
                 slices.append([slice(i, max(i, j)) for i, j in zip(start.tolist(), stop.tolist())])
         return list(zip(*slices))
 
-    def cast(self, shapes: list[Shape], image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def cast(self, shapes: Sequence[Shape], image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """The nearest shape in each pixel: its z-depth `(height, width)` float32 in metres and its position in
         `shapes` `(height, width)` int32; inf and -1 where there is none."""
         rays = self.rays(image_size)
