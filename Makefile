@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest lint clean
+.PHONY: demo test test-oldest lint dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/rooms_demo.py $(DEMO_OPTIONS)
@@ -19,6 +19,19 @@ test-oldest:
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# Wheel and sdist, each tried in an environment of its own.
+dist: $(VENV)/.installed
+	rm -rf dist
+	$(VENV)/bin/python -m build
+	set -e; for file in dist/*; do \
+		rm -rf $(VENV)-dist; $(PYTHON) -m venv $(VENV)-dist; \
+		$(VENV)-dist/bin/pip install -q $(CONSTRAINTS) "./$$file[test]"; \
+		$(VENV)-dist/bin/pip check; \
+		$(VENV)-dist/bin/python -m pytest -q $(addprefix tests/test_,configuration_degmix.py model_card.py pipeline_degmix.py); \
+		$(VENV)-dist/bin/python scripts/rooms_demo.py --quick --output_dir outputs/dist-demo; \
+	done
 
 # Written last, so that an interrupted installation is done again.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
@@ -27,4 +40,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) outputs dist build
