@@ -3,7 +3,7 @@
 Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -492,10 +492,10 @@ class DeGMixModel(DeGMixPreTrainedModel):
         stay in its cache; captured graphs have to hold for all sizes and take them at once.
         """
         batch_size, _, height, width = mixed[0].shape
-        portions = [[maps.flatten(2) for maps in mixed]]
+        portions: Iterable[Sequence[Tensor]] = [[maps.flatten(2) for maps in mixed]]
         if mixed[0].device.type == "cpu" and not torch.compiler.is_compiling():
             num_pixels = max(1, self.CPU_PORTION // (len(mixed) * batch_size))
-            portions = zip(*(maps.split(num_pixels, dim=2) for maps in portions[0]))
+            portions = zip(*(maps.flatten(2).split(num_pixels, dim=2) for maps in mixed))
         interaction_prepared, query_prepared = self.interaction.prepare(mixed), self.query.prepare()
         decoded, attentions = [], []
         for portion in portions:

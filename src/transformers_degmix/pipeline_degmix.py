@@ -64,10 +64,14 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         window_size: tuple[int, int] | None = None,
         window_overlap: float | None = None,
     ) -> tuple[dict, dict, dict]:
-        preprocess = {"timeout": timeout, "window_size": window_size}
-        forward = {"window_size": window_size, "window_overlap": window_overlap}
-        given = ({name: x for name, x in step.items() if x is not None} for step in (preprocess, forward))
-        return *given, {}
+        preprocess, forward = (
+            {name: value for name, value in step.items() if value is not None}
+            for step in (
+                {"timeout": timeout, "window_size": window_size},
+                {"window_size": window_size, "window_overlap": window_overlap},
+            )
+        )
+        return preprocess, forward, {}
 
     def preprocess(
         self,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from run_script import run_main
 from small_models import small_model
 
@@ -61,12 +60,6 @@ for directory in sys.argv[1:]:
     except OSError as error:
         print(error)
 """
-
-
-@pytest.fixture
-def hub():
-    with HubServer(token="hf_right") as server:
-        yield server
 
 
 @pytest.fixture
