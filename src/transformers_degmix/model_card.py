@@ -11,7 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from .data.benchmarks import BENCHMARKS
-from .evaluation import METRICS
+from .evaluation import BENCHMARK_METRICS, METRICS
+from .evaluation.metric import StreamingMetric
+from .tasks import TASK_KINDS
 from .version import __version__
 
 
@@ -22,24 +24,6 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PICTURE = "predictions.jpg"
 AUTHORS, OURS = "reported by the authors", "measured by us"
-
-# By task kind: the Hub's name for it; what is predicted.
-KINDS = {
-    "segmentation": ("image-segmentation", "class of each pixel"),
-    "saliency": ("image-segmentation", "probability that a pixel is salient"),
-    "depth": ("depth-estimation", "metres"),
-    "normals": ("image-to-image", "unit vectors in the camera frame"),
-    "boundary": ("image-to-image", "probability that a pixel is on a boundary"),
-}
-
-# By task kind, the score of the papers' tables: its id, its name, and which way is better.
-PAPER_SCORES = {
-    "segmentation": ("mean_iou", "mIoU %", "up"),
-    "saliency": ("max_f", "maxF %", "up"),
-    "depth": ("rmse", "RMSE m", "down"),
-    "normals": ("mean_angle", "mean error °", "down"),
-    "boundary": ("ods_f", "odsF %", "up"),
-}
 
 # By benchmark, and `"rooms"`: id, what it holds, where models trained on it fail, and whom it leaves out.
 DATA = {
@@ -132,19 +116,17 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
     title = f"{model} {backbone} on {data['title']}"
     source = {"source_name": f"{AUTHORS}: arXiv {PAPERS[model]}", "source_url": paper}
     measured = entry.get("measured", {})
+    metrics = {name: BENCHMARK_METRICS[task["kind"]] for name, task in tasks.items()}
     results = [
-        _result(name, kind, data["id"], data["title"], "test", *PAPER_SCORES[kind][:2], score, by, **sources)
+        _result(
+            name, metrics[name], metrics[name].column[0], (data["id"], data["title"], "test"), score, by, **sources
+        )
         for by, scores, sources in ((AUTHORS, entry["scores"], source), (OURS, measured.get("scores", {}), {}))
         for name, score in scores.items()
-        for kind in [tasks[name]["kind"]]
     ]
 
     def rows(scores: dict[str, float]) -> list[dict[str, Any]]:
-        kinds = {name: PAPER_SCORES[tasks[name]["kind"]] for name in scores}
-        return [
-            {"task": name, "score": f"{kinds[name][1]}, {kinds[name][2]}", "value": score}
-            for name, score in scores.items()
-        ]
+        return [_row(name, metrics[name], metrics[name].column[0], score) for name, score in scores.items()]
 
     sizes = [
         f"{entry[key]} {unit}"
@@ -253,15 +235,10 @@ def run_card(
     for name, task in tasks.items():
         metric = METRICS[task["kind"]]
         score = round(scores[name][metric.main], 4)
-        rows.append(
-            {
-                "task": name,
-                "score": f"{metric.main}, {'up' if metric.higher_is_better else 'down'}",
-                "value": score,
-            }
+        rows.append(_row(name, metric, metric.main, score))
+        results.append(
+            _result(name, metric, metric.main, (data_id, data.get("title", data_id), args.eval_split), score, OURS)
         )
-        result = (name, task["kind"], data_id, data.get("title", data_id), args.eval_split)
-        results.append(_result(*result, metric.main, metric.main, score, OURS))
     splits = "\n".join(
         f"- {role}: split `{getattr(args, f'{part}_split')}`"
         + (f", the first {number} images" if (number := getattr(args, f"num_{part}_images")) else "")
@@ -312,41 +289,48 @@ def run_card(
 
 
 def _card(metadata: dict[str, Any], tasks: dict[str, dict], results: list[EvalResult], **texts: Any) -> ModelCard:
-    kinds = {name: task["kind"] for name, task in tasks.items()}
+    kinds = [task["kind"] for task in tasks.values()]
     card_data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=KINDS[next(iter(kinds.values()))][0],
-        tags=["degmix", "multi-task", "dense-prediction", *dict.fromkeys(kinds.values())],
+        pipeline_tag=TASK_KINDS[kinds[0]].pipeline_tag,
+        tags=["degmix", "multi-task", "dense-prediction", *dict.fromkeys(kinds)],
         metrics=list(dict.fromkeys(result.metric_type for result in results)),
         eval_results=results,
         **metadata,
     )
-    rows = [{"name": name, "kind": kind, "prediction": KINDS[kind][1]} for name, kind in kinds.items()]
+    rows = [
+        {"name": name, "kind": kind, "prediction": TASK_KINDS[kind].prediction} for name, kind in zip(tasks, kinds)
+    ]
     return ModelCard.from_template(card_data, template_path=str(TEMPLATE), tasks=rows, **texts)
+
+
+def _row(task: str, metric: type[StreamingMetric], score_name: str, score: float) -> dict[str, Any]:
+    """A line of a card's table of scores."""
+    better = "up" if metric.higher_is_better else "down"
+    return {"task": task, "score": f"{score_name}, {better}", "value": score}
 
 
 def _result(
     task: str,
-    kind: str,
-    data_id: str,
-    data_title: str,
-    split: str,
-    metric: str,
-    metric_name: str,
+    metric: type[StreamingMetric],
+    score_name: str,
+    data: tuple[str, str, str],
     score: float,
     by: str,
     **source: str,
 ) -> EvalResult:
+    """A score in a card's metadata; `data` is id, title and split."""
+    data_id, data_title, split = data
     return EvalResult(
-        task_type=KINDS[kind][0],
+        task_type=TASK_KINDS[metric.kind].pipeline_tag,
         task_name=task,
         dataset_type=data_id,
         dataset_name=data_title,
         # Results of one type, data set, configuration and split would become one, from one source.
         dataset_config=f"{task}, {by}",
         dataset_split=split,
-        metric_type=metric,
-        metric_name=f"{metric_name} ({by})",
+        metric_type=metric.main,
+        metric_name=f"{score_name} ({by})",
         metric_value=score,
         **source,
     )

@@ -54,6 +54,8 @@ class TaskKind:
         value_range: those values by default; `None` takes them from the map.
         legend: what explains the colours: `"classes"`, `"scale"` or `"directions"`.
         unit: of the values on a scale, "" where they have none.
+        prediction: what a pixel of the prediction says, in words.
+        pipeline_tag: what the Hub calls tasks of this kind.
         thin: whether the map is of thin lines, which pictures smaller than the map must not lose.
     """
 
@@ -73,6 +75,8 @@ class TaskKind:
     colorize: Callable[[Tensor, tuple[float, float]], Tensor]
     value_range: tuple[float, float] | None
     legend: str
+    prediction: str
+    pipeline_tag: str
     unit: str = ""
     thin: bool = False
 
@@ -192,6 +196,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         colorize=_color_labels,
         value_range=(0, 255),
         legend="classes",
+        prediction="class of each pixel",
+        pipeline_tag="image-segmentation",
     ),
     # 0 background, 1 salient; predicted as the probability of 1
     "saliency": TaskKind(
@@ -211,6 +217,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         colorize=_color_gray,
         value_range=(0, 1),
         legend="scale",
+        prediction="probability that a pixel is salient",
+        pipeline_tag="image-segmentation",
     ),
     # metres along the optical axis; 0 is unknown. An image enlarged twice shows what would be seen from half as far.
     "depth": TaskKind(
@@ -230,6 +238,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         colorize=_color_viridis,
         value_range=None,
         legend="scale",
+        prediction="metres",
+        pipeline_tag="depth-estimation",
         unit="m",
     ),
     # unit vectors in the camera frame; 8-bit images hold (n + 1) / 2 * 255; zero vectors, there (0, 0, 0), are unknown
@@ -250,6 +260,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         colorize=_color_normals,
         value_range=(-1, 1),
         legend="directions",
+        prediction="unit vectors in the camera frame",
+        pipeline_tag="image-to-image",
     ),
     # boundary strength in [0, 1]; 8-bit images hold it times 255
     "boundary": TaskKind(
@@ -269,6 +281,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         colorize=_color_gray,
         value_range=(0, 1),
         legend="scale",
+        prediction="probability that a pixel is on a boundary",
+        pipeline_tag="image-to-image",
         thin=True,
     ),
 }

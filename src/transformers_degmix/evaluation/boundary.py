@@ -26,6 +26,7 @@ class ExactBoundaryMetric(ThresholdedMetric):
 
     kind = "boundary"
     main = "exact_f"
+    column = ("exact F %", 100, 2)
     thresholds = torch.from_numpy(THRESHOLDS).float()
     beta_squared = 1.0
 
@@ -53,6 +54,7 @@ class BoundaryMetric(StreamingMetric):
 
     kind = "boundary"
     main = "ods_f"
+    column = ("odsF %", 100, 2)
     higher_is_better = True
     thresholds = THRESHOLDS
 

@@ -21,6 +21,7 @@ class DepthMetric(StreamingMetric):
 
     kind = "depth"
     main = "rmse"
+    column = ("RMSE m", 1, 4)
     higher_is_better = False
     value_range = (0, math.inf)
 

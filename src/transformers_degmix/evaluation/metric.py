@@ -15,6 +15,7 @@ class StreamingMetric(ABC):
         kind: key of `TASK_KINDS`.
         main: name of the score that the paper's tables show.
         higher_is_better: whether larger values of `main` are better.
+        column: how tables show `main`: heading, factor, decimals.
         value_range: smallest and largest value of predictions and labels.
         sums: name -> tensor on the CPU. Those of several metrics, added up, are the sums of all their batches.
     """
@@ -22,6 +23,7 @@ class StreamingMetric(ABC):
     kind: str
     main: str
     higher_is_better: bool
+    column: tuple[str, int, int]
     value_range: tuple[float, float] = (0, 1)
 
     def __init__(self, task: dict):

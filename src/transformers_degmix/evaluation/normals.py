@@ -28,6 +28,7 @@ class NormalsMetric(StreamingMetric):
 
     kind = "normals"
     main = "mean_angle"
+    column = ("mean error °", 1, 2)
     higher_is_better = False
     value_range = (-math.inf, math.inf)
     within = (11.25, 22.5, 30.0)

@@ -25,14 +25,6 @@ from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, pre
 from .metric import ThresholdedMetric
 
 
-# By task kind, as in the tables of this field: name and unit of the score, its factor, and the decimals shown.
-TABLE_COLUMNS = {
-    "segmentation": ("mIoU %", 100, 2),
-    "saliency": ("maxF %", 100, 2),
-    "depth": ("RMSE m", 1, 4),
-    "normals": ("mean error °", 1, 2),
-    "boundary": ("odsF %", 100, 2),
-}
 NUM_EXTREMES = 2
 REPORT_VERSION = 2
 
@@ -175,7 +167,8 @@ def format_table(reports: list[dict[str, Any]]) -> str:
     tasks = {name: task for report in reports for name, task in report["model"]["tasks"].items()}
     header, columns = ["model"], [[report["model"]["name"] for report in reports]]
     for name, task in tasks.items():
-        metric, (title, factor, decimals) = BENCHMARK_METRICS[task["kind"]], TABLE_COLUMNS[task["kind"]]
+        metric = BENCHMARK_METRICS[task["kind"]]
+        title, factor, decimals = metric.column
         header.append(f"{name} {title} {'up' if metric.higher_is_better else 'down'}")
         values = [report["scores"].get(name, {}).get(metric.main) for report in reports]
         columns.append(_format_column(values, factor, f".{decimals}f", metric.higher_is_better))

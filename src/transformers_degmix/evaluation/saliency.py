@@ -10,5 +10,6 @@ class SaliencyMetric(ThresholdedMetric):
 
     kind = "saliency"
     main = "max_f"
+    column = ("maxF %", 100, 2)
     thresholds = torch.linspace(0.05, 0.95, 19)
     beta_squared = 0.3

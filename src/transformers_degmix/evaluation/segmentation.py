@@ -16,6 +16,7 @@ class SegmentationMetric(StreamingMetric):
 
     kind = "segmentation"
     main = "mean_iou"
+    column = ("mIoU %", 100, 2)
     higher_is_better = True
 
     def __init__(self, task: dict):
