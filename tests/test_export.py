@@ -1,34 +1,37 @@
 import json
 import os
+import sys
 
 import pytest
 import torch
-from small_models import ALL_KINDS, BACKBONES, small_model
+from small_models import ALL_KINDS, small_model
+from transformers import ResNetConfig, SwinConfig
 
 from transformers_degmix import DeGMixImageProcessor
-from transformers_degmix.export import SIZES, compare, export_onnx, export_program
+from transformers_degmix.export import SIZES, OnnxModel, compare, export_onnx, export_program, quantize_onnx
+from transformers_degmix.saving import load_model_directory
 
 
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 TASKS = {"normals": ALL_KINDS["normals"]}
+STAGES = ["stage1", "stage2"]
+BACKBONES = {
+    "resnet": ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", out_features=STAGES
+    ),
+    # a shifted window, and all that pads: patches, pairs of them, windows
+    "swin": SwinConfig(embed_dim=8, depths=[1, 2], num_heads=[1, 2], out_features=STAGES),
+}
 
 
-def smallest_model(backbone, seed=0):
+def smallest_model(backbone="resnet", seed=0):
     return small_model(seed, backbone_config=BACKBONES[backbone], tasks=TASKS, num_mixer_layers=1)
-
-
-def test_swin_program_agrees_at_all_sizes():
-    model = smallest_model("swin")
-    program = export_program(model).module()
-    for batch_size, height, width in SIZES:
-        pixel_values = torch.randn(batch_size, 3, height, width)
-        with torch.no_grad():
-            torch.testing.assert_close(program(pixel_values), model(pixel_values).logits, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    model = smallest_model("resnet")
+    model = smallest_model()
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     differences = export_onnx(model, path, DeGMixImageProcessor(tasks=TASKS))
     return model, path, differences
@@ -49,23 +52,71 @@ def test_onnx_file_stands_alone(exported):
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-4)
 
 
+def test_onnx_file_loads_like_a_model_directory(exported):
+    model, path, _ = exported
+    loaded, processor = load_model_directory(path)
+    assert loaded.config.tasks == model.config.tasks and loaded.num_parameters() == model.num_parameters()
+    pixel_values = processor(torch.randint(256, (3, 50, 70)), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
+
+
+def test_swin_pads_at_all_sizes(tmp_path):
+    # `export_onnx` compares at all of them
+    path = tmp_path / "swin.onnx"
+    differences = export_onnx(smallest_model("swin"), path)
+    assert [size for size, _ in differences] == list(SIZES) and path.exists()
+
+
 def test_another_model_is_told_apart(exported):
     session = onnxruntime.InferenceSession(exported[1])
     with pytest.raises(ValueError, match="logits of 'normals' differ by .* for images of 256 x 320"):
-        compare(smallest_model("resnet", seed=1), session)
+        compare(smallest_model(seed=1), session)
 
 
-def test_nothing_is_written_if_it_does_not_agree(tmp_path, monkeypatch):
-    model = smallest_model("resnet")
-    changed = export_program(smallest_model("resnet", seed=1))
-    monkeypatch.setattr("transformers_degmix.export.export_program", lambda model: changed)
+def test_nothing_is_written_if_it_does_not_agree(tmp_path):
+    model = small_model(backbone_config=BACKBONES["resnet"], tasks=TASKS, num_mixer_layers=0, use_decoder=False)
+    model.heads["normals"].register_forward_hook(
+        lambda module, args, output: output + 1 if torch.compiler.is_compiling() else output
+    )
     with pytest.raises(ValueError, match="differ"):
         export_onnx(model, tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == []
 
 
+def test_8_bits_everywhere_but_where_positions_are_computed(exported, tmp_path):
+    _, path, _ = exported
+    output = tmp_path / "int8.onnx"
+    batches = [torch.randn(1, 3, 40, 40 + 8 * i) for i in range(2)]
+    quantize_onnx(path, output, batches)
+    assert os.listdir(tmp_path) == ["int8.onnx"]
+    graph = onnx.load(output).graph
+    producers = {name: node.op_type for node in graph.node for name in node.output}
+    in_float = {
+        name
+        for node in graph.node
+        if node.op_type == "Conv" and producers.get(node.input[0]) != "DequantizeLinear"
+        for name in node.output
+    }
+    convolutions = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
+    # of the mixer, 3 x 3 to 9 points and from there to the channels
+    assert len(in_float) == 2 and len(convolutions) > 4
+    exact, rounded = (OnnxModel(file)(batches[0]).logits["normals"] for file in (path, output))
+    assert 0 < (rounded - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+def test_missing_extra_is_named(exported, tmp_path, monkeypatch):
+    model, path, _ = exported
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"onnx is missing: pip install transformers-degmix\[onnx\]"):
+        export_onnx(model, tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"cannot load .*onnxruntime is missing: pip install"):
+        load_model_directory(path)
+
+
 def test_backbone_that_cannot_be_captured_is_named():
-    model = smallest_model("resnet")
+    model = smallest_model()
     model.model.backbone.register_forward_pre_hook(lambda module, args: print(float(args[0].sum())))
     with pytest.raises(ValueError, match="backbone 'resnet' cannot be captured") as error:
         export_program(model)

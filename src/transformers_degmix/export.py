@@ -7,8 +7,11 @@ between stages are measured when the graph runs ([`_measured`]), and Swin pads a
 
 import copy
 import json
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +20,8 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchEmbeddings, SwinPatchMerging, SwinStage
 
-from .modeling_degmix import DeGMixForMultiTaskDensePrediction
+from . import DeGMixConfig, DeGMixImageProcessor
+from .modeling_degmix import DeGMixDensePredictionOutput, DeGMixForMultiTaskDensePrediction
 from .saving import write_whole
 
 
@@ -130,8 +134,8 @@ def export_onnx(
     """Writes the model as one ONNX file, after comparing it with PyTorch.
 
     Input `pixel_values` `(batch, 3, height, width)`, any sizes from 32 x 32; one output `(batch, num_labels, height,
-    width)` per task, under its name. The file's metadata has the tasks and, with `processor`, the preprocessing, in
-    JSON under `tasks` and `preprocessor`.
+    width)` per task, under its name. The file's metadata has in JSON the `tasks`, the number of `parameters` and, with
+    `processor`, the preprocessing under `preprocessor`.
 
     Returns:
         What [`compare`] does.
@@ -145,7 +149,7 @@ def export_onnx(
         import onnxruntime
         import onnxscript  # noqa: F401  torch.onnx imports it late
     except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install transformers-degmix[onnx]") from error
+        raise _missing_extra(error) from error
 
     config = model.config.to_dict()
     program = torch.onnx.export(
@@ -157,7 +161,7 @@ def export_onnx(
         verbose=False,
     )
     proto = program.model_proto
-    metadata = {"tasks": json.dumps(config["tasks"])}
+    metadata = {"tasks": json.dumps(config["tasks"]), "parameters": json.dumps(model.num_parameters())}
     if processor is not None:
         metadata["preprocessor"] = json.dumps(processor.to_dict())
     onnx.helper.set_model_props(proto, metadata)
@@ -201,3 +205,85 @@ def compare(
             found[task] = float(error)
         differences.append(((batch_size, height, width), found))
     return differences
+
+
+def quantize_onnx(path: str | PathLike, output: str | PathLike, batches: Iterable[Tensor]):
+    """Writes a file of [`export_onnx`] anew, with convolutions and matrix products in 8 bits.
+
+    Positions at which the mixers sample stay in float32: they are many pixels and fractions of them.
+
+    Args:
+        batches: `pixel_values` of typical images, as the processor makes them. Their extremes become the ranges.
+
+    Raises:
+        ImportError: the extra `onnx` is not installed.
+    """
+    try:
+        import onnx
+        from onnxruntime.quantization import quantize_static
+    except ImportError as error:
+        raise _missing_extra(error) from error
+
+    inputs = ({"pixel_values": batch.numpy()} for batch in batches)
+    with TemporaryDirectory() as folder:
+        quantized = Path(folder, "model.onnx")
+        quantize_static(
+            path,
+            quantized,
+            SimpleNamespace(get_next=lambda: next(inputs, None)),
+            per_channel=True,
+            op_types_to_quantize=["Conv", "MatMul"],
+            nodes_to_exclude=_sampling_positions(onnx.load(path).graph),
+        )
+        serialized = quantized.read_bytes()
+    write_whole(Path(output), lambda file: file.write(serialized))
+
+
+def _sampling_positions(graph) -> list[str]:
+    """The names of the nodes between the maps that are sampled and the positions at which they are."""
+    producers = {name: node for node in graph.node for name in node.output}
+
+    def nodes_before(tensor: str) -> set[str]:
+        found, tensors = set(), [tensor]
+        while tensors:
+            node = producers.get(tensors.pop())
+            if node is not None and node.name not in found:
+                found.add(node.name)
+                tensors += node.input
+        return found
+
+    samplings = [node.input for node in graph.node if node.op_type == "GridSample"]
+    return sorted(set().union(*(nodes_before(positions) - nodes_before(maps) for maps, positions in samplings)))
+
+
+class OnnxModel:
+    """A file of [`export_onnx`] or [`quantize_onnx`], called as the model is: `pixel_values` -> `outputs.logits`.
+
+    Raises:
+        ImportError: the extra `onnx` is not installed.
+        KeyError: the file was written without processor.
+    """
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, path: str | PathLike):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise _missing_extra(error) from error
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.config = SimpleNamespace(tasks=DeGMixConfig(tasks=json.loads(metadata["tasks"])).tasks)
+        self.processor = DeGMixImageProcessor.from_dict(json.loads(metadata["preprocessor"]))
+        self.num_parameters = lambda: json.loads(metadata["parameters"])
+
+    def __call__(self, pixel_values: Tensor, **kwargs) -> DeGMixDensePredictionOutput:
+        logits = self.session.run(list(self.config.tasks), {"pixel_values": pixel_values.numpy()})
+        return DeGMixDensePredictionOutput(logits=dict(zip(self.config.tasks, map(torch.from_numpy, logits))))
+
+
+def _missing_extra(error: ImportError) -> ImportError:
+    return ImportError(f"{error.name} is missing: pip install transformers-degmix[onnx]")

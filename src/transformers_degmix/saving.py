@@ -124,13 +124,20 @@ def push_model_directory(path: str | PathLike, repo: str, private: bool = False)
 def load_model_directory(
     name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[DeGMixForMultiTaskDensePrediction, ImageProcessingMixin]:
-    """Model, in eval mode, and image processor from a directory or the Hub.
+    """Model, in eval mode, and image processor from a directory or the Hub, or from a file of `export_onnx`.
+
+    Of such a file both stay on the CPU, in float32.
 
     Raises:
         ValueError: they cannot be loaded, or weights are missing, or the model is of another class; the message is
             one line.
     """
     try:
+        if str(name).endswith(".onnx"):
+            from .export import OnnxModel  # it imports this module
+
+            model = OnnxModel(name)
+            return model, model.processor
         model, loading = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
         if not isinstance(model, DeGMixForMultiTaskDensePrediction):
             raise ValueError(f"it is a {type(model).__name__}, not a {DeGMixForMultiTaskDensePrediction.__name__}")

@@ -16,3 +16,10 @@ def test_existing_file_is_kept(monkeypatch, tmp_path):
     message = run_main(monkeypatch, "export_onnx.py", "--model", tmp_path, "--output", tmp_path / "model.onnx")
     assert message == f"error: {tmp_path / 'model.onnx'} exists"
     assert (tmp_path / "model.onnx").read_text() == "before"
+
+
+def test_existing_8_bit_file_is_kept(monkeypatch, tmp_path):
+    (tmp_path / "model.int8.onnx").write_text("before")
+    arguments = ("--model", tmp_path, "--output", tmp_path / "model.onnx", "--int8", tmp_path / "a.png")
+    assert run_main(monkeypatch, "export_onnx.py", *arguments) == f"error: {tmp_path / 'model.int8.onnx'} exists"
+    assert os.listdir(tmp_path) == ["model.int8.onnx"]
