@@ -53,9 +53,9 @@ def export_program(model: DeGMixForMultiTaskDensePrediction) -> ExportedProgram:
     try:
         return torch.export.export(_Logits(model), (pixel_values,), dynamic_shapes=shapes)
     except Exception as error:  # of many types: what a tracer cannot follow depends on the backbone
-        backbone = model.config.backbone_config.model_type
+        backbone: Any = model.config.backbone_config
         raise ValueError(
-            f"a model with the backbone {backbone!r} cannot be captured with dynamic sizes: "
+            f"a model with the backbone {backbone.model_type!r} cannot be captured with dynamic sizes: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
 
@@ -189,7 +189,7 @@ def compare(
     """
     generator = torch.Generator().manual_seed(0)
     names = [output.name for output in session.get_outputs()]
-    differences = []
+    differences: list[tuple[tuple[int, ...], dict[str, float]]] = []
     for batch_size, height, width in SIZES:
         pixel_values = torch.randn(batch_size, 3, height, width, generator=generator)
         expected = model(pixel_values).logits

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from huggingface_hub import create_repo, upload_folder
@@ -16,6 +16,10 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from . import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
+
+
+if TYPE_CHECKING:
+    from .export import OnnxModel
 
 
 # In the names of files and directories that are being written; what has it afterwards was left by a killed process.
@@ -123,7 +127,7 @@ def push_model_directory(path: str | PathLike, repo: str, private: bool = False)
 
 def load_model_directory(
     name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[DeGMixForMultiTaskDensePrediction, ImageProcessingMixin]:
+) -> tuple["DeGMixForMultiTaskDensePrediction | OnnxModel", ImageProcessingMixin]:
     """Model, in eval mode, and image processor from a directory or the Hub, or from a file of `export_onnx`.
 
     Of such a file both stay on the CPU, in float32.
@@ -150,7 +154,7 @@ def load_model_directory(
         raise ValueError(f"cannot load {name}: {' '.join(str(error).split())}") from error
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]):
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]):
     """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
     aside = path.with_name(f".{path.name}{UNFINISHED}.{os.getpid()}")
     try:
