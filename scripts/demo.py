@@ -1,0 +1,50 @@
+"""Serves a page on which a model is tried out in the browser, on this machine.
+
+    python scripts/demo.py --model outputs/demo/best
+
+It shows all tasks side by side, what they say at a point, the depth as a surface and the attention, and offers the
+arrays for download. Nothing leaves the machine.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+from transformers.utils import logging
+
+from transformers_degmix.data.rooms import render_room
+from transformers_degmix.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
+from transformers_degmix.saving import load_model_directory
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    parser.add_argument(
+        "--examples", type=Path, help="folder of photos to choose from (default: three rendered rooms)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=int, default=MAX_PIXELS, help=f"photos of more are refused (default {MAX_PIXELS})"
+    )
+    parser.add_argument("--server-port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    logging.disable_progress_bar()
+    try:
+        if args.examples:
+            examples = [read_photo(path, args.max_pixels) for path in sorted(args.examples.iterdir())]
+        else:
+            examples = [Image.fromarray(render_room("test", index)["image"]) for index in range(3)]
+        demo = build_demo(*load_model_directory(args.model, args.device), examples, args.max_pixels)
+        demo.launch(server_port=args.server_port, **LAUNCH_OPTIONS)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
