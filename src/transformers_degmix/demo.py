@@ -38,7 +38,7 @@ from .visualization import (
 
 
 # Pillow decodes more, with less used code (and with Ghostscript).
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # The photos of phones have 12 to 24 million.
 MAX_PIXELS = 25_000_000
 MAX_PHOTOS = 8
@@ -63,15 +63,22 @@ CSS = """
 .panels {display: grid !important; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(max(150px, 23%), 1fr))}
 .panels > * {min-width: 0 !important}
 .legend {display: flex; flex-wrap: wrap; gap: 2px 10px; font-size: 13px}
-.legend span, .readings td:first-child {white-space: nowrap}
+.legend span {white-space: nowrap}
 .swatch {display: inline-block; width: 12px; height: 12px; margin-right: 5px; border-radius: 2px}
 .scale {flex: 1; height: 12px; margin-top: 4px; border-radius: 2px}
-.readings {position: sticky; bottom: 0; z-index: 5; background: var(--background-fill-primary); padding: 6px 0}
-.readings table {width: 100%; font-size: 14px}
 .readings div {display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: 14px}
-.shares {overflow-x: auto}
-.shares td, .shares th {padding: 3px 8px; border: none; text-align: right; font-size: 14px}
-h1, .shares th, .readings b {font-weight: 600 !important}
+.shares table {border: none}
+.shares tr {border: none !important}
+.shares td, .shares th {padding: 3px 8px; border: none !important; text-align: right; font-size: 14px}
+@media (max-width: 640px) {
+    .readings {
+        position: fixed !important; bottom: 0; left: 0; z-index: 5; width: 100%; padding: 8px 16px;
+        background: var(--background-fill-primary); border-top: 1px solid var(--border-color-primary);
+    }
+    .panels {padding-bottom: 110px}
+    .shares table {table-layout: fixed; width: 100%}
+    .shares td, .shares th {padding: 3px; font-size: 11px; white-space: normal; overflow-wrap: anywhere}
+}
 """
 # For `Blocks.launch`, which takes the styles too.
 LAUNCH_OPTIONS = {
@@ -352,7 +359,7 @@ def build_demo(
         try:
             return read_photo(path, max_pixels)
         except ValueError as error:
-            raise gr.Error(prefix + str(error), title="Photo refused", print_exception=False) from error
+            raise gr.Error(prefix + str(error), print_exception=False) from error
 
     def show_photo(path: str | None, task_compared: str, task_looking: str) -> dict[gr.blocks.Block, Any]:
         if path is None:
@@ -396,11 +403,7 @@ def build_demo(
 
     def add_photos(paths: list[str]) -> list[Image.Image]:
         if len(paths) > MAX_PHOTOS:
-            raise gr.Error(
-                f"{len(paths)} files at once, at most {MAX_PHOTOS} are allowed",
-                title="Photos refused",
-                print_exception=False,
-            )
+            raise gr.Error(f"{len(paths)} files at once, at most {MAX_PHOTOS} are allowed", print_exception=False)
         return [check_photo(path, f"{html.escape(Path(path).name)}: ") for path in paths]
 
     def choose_photo(offered: list[tuple[str, str | None]], event: gr.SelectData) -> str:
@@ -434,6 +437,7 @@ def build_demo(
             with gr.Tabs() as tabs:
                 with gr.Tab("All tasks", id="tasks"):
                     note = gr.Markdown()
+                    readings = gr.HTML(HINT, elem_classes="readings")
                     with gr.Row(elem_classes="panels"):
                         with gr.Column():
                             photo_panel = _panel("photo")
@@ -441,7 +445,6 @@ def build_demo(
                         for name in names:
                             with gr.Column():
                                 panels[name] = _panel(name), gr.HTML()
-                    readings = gr.HTML(HINT, elem_classes="readings")
                 with gr.Tab("Compare"):
                     compared = gr.Radio(names, value=names[0], label="Prediction")
                     slider = gr.ImageSlider(label="photo | prediction", format="png", interactive=False)
