@@ -12,6 +12,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from run_script import run_main
 from small_models import small_model
 from transformers import pipeline
 
@@ -131,7 +132,7 @@ def test_too_many_files_at_once_are_refused(client, photo):
         client.predict(files, api_name="/add_photos")
 
 
-def test_whoever_comes_to_a_full_queue_is_told(monkeypatch, model, processor, photo):
+def test_whoever_comes_to_a_full_queue_is_told(monkeypatch, model, processor, tmp_path):
     monkeypatch.setattr(demo, "MAX_WAITING", 1)
     started, go_on = threading.Event(), threading.Event()
 
@@ -139,12 +140,17 @@ def test_whoever_comes_to_a_full_queue_is_told(monkeypatch, model, processor, ph
         started.set()
         go_on.wait(60)
 
+    files = []
+    for index in range(3):  # of their own: Gradio writes equal results into one file, again while it is being read
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(render_room("test", index, (40, 60))["image"]).save(path)
+        files.append(gradio_client.handle_file(path))
     hook = model.register_forward_pre_hook(wait)
     try:
         with serve(model, processor) as client:
-            first = client.submit(gradio_client.handle_file(photo), api_name="/predict")
+            first = client.submit(files[0], api_name="/predict")
             assert started.wait(60)
-            others = [client.submit(gradio_client.handle_file(photo), api_name="/predict") for _ in range(2)]
+            others = [client.submit(file, api_name="/predict") for file in files[1:]]
             refused = threading.Event()
             for job in others:
                 job.add_done_callback(lambda _: refused.set())
@@ -229,3 +235,7 @@ def test_every_kind_has_a_legend(kind):
     values = torch.ones((3, 4, 5) if TASK_KINDS[kind].label_channels == 3 else (4, 5))
     legend = draw_legend({"kind": kind, "id2label": {1: "<script>"}}, values)
     assert "rgb(" in legend and "<script>" not in legend
+
+
+def test_script_names_a_model_that_cannot_be_loaded(monkeypatch, tmp_path):
+    assert f"cannot load {tmp_path}" in run_main(monkeypatch, "demo.py", "--model", tmp_path)
