@@ -32,6 +32,7 @@ def images(batch_size=1, height=41, width=35, seed=0, **kwargs):
     use_gating=st.booleans(),
     num_mixer_layers=st.integers(1, 2),
     training=st.booleans(),
+    portion=st.sampled_from([1, 50, 4096]),
     seed=st.integers(0, 1000),
 )
 def test_agrees_with_the_textbook_formulation(
@@ -44,6 +45,7 @@ def test_agrees_with_the_textbook_formulation(
     use_gating,
     num_mixer_layers,
     training,
+    portion,
     seed,
 ):
     scope, reduction = scope_and_reduction
@@ -61,6 +63,7 @@ def test_agrees_with_the_textbook_formulation(
         use_gating=use_gating,
         num_mixer_layers=num_mixer_layers,
     ).double()
+    model.model.CPU_PORTION = portion
     for name, module in model.named_modules():
         # Batch statistics of the new blocks; the backbone has none, and its drop path would be random.
         module.training = training and "backbone" not in name

@@ -423,7 +423,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
 class DeGMixModel(DeGMixPreTrainedModel):
     """DeGMix without task heads: backbone, fusion, deformable mixer encoder, task-aware gating transformer decoder."""
 
-    CPU_PORTION = 2048  # tokens, see `decode`
+    CPU_PORTION = 4096  # tokens, see `decode`
     _keys_to_ignore_on_load_unexpected = [r"^heads\."]
 
     def __init__(self, config: DeGMixConfig):
