@@ -32,7 +32,7 @@ from transformers_degmix.evaluation.report import (
     write_report,
 )
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
-from transformers_degmix.sliding_windows import DEFAULT_OVERLAP
+from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.data import load_split
 
@@ -49,21 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over resized images")
-    parser.add_argument(
-        "--window",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="predict in overlapping windows of this size, for large images: the processor's resizing and padding are "
-        "off then (default: whole images, resized and padded as the processor says)",
-    )
-    parser.add_argument(
-        "--window-overlap",
-        type=float,
-        default=DEFAULT_OVERLAP,
-        metavar="SHARE",
-        help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
-    )
+    add_window_arguments(parser)
     parser.add_argument(
         "--edge-tolerance",
         type=float,

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
 from transformers_degmix.image_processing_pil_degmix import load_image, resized_size, to_pixels
 from transformers_degmix.saving import load_model_directory, write_whole
-from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows
+from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window, predict_in_windows
 from transformers_degmix.visualization import crop_attentions, draw_overview, draw_prediction
 
 
@@ -38,21 +38,7 @@ def parse_args() -> argparse.Namespace:
         help=f"image files, and directories of them ({', '.join(sorted(IMAGE_SUFFIXES))})",
     )
     parser.add_argument("--output", required=True, type=Path, help="directory for the results, made if need be")
-    parser.add_argument(
-        "--window",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="predict in overlapping windows of this size, best that of the training images: images are neither "
-        "resized nor padded then (default: whole images, as the processor says)",
-    )
-    parser.add_argument(
-        "--window-overlap",
-        type=float,
-        default=DEFAULT_OVERLAP,
-        metavar="SHARE",
-        help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
-    )
+    add_window_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     args = parser.parse_args()

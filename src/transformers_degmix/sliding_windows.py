@@ -1,6 +1,7 @@
 """Large images in overlapping windows, each no larger than the model and the memory can take."""
 
 import math
+from argparse import ArgumentParser
 from collections.abc import Callable
 from itertools import product
 
@@ -67,6 +68,25 @@ def predict_in_windows(
     return DeGMixDensePredictionOutput(logits=blended)
 
 
+def add_window_arguments(parser: ArgumentParser):
+    """The options `--window` and `--window-overlap` of a script that predicts images."""
+    parser.add_argument(
+        "--window",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="predict in overlapping windows of this size, best that of the training images: images are neither "
+        "resized nor padded then (default: whole images, as the processor says)",
+    )
+    parser.add_argument(
+        "--window-overlap",
+        type=float,
+        default=DEFAULT_OVERLAP,
+        metavar="SHARE",
+        help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
+    )
+
+
 def check_window(window_size: tuple[int, int], overlap: float):
     """Raises ValueError unless windows of this size and overlap can be predicted in."""
     if len(window_size) != 2 or min(window_size) < 32:
@@ -97,4 +117,4 @@ def place_windows(length: int, window: int, overlap: float) -> tuple[list[int], 
     return starts.tolist(), to_border / total[pixels]
 
 
-__all__ = ["check_window", "place_windows", "predict_in_windows"]
+__all__ = ["add_window_arguments", "check_window", "place_windows", "predict_in_windows"]
