@@ -46,10 +46,51 @@ def test_files_from_before_a_field_was_added_have_its_default(tmp_path):
     DeGMixConfig(tasks=ALL_KINDS).save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     content = json.loads(file.read_text())
+    del content["offset_position"]
     for task in content["tasks"]:
         task.pop("ignore_empty", None)
+        task.pop("attends_to")
     file.write_text(json.dumps(content))
-    assert DeGMixConfig.from_pretrained(tmp_path).tasks["human_parts"]["ignore_empty"] is False
+    config = DeGMixConfig.from_pretrained(tmp_path)
+    assert config.offset_position == "absolute"
+    assert config.tasks["human_parts"]["ignore_empty"] is False
+    assert config.tasks["depth"]["attends_to"] is None
+
+
+def test_tasks_attend_to_all_or_to_some(tmp_path):
+    tasks = {name: dict(ALL_KINDS[name]) for name in ("semseg", "depth", "normals", "edge")}
+    tasks["depth"]["attends_to"] = ["depth", "semseg"]
+    tasks["semseg"]["attends_to"] = ["semseg", "depth"]
+    tasks["edge"]["attends_to"] = ["edge"]
+    config = DeGMixConfig(tasks=tasks)
+    config.save_pretrained(tmp_path)
+    for config in (config, AutoConfig.from_pretrained(tmp_path)):
+        assert [config.attended(task) for task in tasks] == [["semseg", "depth"]] * 2 + [list(tasks), ["edge"]]
+        assert config.attention_groups() == [
+            (["edge"], ["edge"]),
+            (["semseg", "depth"], ["semseg", "depth"]),
+            (["normals"], list(tasks)),
+        ]
+    # all of them, in whatever order, is the default
+    config = DeGMixConfig(tasks={"edge": {**ALL_KINDS["edge"], "attends_to": ["edge"]}})
+    assert config.tasks["edge"]["attends_to"] is None
+
+
+@pytest.mark.parametrize(
+    "attends_to",
+    [
+        {"depth": ["depth", "nothing"]},  # no such task
+        {"depth": ["semseg"]},  # not itself
+        {"depth": ["depth", "semseg"]},  # semseg would bring the others
+        {"depth": ["depth", "depth", "semseg"], "semseg": ["semseg"]},  # twice
+        {"depth": []},
+        {"depth": "depth"},
+    ],
+)
+def test_tasks_cannot_attend_to_that(attends_to):
+    tasks = {name: {**ALL_KINDS[name], "attends_to": attends_to.get(name)} for name in ("semseg", "depth", "normals")}
+    with pytest.raises(ValueError, match=r"`tasks\['depth'\]\['attends_to'\]` must be"):
+        DeGMixConfig(tasks=tasks)
 
 
 def test_backbone_as_dict():

@@ -32,7 +32,9 @@ def images(batch_size=1, height=41, width=35, seed=0, **kwargs):
     use_gating=st.booleans(),
     num_mixer_layers=st.integers(1, 2),
     training=st.booleans(),
-    portion=st.sampled_from([1, 50, 4096]),
+    levels=st.lists(st.integers(0, 2), min_size=3, max_size=3),
+    offset_position=st.sampled_from(["absolute", "normalized", "none"]),
+    portion=st.sampled_from([1, 15, 1024]),
     seed=st.integers(0, 1000),
 )
 def test_agrees_with_the_textbook_formulation(
@@ -45,11 +47,15 @@ def test_agrees_with_the_textbook_formulation(
     use_gating,
     num_mixer_layers,
     training,
+    levels,
+    offset_position,
     portion,
     seed,
 ):
     scope, reduction = scope_and_reduction
-    tasks = {name: ALL_KINDS[name] for name in tasks}
+    levels = dict(zip(tasks, levels))
+    seen = {name: [other for other in tasks if levels[other] <= levels[name]] for name in tasks}
+    tasks = {name: {**ALL_KINDS[name], "attends_to": seen[name]} for name in tasks}
     model = small_model(
         seed,
         backbone_config=COARSE_SWIN,
@@ -62,6 +68,7 @@ def test_agrees_with_the_textbook_formulation(
         interaction_reduction=reduction,
         use_gating=use_gating,
         num_mixer_layers=num_mixer_layers,
+        offset_position=offset_position,
     ).double()
     model.model.CPU_PORTION = portion
     for name, module in model.named_modules():

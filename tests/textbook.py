@@ -29,7 +29,7 @@ def textbook_head(model, maps: tuple[Tensor, ...], image_size: tuple[int, int]) 
         x = fused
         for block in mixer:
             y = block.channel_norm(F.gelu(block.channel_mixing(x)))
-            x = y + block.spatial_norm(F.gelu(deformable(block.spatial_mixing, y)))
+            x = y + block.spatial_norm(F.gelu(deformable(block.spatial_mixing, y, config.offset_position)))
         tokens.append(x.flatten(2).transpose(1, 2))  # (B, N, C)
 
     interaction = interact(base.interaction, tokens, config, size)
@@ -39,7 +39,8 @@ def textbook_head(model, maps: tuple[Tensor, ...], image_size: tuple[int, int]) 
         attention = base.query.attentions[task]
         query = x.reshape(1, batch_size * num_pixels, channels)
         context = torch.stack(interaction).reshape(num_tasks, batch_size * num_pixels, channels)
-        answer, weights = multi_head(attention)(query, context, context, average_attn_weights=False)
+        mask = hidden_tasks(config)[[list(config.tasks).index(task)]]
+        answer, weights = multi_head(attention)(query, context, context, attn_mask=mask, average_attn_weights=False)
         attentions.append(weights.view(batch_size, *size, config.num_attention_heads, num_tasks))
         x = x + attention.norm(attention.linear(answer.view(x.shape)))
         if config.use_gating:
@@ -71,14 +72,21 @@ def interact(block, tokens: list[Tensor], config, size) -> list[Tensor]:
             for m in maps
         ]
         query, context = torch.cat(tokens, dim=1).transpose(0, 1), torch.cat(cells)
-        mixed = attention(query, context, context)[0].transpose(0, 1).chunk(len(tokens), dim=1)
+        mask = hidden_tasks(config).repeat_interleave(num_pixels, 0).repeat_interleave(len(cells[0]), 1)
+        mixed = attention(query, context, context, attn_mask=mask)[0].transpose(0, 1).chunk(len(tokens), dim=1)
     elif config.interaction_scope == "task":
         sequence = torch.stack(tokens).flatten(1, 2)
-        mixed = attention(sequence, sequence, sequence)[0].view(len(tokens), *tokens[0].shape)
+        mixed = attention(sequence, sequence, sequence, attn_mask=hidden_tasks(config))[0]
+        mixed = mixed.view(len(tokens), *tokens[0].shape)
     else:
         sequence = torch.stack(tokens).view(1, -1, channels)
         mixed = attention(sequence, sequence, sequence)[0].view(len(tokens), *tokens[0].shape)
     return [block.attention.norm(block.attention.linear(x)) for x in mixed]
+
+
+def hidden_tasks(config) -> Tensor:
+    """`(T, T)`, True where the task of the row does not attend to that of the column."""
+    return torch.tensor([[other not in config.attended(task) for other in config.tasks] for task in config.tasks])
 
 
 def multi_head(attention) -> nn.MultiheadAttention:
@@ -89,12 +97,17 @@ def multi_head(attention) -> nn.MultiheadAttention:
     return module
 
 
-def deformable(module, y: Tensor) -> Tensor:
+def deformable(module, y: Tensor, offset_position: str) -> Tensor:
     """The deformable part of a mixer block."""
     height, width = y.shape[-2:]
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    position = torch.stack([k // 3 - 1 + rows + 1 for k in range(9)] + [k % 3 - 1 + columns + 1 for k in range(9)])
-    offsets = module.channel_offsets(module.point_offsets(y) + position.to(y))
+    rows, columns = torch.meshgrid(torch.arange(height).to(y), torch.arange(width).to(y), indexing="ij")
+    seen = {
+        "absolute": (rows + 1, columns + 1),
+        "normalized": ((rows + 0.5) / height * 2 - 1, (columns + 0.5) / width * 2 - 1),
+        "none": (0 * rows, 0 * columns),
+    }[offset_position]
+    points = [k // 3 - 1 + seen[0] for k in range(9)] + [k % 3 - 1 + seen[1] for k in range(9)]
+    offsets = module.channel_offsets(module.point_offsets(y) + torch.stack(points))
     sampled = sample_channels(y, rows + offsets[:, 0::2], columns + offsets[:, 1::2])
     return module.projection(sampled)
 

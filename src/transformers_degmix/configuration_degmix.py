@@ -17,6 +17,7 @@ else:
     Tasks = dict[str, dict[str, Any]] | list[dict[str, Any]] | None
 
 INTERACTION_SCOPES = ("token", "task", "image")
+OFFSET_POSITIONS = ("absolute", "normalized", "none")
 
 # NYUD-v2 with the authors' names, order and loss weights (released code, NYUD configuration).
 NYUD_TASKS: dict[str, dict[str, Any]] = {
@@ -60,7 +61,9 @@ class DeGMixConfig(PreTrainedConfig):
             - `id2label`: segmentation only, names of the classes;
             - `ignore_empty`: segmentation only, whether training and evaluation ignore an image in which nothing but
               class 0 is labelled, default `False`; for body parts, which are not annotated in every image that shows
-              a person.
+              a person;
+            - `attends_to`: names of the tasks that its interaction and query attend to, itself among them, and with
+              each the tasks that that one attends to; default all. Its output does not depend on the others.
         hidden_size (`int`, *optional*, defaults to 256):
             Channels of the fused features and of every block after them.
         num_mixer_layers (`int`, *optional*, defaults to 2):
@@ -83,6 +86,10 @@ class DeGMixConfig(PreTrainedConfig):
             its square.
         head_hidden_size (`int`, *optional*):
             Channels of the task heads. Defaults to an eighth of the backbone's channels, all maps together.
+        offset_position (`str`, *optional*, defaults to `"absolute"`):
+            What of a pixel's position enters the offsets at which the deformable mixers sample: `"absolute"` its row
+            and column, counted from 1, as in the released code and its checkpoints; `"normalized"` the same in the
+            range from -1 to 1, which does not depend on the size of the image; `"none"` nothing.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message names the field, the value and what is.
@@ -113,6 +120,7 @@ class DeGMixConfig(PreTrainedConfig):
     interaction_scope: str = "token"
     interaction_reduction: int = 1
     head_hidden_size: int | None = None
+    offset_position: str = "absolute"
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:
@@ -122,9 +130,7 @@ class DeGMixConfig(PreTrainedConfig):
         tasks = NYUD_TASKS if self.tasks is None else self.tasks
         if isinstance(tasks, list):
             tasks = {task["name"]: {field: task[field] for field in task if field != "name"} for task in tasks}
-        if not tasks:
-            raise ValueError("`tasks` is empty: name at least one task")
-        self.tasks = {name: _complete_task(name, task) for name, task in tasks.items()}
+        self.tasks = complete_fields(tasks)
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # This package has registered its pipeline; for this field, Transformers would want to trust remote code.
             kwargs.pop("custom_pipelines", None)
@@ -136,6 +142,17 @@ class DeGMixConfig(PreTrainedConfig):
         output = {**super().to_dict(), "custom_pipelines": CUSTOM_PIPELINES}
         output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
         return output
+
+    def attended(self, task: str) -> list[str]:
+        """The tasks that a task attends to."""
+        return self.tasks[task]["attends_to"] or list(self.tasks)
+
+    def attention_groups(self) -> list[tuple[list[str], list[str]]]:
+        """Tasks that attend to the same tasks, and these; a group comes after those that it attends to."""
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for task in self.tasks:
+            groups.setdefault(tuple(self.attended(task)), []).append(task)
+        return [(tasks, list(attended)) for attended, tasks in sorted(groups.items(), key=lambda group: len(group[0]))]
 
     def _check_sizes(self):
         for field, lowest in (
@@ -157,10 +174,9 @@ class DeGMixConfig(PreTrainedConfig):
             raise ValueError(
                 f"`gating_intermediate_size` must be even and positive, got {self.gating_intermediate_size}"
             )
-        if self.interaction_scope not in INTERACTION_SCOPES:
-            raise ValueError(
-                f"`interaction_scope` must be one of {INTERACTION_SCOPES}, got {self.interaction_scope!r}"
-            )
+        for field, allowed in (("interaction_scope", INTERACTION_SCOPES), ("offset_position", OFFSET_POSITIONS)):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"`{field}` must be one of {allowed}, got {getattr(self, field)!r}")
         if self.interaction_reduction > 1 and self.interaction_scope != "image":
             raise ValueError(
                 "`interaction_reduction` applies to `interaction_scope='image'` only, got "
@@ -177,6 +193,29 @@ def _backbone_config_from_dict(backbone_config: dict) -> PreTrainedConfig:
     return CONFIG_MAPPING[model_type].from_dict(backbone_config)
 
 
+def complete_fields(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tasks with every field that their kinds have.
+
+    Raises:
+        ValueError: there are none, or a field has a value that is not allowed; the message names all three.
+    """
+    if not tasks:
+        raise ValueError("`tasks` is empty: name at least one task")
+    completed = {name: _complete_task(name, task) for name, task in tasks.items()}
+    for name, task in completed.items():
+        if task["attends_to"] is None:
+            continue
+        attended = [other for other in completed if other in task["attends_to"]]
+        needed = {name}.union(*(completed[other]["attends_to"] or completed for other in attended))
+        if len(attended) < len(task["attends_to"]) or not needed.issubset(attended):
+            raise ValueError(
+                f"`tasks[{name!r}]['attends_to']` must be some of the tasks {list(completed)}, with {name!r} and "
+                f"whatever these attend to, got {task['attends_to']!r}"
+            )
+        task["attends_to"] = attended if len(attended) < len(completed) else None
+    return completed
+
+
 def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     """A task with every field that its kind has, or an error that names the task, the field and the value."""
     if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
@@ -185,7 +224,7 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     if task.get("kind") not in TASK_KINDS:
         raise ValueError(f"`tasks[{name!r}]['kind']` must be one of {sorted(TASK_KINDS)}, got {task.get('kind')!r}")
     kind = TASK_KINDS[task["kind"]]
-    completed = {"kind": None, "num_labels": kind.num_logits, **kind.defaults}
+    completed = {"kind": None, "num_labels": kind.num_logits, "attends_to": None, **kind.defaults}
     unknown = sorted(set(task) - set(completed))
     if unknown:
         raise ValueError(
@@ -210,6 +249,8 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
         raise invalid("pos_weight", "a number between 0 and 1")
     if "ignore_empty" in completed and not isinstance(completed["ignore_empty"], bool):
         raise invalid("ignore_empty", "true or false")
+    if not isinstance(completed["attends_to"], list | None):
+        raise invalid("attends_to", "a list of tasks, or none for all of them")
     if completed.get("id2label") is not None:
         # JSON turns integer keys into strings.
         completed["id2label"] = {int(index): label for index, label in completed["id2label"].items()}

@@ -3,8 +3,10 @@
 Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_degmix import DeGMixConfig
+from .configuration_degmix import DeGMixConfig, complete_fields
 from .loss_degmix import multi_task_loss
 
 
@@ -36,7 +38,8 @@ class DeGMixModelOutput(ModelOutput):
             `(batch_size, num_tasks, hidden_size, h, w)`, after the mixers and after the decoder.
         attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
             One tensor `(batch_size, num_tasks, num_attention_heads, num_tasks, h, w)`: how much the query of a task
-            (second axis) takes from each task (fourth axis, sums to 1) at each pixel. `None` without decoder.
+            (second axis) takes from each task (fourth axis, sums to 1, 0 for tasks that it does not attend to) at each
+            pixel. `None` without decoder.
     """
 
     fused_features: Tensor | None = None
@@ -107,8 +110,8 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
     """Samples every channel at its own offsets, then mixes the channels (paper, section 3.2).
 
     A deformable convolution with a 1 x 1 kernel and as many offset groups as channels. As in the released code, the
-    offsets are made from absolute pixel positions, and the first half of the channels sees only rows, the second only
-    columns.
+    first half of the channels sees only rows, the second only columns; by default, the offsets are made from absolute
+    pixel positions.
     """
 
     KERNEL_SIZE = 3
@@ -116,6 +119,7 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
     def __init__(self, config: DeGMixConfig):
         super().__init__()
         channels, points = config.hidden_size, self.KERNEL_SIZE**2
+        self.offset_position = config.offset_position
         self.point_offsets = nn.Conv2d(channels, 2 * points, self.KERNEL_SIZE, padding=1)
         self.channel_offsets = nn.Conv2d(2 * points, 2 * channels, self.KERNEL_SIZE, padding=1, groups=2)
         self.projection = DeGMixPointwiseConv(channels)
@@ -123,7 +127,7 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
     def sampling_grid(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, h, w)` -> where each channel is sampled, `(B, C, h, w, 2)` as (x, y) in [-1, 1] (`F.grid_sample`).
 
-        Positions are absolute pixels and offsets as large as the map: half precision would round them to half pixels
+        Absolute positions and their offsets are as large as the map: half precision would round them to half pixels
         and more, so the whole path stays in float32 (float64 for a float64 model), under autocast too.
         """
         height, width = hidden_states.shape[-2:]
@@ -132,9 +136,15 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
             rows = torch.arange(height, device=device, dtype=dtype).view(-1, 1).expand(-1, width)
             columns = torch.arange(width, device=device, dtype=dtype).expand(height, -1)
             steps = torch.arange(self.KERNEL_SIZE, device=device, dtype=dtype) - self.KERNEL_SIZE // 2
-            # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...), positions from 1
-            row_steps = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + (rows + 1)
-            column_steps = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + (columns + 1)
+            position = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
+            column_position, row_position = {
+                "absolute": (columns + 1, rows + 1),
+                "normalized": position,
+                "none": torch.zeros_like(position),
+            }[self.offset_position]
+            # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...)
+            row_steps = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + row_position
+            column_steps = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + column_position
             weight, bias = self.point_offsets.weight.to(dtype), self.point_offsets.bias.to(dtype)
             points = F.conv2d(hidden_states.to(dtype), weight, bias, padding=1) + torch.cat((row_steps, column_steps))
 
@@ -145,7 +155,6 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
             bias = self.channel_offsets.bias.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale
             middle = F.pad(torch.eye(2, device=device, dtype=dtype).view(2, 2, 1, 1), (1, 1, 1, 1))
             weight = torch.cat((weight, middle.expand(weight.shape[0], -1, -1, -1, -1)), dim=2).flatten(0, 1)
-            position = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
             position = position.expand(points.shape[0], -1, -1, -1)
             row_points, column_points = points.chunk(2, dim=1)
             points = torch.cat((row_points, position, column_points, position), dim=1)
@@ -182,6 +191,13 @@ class DeGMixMixerLayer(nn.Module):
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
         hidden_states = _gelu_and_norm(self.channel_mixing(hidden_states), self.channel_norm)
         return hidden_states + _gelu_and_norm(self.spatial_mixing(hidden_states), self.spatial_norm)
+
+
+class DeGMixMixer(nn.Sequential):
+    """Deformable mixer encoder of one task."""
+
+    def __init__(self, config: DeGMixConfig):
+        super().__init__(*(DeGMixMixerLayer(config) for _ in range(config.num_mixer_layers)))
 
 
 def _gelu_and_norm(hidden_states: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -270,7 +286,7 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         self.attention = DeGMixAttention(config)
 
     def prepare(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the tokens of all pixels share, from the maps `(B, C, h, w)` of all tasks."""
+        """What the tokens of all pixels share, from the maps `(B, C, h, w)` of the tasks that they attend to."""
         attention = self.attention
         if self.scope == "image":
             return self.image_context(maps)
@@ -294,8 +310,17 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         """`(B, S, C)` -> `(B, heads, S, C / heads)`."""
         return tokens.unflatten(-1, (self.attention.num_heads, -1)).transpose(1, 2)
 
-    def forward(self, tokens: Tensor, *prepared: Tensor) -> Tensor:
-        """Tokens of some pixels `(T, B, n, C)`, and what `prepare` returned -> `(T, B, n, C)`."""
+    def forward(self, tokens: Tensor, attended: Tensor, *prepared: Tensor) -> Tensor:
+        """Tokens of some pixels `(T, B, n, C)`.
+
+        Args:
+            tokens: of the tasks that ask.
+            attended: of the tasks that they attend to.
+            prepared: what `prepare` returned.
+
+        Returns:
+            Interaction tokens of the tasks that ask, `(T, B, n, C)`.
+        """
         attention = self.attention
         if self.scope == "image":
             query = F.linear(tokens, attention.in_proj.weight.chunk(3)[0], attention.in_proj.bias.chunk(3)[0])
@@ -306,37 +331,44 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         *query_projection, weight, bias = prepared
         if self.scope == "task":
             queries = F.linear(tokens, *query_projection)
-            tokens = torch.stack([attention.attend(query, tokens)[0] for query in queries])
+            tokens = torch.stack([attention.attend(query, attended)[0] for query in queries])
         return attention.norm(F.linear(tokens, weight, bias))
 
 
 class DeGMixTaskQuery(GradientCheckpointingLayer):
-    """Task query block: each task's token asks the interaction tokens of all tasks at its own pixel."""
+    """Task query block: each task's token asks the interaction tokens of the tasks it attends to, at its pixel."""
 
     def __init__(self, config: DeGMixConfig):
         super().__init__()
         self.attentions = nn.ModuleDict({task: DeGMixAttention(config) for task in config.tasks})
 
-    def prepare(self) -> list[Tensor]:
-        """What all pixels share: weights and biases of the merged query, and of the merged value, of all tasks."""
-        merged = ((*attention.merged_query(), *attention.merged_value()) for attention in self.attentions.values())
+    def prepare(self, tasks: Sequence[str]) -> list[Tensor]:
+        """What all pixels share: weights and biases of the merged query, and of the merged value, of some tasks."""
+        attentions = (self.attentions[task] for task in tasks)
+        merged = ((*attention.merged_query(), *attention.merged_value()) for attention in attentions)
         return [torch.stack(parameters) for parameters in zip(*merged)]
 
-    def forward(self, tokens: Tensor, interaction_tokens: Tensor, *prepared: Tensor) -> tuple[Tensor, Tensor]:
-        """Both `(T, B, n, C)`, and what `prepare` returned.
+    def forward(
+        self, tasks: Sequence[str], tokens: Tensor, attended: Tensor, *prepared: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Some pixels of the tasks that ask.
+
+        Args:
+            tasks: their names.
+            tokens: their tokens `(T, B, n, C)`.
+            attended: interaction tokens `(S, B, n, C)` of the tasks that they attend to.
+            prepared: what `prepare` returned.
 
         Returns:
-            Tokens `(T, B, n, C)` and attention weights `(B, n, T, heads, T)`.
+            Tokens `(T, B, n, C)` and attention weights `(T, B, n, heads, S)`.
         """
         outputs, attentions = [], []
-        for x, attention, query_weight, query_bias, value_weight, value_bias in zip(
-            tokens, self.attentions.values(), *prepared
-        ):
-            query = F.linear(x, query_weight, query_bias)
-            averaged, weights = attention.attend(query, interaction_tokens)
+        for task, x, query_weight, query_bias, value_weight, value_bias in zip(tasks, tokens, *prepared):
+            attention = self.attentions[task]
+            averaged, weights = attention.attend(F.linear(x, query_weight, query_bias), attended)
             outputs.append(x + attention.norm(F.linear(averaged, value_weight, value_bias)))
             attentions.append(weights)
-        return torch.stack(outputs), torch.stack(attentions, dim=2)
+        return torch.stack(outputs), torch.stack(attentions)
 
 
 class DeGMixGating(GradientCheckpointingLayer):
@@ -385,6 +417,18 @@ class DeGMixPreTrainedModel(PreTrainedModel):
         # `_init_weights` overwrites loaded weights. Ours does not, and such modules know how their parts start.
         super()._initialize_weights(module)
 
+    def train(self, mode: bool = True):
+        """As in `nn.Module`, but what is frozen, parts without a parameter that takes gradients, keeps evaluating.
+
+        Otherwise training would go on to change the statistics of its batch norms.
+        """
+        super().train(mode)
+        for module in self.modules() if mode else ():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
         """As in `nn.Module`; parameters may also have the names that they have in files of `save_pretrained`.
 
@@ -423,19 +467,14 @@ class DeGMixPreTrainedModel(PreTrainedModel):
 class DeGMixModel(DeGMixPreTrainedModel):
     """DeGMix without task heads: backbone, fusion, deformable mixer encoder, task-aware gating transformer decoder."""
 
-    CPU_PORTION = 4096  # tokens, see `decode`
+    CPU_PORTION = 1024  # pixels, see `decode`
     _keys_to_ignore_on_load_unexpected = [r"^heads\."]
 
     def __init__(self, config: DeGMixConfig):
         super().__init__(config)
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         self.fusion = DeGMixFeatureFusion(config, self.backbone.channels)
-        self.mixers = nn.ModuleDict(
-            {
-                task: nn.Sequential(*(DeGMixMixerLayer(config) for _ in range(config.num_mixer_layers)))
-                for task in config.tasks
-            }
-        )
+        self.mixers = nn.ModuleDict({task: DeGMixMixer(config) for task in config.tasks})
         if config.use_decoder:
             self.interaction = DeGMixTaskInteraction(config)
             self.query = DeGMixTaskQuery(config)
@@ -472,41 +511,75 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
         feature_maps = self.backbone(pixel_values).feature_maps
         fused = self.fusion(feature_maps)
-        mixed = [mixer(fused) for mixer in self.mixers.values()]
-        hidden_states = None
+        features = {task: self.mixers[task](fused) for task in self.config.tasks}
+        hidden_states, attentions = None, None
         if output_hidden_states:
-            hidden_states = (*feature_maps, fused, torch.stack(mixed, dim=1))
-            mixed = hidden_states[-1].unbind(1)
-        decoded, attentions = self.decode(mixed) if self.config.use_decoder else (torch.stack(mixed, dim=1), None)
+            features, stacked = _stack_tasks(features)
+            hidden_states = (*feature_maps, fused, stacked)
+        if self.config.use_decoder:
+            features, attentions = self.decode(features)
+        if hidden_states:
+            features, stacked = _stack_tasks(features)
+            hidden_states += (stacked,)
         return DeGMixModelOutput(
             fused_features=fused,
-            task_features=dict(zip(self.config.tasks, decoded.unbind(1))),
-            hidden_states=(*hidden_states, decoded) if output_hidden_states else None,
+            task_features=features,
+            hidden_states=hidden_states,
             attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
 
-    def decode(self, mixed: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps of each task `(B, C, h, w)` -> maps `(B, T, C, h, w)`, attention weights `(B, T, heads, T, h, w)`.
+    def decode(self, features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Maps of each task `(B, C, h, w)` -> such maps, and attention weights `(B, T, heads, T, h, w)`.
 
         Only the interaction looks beyond a pixel. On a CPU, pixels therefore go through all blocks in portions that
         stay in its cache; captured graphs have to hold for all sizes and take them at once.
+
+        Tasks that attend to the same tasks go together, those that are attended to first. Nothing that is computed for
+        them depends on other groups, not even the portions, so that it is the same to the last bit without these.
         """
-        batch_size, _, height, width = mixed[0].shape
-        portions: Iterable[Sequence[Tensor]] = [[maps.flatten(2) for maps in mixed]]
-        if mixed[0].device.type == "cpu" and not torch.compiler.is_compiling():
-            num_pixels = max(1, self.CPU_PORTION // (len(mixed) * batch_size))
-            portions = zip(*(maps.flatten(2).split(num_pixels, dim=2) for maps in mixed))
-        interaction_prepared, query_prepared = self.interaction.prepare(mixed), self.query.prepare()
-        decoded, attentions = [], []
+        groups, num_tasks = self.config.attention_groups(), len(features)
+        batch_size, _, height, width = next(iter(features.values())).shape
+        portions: Iterable[Sequence[Tensor]] = [[maps.flatten(2) for maps in features.values()]]
+        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+            num_pixels = max(1, self.CPU_PORTION // batch_size)
+            portions = zip(*(maps.flatten(2).split(num_pixels, dim=2) for maps in features.values()))
+        prepared = [
+            (self.interaction.prepare([features[task] for task in attended]), self.query.prepare(tasks))
+            for tasks, attended in groups
+        ]
+        decoded, attentions = defaultdict(list), defaultdict(list)
         for portion in portions:
-            tokens = torch.stack([pixels.transpose(1, 2) for pixels in portion])  # (T, B, n, C)
-            queried, weights = self.query(tokens, self.interaction(tokens, *interaction_prepared), *query_prepared)
-            # Many cheap steps: to keep their results for the backward pass would take half of the decoder's memory.
-            decoded.append(checkpoint(self.gating, queried, use_reentrant=False, preserve_rng_state=False))
-            attentions.append(weights)
-        decoded = torch.cat(decoded, dim=2).unflatten(2, (height, width)).permute(1, 0, 4, 2, 3)
-        attentions = torch.cat(attentions, dim=1).unflatten(1, (height, width)).permute(0, 3, 4, 5, 1, 2)
-        return decoded, attentions
+            tokens = {task: pixels.transpose(1, 2) for task, pixels in zip(features, portion)}  # (B, n, C)
+            interaction_tokens: dict[str, Tensor] = {}
+            for (tasks, attended), (interaction_prepared, query_prepared) in zip(groups, prepared):
+                asking = torch.stack([tokens[task] for task in tasks])
+                context = asking if tasks == attended else torch.stack([tokens[task] for task in attended])
+                answers = self.interaction(asking, context, *interaction_prepared)
+                interaction_tokens.update(zip(tasks, answers))
+                if tasks != attended:
+                    answers = torch.stack([interaction_tokens[task] for task in attended])
+                queried, weights = self.query(tasks, asking, answers, *query_prepared)
+                # Many cheap steps: their results, kept for the backward pass, take half of the decoder's memory.
+                gated = checkpoint(self.gating, queried, use_reentrant=False, preserve_rng_state=False)
+                if len(attended) < num_tasks:
+                    indices = [list(features).index(task) for task in attended]
+                    some, weights = weights, weights.new_zeros(*weights.shape[:-1], num_tasks)
+                    weights[..., indices] = some
+                for task, pixels, pixel_weights in zip(tasks, gated, weights):
+                    decoded[task].append(pixels)
+                    attentions[task].append(pixel_weights)
+        maps = {task: torch.cat(decoded[task], dim=1).unflatten(1, (height, width)) for task in features}
+        weights = torch.stack([torch.cat(attentions[task], dim=1) for task in features], dim=1)
+        return (
+            {task: x.permute(0, 3, 1, 2) for task, x in maps.items()},
+            weights.unflatten(2, (height, width)).permute(0, 1, 4, 5, 2, 3),
+        )
+
+
+def _stack_tasks(features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Maps of each task `(B, C, h, w)` as one tensor `(B, T, C, h, w)`, and as parts of it, in their memory format."""
+    stacked = torch.cat(list(features.values())).unflatten(0, (len(features), -1)).transpose(0, 1)
+    return dict(zip(features, stacked.unbind(1))), stacked
 
 
 class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
@@ -518,11 +591,78 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
     def __init__(self, config: DeGMixConfig):
         super().__init__(config)
         self.model = DeGMixModel(config)
-        head_hidden_size = config.head_hidden_size or sum(self.model.backbone.channels) // 8
-        self.heads = nn.ModuleDict(
-            {name: DeGMixHead(config, head_hidden_size, task["num_labels"]) for name, task in config.tasks.items()}
-        )
+        self.heads = nn.ModuleDict({name: self.build_head(name) for name in config.tasks})
         self.post_init()
+
+    def build_head(self, task: str) -> DeGMixHead:
+        head_hidden_size = self.config.head_hidden_size or sum(self.model.backbone.channels) // 8
+        return DeGMixHead(self.config, head_hidden_size, self.config.tasks[task]["num_labels"])
+
+    def add_task(self, name: str, task: dict[str, Any], train_only_new: bool = True):
+        """Gives the model a further task, with a mixer, a task query attention and a head of its own.
+
+        The new task attends to all tasks, unless its `attends_to` says otherwise, and none of the others attends to
+        it: their outputs stay the same to the last bit. The image processor needs to know too:
+        `DeGMixImageProcessor.from_pretrained(path, tasks=model.config.tasks)`.
+
+        Args:
+            name: of the task.
+            task: its fields, see [`DeGMixConfig`].
+            train_only_new: whether everything else is frozen. A training on labels of the new task alone then leaves
+                the other tasks' outputs as they are; `num_parameters(only_trainable=True)` counts what it trains.
+                Of several new tasks that are to be trained together, only the first is added with `True`.
+
+        Raises:
+            ValueError: there is such a task, or a field has a value that is not allowed. The model is as it was.
+        """
+        config = self.config
+        if name in config.tasks:
+            raise ValueError(f"the model has a task {name!r}; its tasks are {list(config.tasks)}")
+        closed = {other: {**fields, "attends_to": config.attended(other)} for other, fields in config.tasks.items()}
+        config.tasks = complete_fields({**closed, name: task})
+        if train_only_new:
+            self.requires_grad_(False)
+        new: list[nn.Module] = [DeGMixMixer(config), self.build_head(name), DeGMixAttention(config)]
+        for modules, module in zip(self.task_modules(), new):
+            module.apply(self._initialize_weights)
+            modules[name] = module.to(self.device, self.dtype)
+        self.train(self.training)
+
+    def remove_task(self, name: str, keep_outputs: bool = True):
+        """Takes a task from the model, with its mixer, task query attention and head.
+
+        Args:
+            name: of the task.
+            keep_outputs: whether to refuse what would change the outputs of other tasks: that a task goes to which
+                they attend. Outputs of tasks that do not attend to it stay the same to the last bit.
+
+        Raises:
+            ValueError: there is no such task or no other, or others attend to it and are to keep their outputs. The
+                model is as it was.
+        """
+        config = self.config
+        if name not in config.tasks:
+            raise ValueError(f"the model has no task {name!r}; its tasks are {list(config.tasks)}")
+        others = {other: config.attended(other) for other in config.tasks if other != name}
+        dependent = [other for other, attended in others.items() if name in attended]
+        if dependent and keep_outputs:
+            raise ValueError(
+                f"the tasks {dependent} attend to {name!r}, and their outputs would change without it; "
+                "`keep_outputs=False` allows that"
+            )
+        config.tasks = complete_fields(
+            {
+                other: {**config.tasks[other], "attends_to": [task for task in attended if task != name]}
+                for other, attended in others.items()
+            }
+        )
+        for modules in self.task_modules():
+            del modules[name]
+
+    def task_modules(self) -> list[nn.ModuleDict]:
+        """The modules that hold a part of each task."""
+        modules = [self.model.mixers, self.heads]
+        return [*modules, self.model.query.attentions] if self.config.use_decoder else modules
 
     @can_return_tuple
     def forward(
