@@ -220,7 +220,7 @@ def run_card(
     Args:
         args: of the run.
         model: its `DeGMixForMultiTaskDensePrediction`.
-        scores: on the evaluation split, by task and name of the score.
+        scores: on the evaluation split, by task and name of the score; of the new tasks if only these were trained.
         step: after which the model was saved and evaluated.
         fingerprints: `"train"` and `"eval"` -> the one that `datasets` has of that split; none of streams.
         environment: hours and hardware.
@@ -232,8 +232,8 @@ def run_card(
     from_scratch = args.dataset == "rooms" and not (args.pretrained or args.pretrained_backbone)
     base_model = args.pretrained or args.pretrained_backbone
     rows, results = [], []
-    for name, task in tasks.items():
-        metric = METRICS[task["kind"]]
+    for name in scores:
+        metric = METRICS[tasks[name]["kind"]]
         score = round(scores[name][metric.main], 4)
         rows.append(_row(name, metric, metric.main, score))
         results.append(

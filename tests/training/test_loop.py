@@ -164,6 +164,39 @@ def test_fine_tuning_starts_from_the_pretrained_weights(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters()))
 
 
+def test_new_tasks_are_learnt_from_their_labels_alone(tmp_path):
+    train(arguments(tmp_path, model={**MODEL, "tasks": {"semseg": {}, "depth": {}}}))
+    rooms = load_rooms("train", 4, (32, 48)).select_columns(["image", "normals", "edge"])
+    for split in ("train", "validation"):
+        rooms.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    fields = {
+        "output_dir": str(tmp_path / "grown"), "pretrained": str(tmp_path / "run" / "last"), "model": {},
+        "dataset": str(tmp_path / "data"), "num_train_images": None, "num_eval_images": 2, "num_logged_images": 1,
+        "new_tasks": {name: ROOMS_TASKS[name] for name in ("normals", "edge")},
+        "optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.1, "ema_decay": 0.5,
+    }  # fmt: skip
+    scores = train(arguments(tmp_path, **fields))
+    assert list(scores) == ["normals", "edge"]
+
+    before, after = (AutoModel.from_pretrained(tmp_path / run / "last") for run in ("run", "grown"))
+    assert list(after.config.tasks) == ["semseg", "depth", "normals", "edge"]
+    kept = before.state_dict()
+    new = {name: value for name, value in after.state_dict().items() if name not in kept}
+    assert all(torch.equal(after.state_dict()[name], value) for name, value in kept.items())
+    assert all(".normals." in name or ".edge." in name for name in new)
+    assert new["model.mixers.edge.0.channel_norm.running_mean"].any()
+    maps = pipeline("multi-task-dense-prediction", model=str(tmp_path / "grown" / "last"))(Image.new("RGB", (50, 40)))
+    assert list(maps) == list(after.config.tasks) and maps["edge"].shape == (40, 50)
+    results = ModelCard.load(tmp_path / "grown" / "last" / "README.md").data.eval_results
+    assert len(results) == 2 and (tmp_path / "grown" / "last" / "predictions.jpg").exists()
+
+    fields |= {"output_dir": str(tmp_path / "all"), "dataset": "rooms", "num_train_images": 4}
+    train(arguments(tmp_path, **fields, train_only_new=False))
+    changed = AutoModel.from_pretrained(tmp_path / "all" / "last").state_dict()
+    name = "model.mixers.depth.0.channel_mixing.weight"
+    assert not torch.equal(changed[name], kept[name])
+
+
 def test_pretrained_backbone(tmp_path):
     model, _ = build_model(arguments(tmp_path))
     model.model.backbone.save_pretrained(tmp_path / "backbone")

@@ -65,6 +65,9 @@ class TrainingArguments:
             or some fields (`depth: {loss_weight: 5}`) choose among them and change them.
         tasks: names of the tasks to train, of those that there are; all by default.
         pretrained: model directory or Hub id to fine-tune; `model` then is its configuration's.
+        new_tasks: tasks to add to the `pretrained` model, name -> fields, of which those of a benchmark or of Rooms
+            need none (`normals: {}`). The model's other tasks do not attend to them, see its `add_task`.
+        train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.
         pretrained_backbone: directory or Hub id with the backbone's weights, for example ImageNet's.
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
         compile: whether to train with `torch.compile`.
@@ -123,6 +126,8 @@ class TrainingArguments:
     model: dict[str, Any] = field(default_factory=dict)
     tasks: list[str] | None = None
     pretrained: str | None = None
+    new_tasks: dict[str, Any] = field(default_factory=dict)
+    train_only_new: bool = True
     pretrained_backbone: str | None = None
     freeze: list[str] = field(default_factory=list)
     compile: bool = False
@@ -183,9 +188,11 @@ class TrainingArguments:
             self.image_size = list(BENCHMARKS[self.benchmark or "nyud"].input_size)
         if self.dataset == "rooms" and (self.streaming or self.columns):
             raise ValueError("`streaming` and `columns` are for data sets that are read; rooms are rendered")
-        tasks = self.model.get("tasks", {})
-        if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
-            raise ValueError(f"`model.tasks` must have the fields of each task under its name, got {tasks!r}")
+        for name, tasks in (("model.tasks", self.model.get("tasks", {})), ("new_tasks", self.new_tasks)):
+            if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
+                raise ValueError(f"`{name}` must have the fields of each task under its name, got {tasks!r}")
+        if self.new_tasks and not self.pretrained:
+            raise ValueError("`new_tasks` are added to a `pretrained` model; those of a new one are its `model.tasks`")
         _check_augmentation(self.augmentation or {})
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
             raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: give only one of them")

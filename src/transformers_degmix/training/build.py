@@ -21,16 +21,21 @@ from .data import open_split
 def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
     """The model to train, from random, backbone or whole pretrained weights, and its image processor.
 
-    What `args.freeze` names gets no gradients.
+    What `args.freeze` names gets no gradients, nor does what was there before new tasks if only these are trained.
 
     Raises:
         ValueError: a task is unknown or lacks a field, or `freeze` names what the model does not have.
     """
     if args.pretrained:
         model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
-        processor = DeGMixImageProcessorPil.from_pretrained(args.pretrained)
+        new_tasks = choose_tasks(args, args.new_tasks) if args.new_tasks else {}
+        if new_tasks and args.train_only_new:
+            model.requires_grad_(False)
+        for name, task in new_tasks.items():
+            model.add_task(name, task, train_only_new=False)
+        processor = DeGMixImageProcessorPil.from_pretrained(args.pretrained, tasks=model.config.tasks)
     else:
-        config = DeGMixConfig(**{**args.model, "tasks": choose_tasks(args)})
+        config = DeGMixConfig(**{**args.model, "tasks": choose_tasks(args, args.model.get("tasks"))})
         model = DeGMixForMultiTaskDensePrediction(config)
         # Rooms have the size of the run; photos are brought to the scale that the model has learnt.
         resizing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
@@ -39,17 +44,15 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
         # The class rather than AutoBackbone, which takes no local directory.
         backbone_class, backbone_config = type(model.model.backbone), model.config.backbone_config
         model.model.backbone = backbone_class.from_pretrained(args.pretrained_backbone, config=backbone_config)
-    for module in frozen_modules(args, model):
-        module.requires_grad_(False)
+    freeze(args, model)
     return model, processor
 
 
-def choose_tasks(args: TrainingArguments) -> dict[str, dict]:
-    """The tasks of the run: those of its benchmark or of Rooms, changed by `model.tasks`, chosen by `tasks`.
+def choose_tasks(args: TrainingArguments, given: dict[str, dict] | None) -> dict[str, dict]:
+    """The tasks of the run: those of its benchmark or of Rooms, changed by what is given, chosen by `tasks`.
 
     Class names and numbers come from the data set where they are not given.
     """
-    given = args.model.get("tasks")
     if args.dataset == "rooms":
         tasks = complete_tasks(ROOMS_TASKS, given, "Rooms")
     elif args.benchmark:
@@ -74,13 +77,20 @@ def complete_tasks(known: dict[str, dict], given: dict[str, dict] | None, owner:
     return {name: {**known[name], **task} for name, task in given.items()}
 
 
-def frozen_modules(args: TrainingArguments, model: nn.Module) -> list[nn.Module]:
-    """The modules that `args.freeze` names."""
+def trained_tasks(args: TrainingArguments, model: DeGMixForMultiTaskDensePrediction) -> dict[str, dict]:
+    """The tasks that the run needs labels of."""
+    names = args.new_tasks if args.new_tasks and args.train_only_new else model.config.tasks
+    return {name: model.config.tasks[name] for name in names}
+
+
+def freeze(args: TrainingArguments, model: nn.Module):
+    """Freezes the modules that `args.freeze` names."""
     names = dict(model.named_modules())
     unknown = [name for name in args.freeze if name not in names]
     if unknown:
         raise ValueError(f"`freeze` names {unknown}; the model has modules such as {list(names)[1:12]}")
-    return [names[name] for name in args.freeze]
+    for name in args.freeze:
+        names[name].requires_grad_(False)
 
 
 def build_average(args: TrainingArguments, model: nn.Module) -> AveragedModel | None:

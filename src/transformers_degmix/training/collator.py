@@ -31,8 +31,8 @@ class DeGMixDataCollator:
             `None` in it, is ignored by that task.
         augmentation: what to do at random, by default nothing.
         seed: of the augmentation, 0 or more.
-        tasks: `DeGMixConfig.tasks`, of which `num_labels` and `ignore_empty` are used; without, class ids up to 254
-            will do, and no image is ignored.
+        tasks: `DeGMixConfig.tasks`, of which `num_labels` and `ignore_empty` are used, or some of them, if labels of
+            no others are to be read; without, class ids up to 254 will do, and no image is ignored.
 
     Raises:
         ValueError: on a call, if an image or a label cannot be used; the message names the row and the task.
@@ -48,7 +48,8 @@ class DeGMixDataCollator:
         self.processor = processor
         self.augmentation = augmentation
         self.seed = seed
-        self.tasks = {name: (tasks or {}).get(name, {}) for name in processor.tasks}
+        self.kinds = {name: kind for name, kind in processor.tasks.items() if tasks is None or name in tasks}
+        self.tasks = tasks or dict.fromkeys(self.kinds, {})
         # Workers that live on from one epoch to the next have their own copy of all but shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -62,7 +63,7 @@ class DeGMixDataCollator:
             rows: `image` and a label per task, or, if that was done before, `pixel_values` and `labels` of one size.
 
         Returns:
-            `pixel_values` `(batch, 3, height, width)`, float32, and `labels`, for each task of the processor
+            `pixel_values` `(batch, 3, height, width)`, float32, and `labels`, for each task that is read
             `(batch, height, width)`, for normals `(batch, 3, height, width)`, of dtype `TaskKind.label_dtype`; 255 on
             pixels that are padding or unknown, and in samples without this label.
         """
@@ -82,7 +83,7 @@ class DeGMixDataCollator:
         except (TypeError, ValueError) as error:
             raise ValueError(f"`image` of {name}: {error}") from error
         labels = {}
-        for task, kind in self.processor.tasks.items():
+        for task, kind in self.kinds.items():
             try:
                 labels[task] = read_label(row.get(task), kind, pixels.shape[-2:], self.tasks[task].get("num_labels"))
             except (TypeError, ValueError) as error:
@@ -92,12 +93,12 @@ class DeGMixDataCollator:
     def _process(self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> BatchFeature:
         return self.processor(
             images=[pixels for pixels, _ in samples],
-            labels={task: [labels[task] for _, labels in samples] for task in self.processor.tasks},
+            labels={task: [labels[task] for _, labels in samples] for task in self.kinds},
             return_tensors="pt",
         )
 
     def _augment(self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> BatchFeature:
-        kinds, (height, width) = self.processor.tasks, self.augmentation.size
+        height, width = self.augmentation.size
         samples = [self._augment_sample(*sample) for sample in samples]
         batch = self.processor(
             images=[pixels for pixels, _ in samples],
@@ -109,7 +110,7 @@ class DeGMixDataCollator:
         # The processor would read, check and resize labels once more, which takes as long as all of the augmentation.
         batch["labels"] = {
             task: _pad_labels([labels[task] for _, labels in samples], TASK_KINDS[kind], (height, width))
-            for task, kind in kinds.items()
+            for task, kind in self.kinds.items()
         }
         return batch
 
@@ -120,7 +121,7 @@ class DeGMixDataCollator:
         size = pixels.shape[-2:]
         if self.processor.do_resize:
             size = resized_size(size, self.processor.size)
-        return self.augmentation(pixels, labels, self.processor.tasks, rng, size)
+        return self.augmentation(pixels, labels, self.kinds, rng, size)
 
 
 def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | None = None) -> np.ndarray:

@@ -27,7 +27,7 @@ from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..saving import hub_errors, push_model_directory, remove_unfinished, save_model_directory
 from .arguments import TrainingArguments
 from .balancing import TASK_BALANCING
-from .build import build_average, build_model, build_optimizer, build_scheduler, frozen_modules
+from .build import build_average, build_model, build_optimizer, build_scheduler, trained_tasks
 from .checkpoint import load_checkpoint, save_checkpoint, writing
 from .data import TrainBatches, build_eval_loader
 from .distributed import convert_sync_batch_norm
@@ -89,14 +89,13 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     with accelerator.main_process_first():  # it renders, downloads and converts
         plain_model, processor = build_model(args)
-        tasks = plain_model.config.tasks
+        tasks = trained_tasks(args, plain_model)
         train_batches = TrainBatches(args, processor, tasks, accelerator)
         eval_loader = build_eval_loader(args, processor, tasks, accelerator)
     if accelerator.num_processes > 1:
         convert_sync_batch_norm(plain_model, accelerator.device)
     if args.compile:
         plain_model.compile()
-    frozen = frozen_modules(args, plain_model)
     balancer = TASK_BALANCING[args.task_balancing](len(tasks)).to(accelerator.device)
     optimizer = build_optimizer(args, plain_model, balancer)
     scheduler = build_scheduler(args, optimizer)
@@ -132,8 +131,6 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     with catch_sigterm() as terminated:
         while progress.step < args.max_steps and not stops_early(args, progress):
             model.train()
-            for module in frozen:
-                module.eval()
             losses = accumulate_gradients(model, balancer, batches, args, accelerator)
             # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
             others = losses.new_tensor([terminated.is_set(), train_batches.epoch])

@@ -111,9 +111,10 @@ def draw_samples(model: nn.Module, processor, rows: list[dict[str, Any]]) -> Ima
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
         processor: its image processor.
-        rows: with `image` and labels, as [`DeGMixDataCollator`] takes them.
+        rows: with `image` and labels of some of the tasks, as [`DeGMixDataCollator`] takes them.
     """
-    tasks, collator = model.config.tasks, DeGMixDataCollator(processor, tasks=model.config.tasks)
+    tasks = model.config.tasks
+    collator = DeGMixDataCollator(processor, tasks={name: tasks[name] for name in tasks if name in rows[0]})
     overviews = []
     for row in rows:
         batch = collator([row])
