@@ -65,22 +65,30 @@ def main():
 
 
 def run(folder: Path, args: TrainingArguments, tasks: dict, fields: dict, all_tasks: dict, seed: int) -> dict:
-    """Trains and scores one model; from its `result.json` if it was done before."""
+    """Trains and scores one model from those of the common weights that it has."""
+    initial = folder / "initial"
+    if not initial.exists():
+        set_seed(seed)
+        whole = DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**args.model, **DEGMIX, "tasks": all_tasks}))
+        model = DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**args.model, **fields, "tasks": tasks}))
+        weights = whole.state_dict()
+        model.load_state_dict({name: weights[name] for name in model.state_dict()})
+        save_model_directory(initial, model, DeGMixImageProcessorPil(tasks=model.config.tasks))
+    return tune(folder, args, initial, seed)
+
+
+def tune(folder: Path, args: TrainingArguments, initial: Path, seed: int, **changes) -> dict:
+    """Trains and scores the model of a directory; from `result.json` in `folder` if it was done before."""
     result = folder / "result.json"
     if result.exists():
         return json.loads(result.read_text())
     print(f"\n{folder}")
-    set_seed(seed)
-    whole = DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**args.model, **DEGMIX, "tasks": all_tasks}))
-    model = DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**args.model, **fields, "tasks": tasks}))
-    weights = whole.state_dict()
-    model.load_state_dict({name: weights[name] for name in model.state_dict()})
-    save_model_directory(folder / "initial", model, DeGMixImageProcessorPil(tasks=model.config.tasks), overwrite=True)
-    changes = {"output_dir": str(folder), "pretrained": str(folder / "initial"), "model": {}, "seed": seed}
+    changes |= {"output_dir": str(folder), "pretrained": str(initial), "model": {}, "seed": seed, "resume": True}
     start = time.process_time()
-    scores = train(TrainingArguments(**{**vars(args), **changes, "resume": True}))
+    scores = train(TrainingArguments(**{**vars(args), **changes}))
+    model = DeGMixForMultiTaskDensePrediction.from_pretrained(folder / "last")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, *args.image_size))
+        model(torch.zeros(1, 3, *args.image_size))
     outcome = {
         "scores": scores,
         "cpu_seconds": time.process_time() - start,

@@ -1,0 +1,88 @@
+"""Adds surface normals to models that were trained on Rooms without them, against training with them from scratch.
+
+    python scripts/growth_study.py [--seeds 0 1 2] [--output_dir DIR] [--field value ...]
+
+What was finished before is not trained again. Fields are those of the recipe `rooms_study.yaml`.
+"""
+
+import argparse
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from accelerate import Accelerator
+from rooms_study import DEGMIX, RECIPE, run, tune
+from transformers.utils import logging
+
+from transformers_degmix.data.rooms import ROOMS_TASKS
+from transformers_degmix.saving import load_model_directory
+from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
+from transformers_degmix.training.build import complete_tasks
+from transformers_degmix.training.data import build_eval_loader
+
+
+NEW = "normals"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/growth"))
+    options, overrides = parser.parse_known_args()
+    logging.disable_progress_bar()  # of saving; there is one of training
+    args = parse_arguments([str(RECIPE), *overrides])
+    tasks = complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms")
+    old = {name: task for name, task in tasks.items() if name != NEW}
+
+    results = []
+    for seed in options.seeds:
+        folder = options.output_dir / f"seed_{seed}"
+        base = run(folder / "without", args, old, DEGMIX, tasks, seed)
+        new_tasks = {NEW: args.model["tasks"][NEW]}
+        added = tune(folder / "added", args, folder / "without" / "last", seed, new_tasks=new_tasks)
+        changed = count_changed_pixels(folder / "without" / "last", folder / "added" / "last", args)
+        together = run(folder / "together", args, tasks, DEGMIX, tasks, seed)
+        alone = run(folder / "alone", args, {NEW: tasks[NEW]}, DEGMIX, tasks, seed)
+        results.append({"added": added, "together": together, "alone": alone})
+        share = 1 - base["parameters"] / added["parameters"]
+        print(f"seed {seed}: {share:.2%} of the parameters are new; values of other tasks that changed: {changed}")
+    table = draw_table(results)
+    (options.output_dir / "study.md").write_text(table)
+    print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
+
+
+@torch.no_grad()
+def count_changed_pixels(before: Path, after: Path, args: TrainingArguments) -> int:
+    """How many logits of the tasks of a model are others after it was given a further one, evaluation split."""
+    (model, processor), (grown, _) = load_model_directory(before), load_model_directory(after)
+    loader = build_eval_loader(args, processor, model.config.tasks, Accelerator())
+    changed = 0
+    for batch in loader:
+        logits = grown(batch["pixel_values"]).logits
+        for task, maps in model(batch["pixel_values"]).logits.items():
+            changed += int((logits[task] != maps).sum())
+    return changed
+
+
+def draw_table(results: list[dict]) -> str:
+    """Markdown: means over the seeds, with the deviation if there are several."""
+
+    def show(values: list[float], digits: int) -> str:
+        spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{mean(values):.{digits}f}{spread}"
+
+    lines = [["model", "normals degrees down", "CPU seconds"]]
+    for name, description in (
+        ("added", "normals added, only the new parts trained"),
+        ("together", "all six tasks from scratch"),
+        ("alone", "normals alone from scratch"),
+    ):
+        runs = [result[name] for result in results]
+        angles, seconds = [run["scores"][NEW]["mean_angle"] for run in runs], [run["cpu_seconds"] for run in runs]
+        lines.append([description, show(angles, 1), show(seconds, 0)])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

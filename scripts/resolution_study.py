@@ -1,0 +1,110 @@
+"""Compares the positions that may enter the sampling offsets, at the training size and at other sizes, on Rooms.
+
+    python scripts/resolution_study.py [--seeds 0 1] [--factors 0.5 1 1.5 2] [--output_dir DIR] [--field value ...]
+
+For each `offset_position`, a model is trained at one scale, as the demo is, and one at random scales from 0.5 to 2, as
+the published recipe does. They are scored on the same rooms, rendered at several sizes and not resized. As in
+training, depth is taken for that of an image that was enlarged: at twice the size, half of it is expected.
+
+What was finished before is not trained again. Fields are those of the recipe `rooms_study.yaml`.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from accelerate import Accelerator
+from rooms_study import DEGMIX, RECIPE, run
+from transformers.utils import logging
+
+from transformers_degmix.configuration_degmix import OFFSET_POSITIONS
+from transformers_degmix.data.rooms import ROOMS_TASKS
+from transformers_degmix.evaluation import METRICS
+from transformers_degmix.evaluation.evaluator import multi_task_gain
+from transformers_degmix.saving import load_model_directory
+from transformers_degmix.tasks import TASK_KINDS
+from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
+from transformers_degmix.training.build import complete_tasks
+from transformers_degmix.training.data import build_eval_loader
+
+
+# range of random scales in training, by name
+TRAININGS = {"one scale": [1, 1], "scales 0.5 to 2": [0.5, 2]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1, 1.5, 2])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/resolution"))
+    options, overrides = parser.parse_known_args()
+    logging.disable_progress_bar()  # of saving; there is one of training
+    args = parse_arguments([str(RECIPE), *overrides])
+    tasks = complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms")
+
+    results = {}
+    for seed in options.seeds:
+        for training, scale in TRAININGS.items():
+            changed = replace(args, augmentation={**args.augmentation, "scale": scale})
+            for position in OFFSET_POSITIONS:
+                folder = options.output_dir / f"seed_{seed}" / training.replace(" ", "_") / position
+                run(folder, changed, tasks, {**DEGMIX, "offset_position": position}, tasks, seed)
+                for factor in options.factors:
+                    results[training, position, factor, seed] = score(folder, args, factor)
+    table = draw_tables(results, options.seeds, options.factors, tasks)
+    (options.output_dir / "study.md").write_text(table)
+    print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
+
+
+@torch.no_grad()
+def score(folder: Path, args: TrainingArguments, factor: float) -> dict[str, dict[str, float]]:
+    """Scores on the evaluation rooms, rendered at `factor` times the training size."""
+    result = folder / f"scores_{factor:g}.json"
+    if result.exists():
+        return json.loads(result.read_text())
+    model, processor = load_model_directory(folder / "last")
+    processor.do_resize = False
+    tasks, size = model.config.tasks, [round(factor * length) for length in args.image_size]
+    metrics = {name: METRICS[task["kind"]](task) for name, task in tasks.items()}
+    for batch in build_eval_loader(replace(args, image_size=size), processor, tasks, Accelerator()):
+        logits = model(batch["pixel_values"]).logits
+        for name, metric in metrics.items():
+            kind = TASK_KINDS[tasks[name]["kind"]]
+            metric.update(kind.rescale(kind.activation(logits[name]), 1 / factor), batch["labels"][name])
+    scores = {name: metric.compute() for name, metric in metrics.items()}
+    result.write_text(json.dumps(scores))
+    return scores
+
+
+def draw_tables(results: dict, seeds: list[int], factors: list[float], tasks: dict) -> str:
+    """Markdown: for each training the gain over `absolute` at the training size, then every score; means of seeds."""
+    mains = {name: METRICS[task["kind"]].main for name, task in tasks.items()}
+    blocks = []
+    for training in TRAININGS:
+        base = {
+            name: mean(results[training, "absolute", 1, seed][name][main] for seed in seeds)
+            for name, main in mains.items()
+        }
+        gains = [["gain %", *(f"{factor:g}x" for factor in factors)]]
+        scores = [["score", "size", *(f"{name} {main}" for name, main in mains.items())]]
+        for position in OFFSET_POSITIONS:
+            row = [position]
+            for factor in factors:
+                runs = [results[training, position, factor, seed] for seed in seeds]
+                values = [multi_task_gain(run, base, tasks) for run in runs]
+                row.append(f"{mean(values):+.1f}" + (f" ± {stdev(values):.1f}" if len(seeds) > 1 else ""))
+                means = [f"{mean(run[name][main] for run in runs):.3f}" for name, main in mains.items()]
+                scores.append([position, f"{factor:g}x", *means])
+            gains.append(row)
+        for lines in (gains, scores):
+            lines.insert(1, ["---"] * len(lines[0]))
+            blocks.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        blocks.insert(-2, f"Trained at {training}:")
+    return "\n\n".join(blocks) + "\n"
+
+
+if __name__ == "__main__":
+    main()
