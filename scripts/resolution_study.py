@@ -3,8 +3,8 @@
     python scripts/resolution_study.py [--seeds 0 1] [--factors 0.5 1 1.5 2] [--output_dir DIR] [--field value ...]
 
 For each `offset_position`, a model is trained at one scale, as the demo is, and one at random scales from 0.5 to 2, as
-the published recipe does. They are scored on the same rooms, rendered at several sizes and not resized. As in
-training, depth is taken for that of an image that was enlarged: at twice the size, half of it is expected.
+the published recipe does. They are scored on the same rooms, rendered at several sizes and not resized. Random scales
+teach a model that an image of twice the size is seen from half as far: its depth is scaled back.
 
 What was finished before is not trained again. Fields are those of the recipe `rooms_study.yaml`.
 """
@@ -53,15 +53,16 @@ def main():
                 folder = options.output_dir / f"seed_{seed}" / training.replace(" ", "_") / position
                 run(folder, changed, tasks, {**DEGMIX, "offset_position": position}, tasks, seed)
                 for factor in options.factors:
-                    results[training, position, factor, seed] = score(folder, args, factor)
+                    nearness = 1 if scale == [1, 1] else factor
+                    results[training, position, factor, seed] = score(folder, args, factor, nearness)
     table = draw_tables(results, options.seeds, options.factors, tasks)
     (options.output_dir / "study.md").write_text(table)
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
 
 
 @torch.no_grad()
-def score(folder: Path, args: TrainingArguments, factor: float) -> dict[str, dict[str, float]]:
-    """Scores on the evaluation rooms, rendered at `factor` times the training size."""
+def score(folder: Path, args: TrainingArguments, factor: float, nearness: float) -> dict[str, dict[str, float]]:
+    """Scores on the evaluation rooms at `factor` times the training size, taken to be seen from `nearness` as near."""
     result = folder / f"scores_{factor:g}.json"
     if result.exists():
         return json.loads(result.read_text())
@@ -73,7 +74,7 @@ def score(folder: Path, args: TrainingArguments, factor: float) -> dict[str, dic
         logits = model(batch["pixel_values"]).logits
         for name, metric in metrics.items():
             kind = TASK_KINDS[tasks[name]["kind"]]
-            metric.update(kind.rescale(kind.activation(logits[name]), 1 / factor), batch["labels"][name])
+            metric.update(kind.rescale(kind.activation(logits[name]), 1 / nearness), batch["labels"][name])
     scores = {name: metric.compute() for name, metric in metrics.items()}
     result.write_text(json.dumps(scores))
     return scores
