@@ -13,7 +13,6 @@ import multiprocessing
 import shlex
 import sys
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -22,6 +21,7 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from transformers_degmix.evaluation import BENCHMARK_METRICS
+from transformers_degmix.evaluation.arguments import add_data_arguments, check_data_arguments, read_run
 from transformers_degmix.evaluation.evaluator import Protocol, evaluate_whole_images, multi_task_gain
 from transformers_degmix.evaluation.report import (
     build_report,
@@ -33,19 +33,14 @@ from transformers_degmix.evaluation.report import (
 )
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments
-from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.data import load_split
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
-    parser.add_argument("--dataset", required=True, help="folder or name on the Hugging Face Hub, or `rooms`")
-    parser.add_argument("--split", required=True, help="name of the data set's split")
+    add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
-    parser.add_argument("--config", type=Path, help="YAML file of a training run, for its `columns`")
-    parser.add_argument("--num-images", type=int, help="the first so many (default: all); rooms need it")
-    parser.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the rooms to render")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over resized images")
@@ -61,27 +56,12 @@ def parse_args() -> argparse.Namespace:
         "--single-task-reports", type=Path, nargs="+", default=[], help="reports of models for one task, for the gain"
     )
     args = parser.parse_args()
-    if args.dataset == "rooms" and (args.num_images is None or args.image_size is None):
-        parser.error("rooms are rendered: give --num-images and --image-size")
-    if args.dataset != "rooms" and args.image_size is not None:
-        parser.error("--image-size is for rooms")
-    if args.num_images is not None and args.num_images < 1:
-        parser.error(f"--num-images must be 1 or more, got {args.num_images}")
+    check_data_arguments(parser, args)
     if args.window is None and args.window_overlap != DEFAULT_OVERLAP:
         parser.error("--window-overlap is for --window")
     if args.num_workers < 0:
         parser.error(f"--num-workers must be 0 or more, got {args.num_workers}")
     return args
-
-
-def read_run(args: argparse.Namespace) -> TrainingArguments:
-    """The training run on whose evaluation data the model is evaluated."""
-    if args.config:
-        run = parse_arguments([str(args.config), "--dataset", args.dataset, "--streaming", "false"])
-    else:
-        run = TrainingArguments(output_dir=str(args.output), dataset=args.dataset)
-    size = args.image_size or run.image_size
-    return replace(run, eval_split=args.split, num_eval_images=args.num_images, image_size=size)
 
 
 def start_executor(num_workers: int) -> Executor:
