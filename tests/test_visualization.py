@@ -8,11 +8,13 @@ from torch.nn import functional as F
 from transformers_degmix.tasks import IGNORE_INDEX, TASK_KINDS, label_palette
 from transformers_degmix.visualization import (
     HATCHING,
+    PADDING,
     PAPER,
     class_legend,
     crop_attentions,
     draw_overview,
     draw_prediction,
+    draw_sampling,
     fit_legend,
     mean_shares,
     shown_range,
@@ -306,3 +308,27 @@ def test_map_without_any_class():
     nothing = torch.full(SIZE, IGNORE_INDEX)
     overview = overview_of({"semseg": nothing}, {"semseg": TASKS["semseg"]})
     assert set(HATCHING) <= colors_of(overview)
+
+
+def test_sampling_points_are_on_the_photo_each_half_of_the_channels_in_its_row():
+    # A black photo of 40 x 30 in the middle of 60 x 60, in panels of 60 x 60
+    names, area = ["depth", "edge"], (-10.0, -15.0, 50.0, 45.0)
+    points = torch.full((2, 1, 4, 2), 1000.0)
+    points[0, 0, 0], points[1, 0, 3] = torch.tensor([5.5, 5.5]), torch.tensor([-4.5, 25.5])
+    outside = points[..., 0] > 100
+    photo, chosen = Image.new("RGB", (40, 30)), torch.tensor([[30.5, 15.5]])
+    picture = pixels(draw_sampling(photo, area, chosen, points, outside, names, "layer 1", 60))
+    left = [GAP + column * (60 + GAP) for column in (1, 2)]
+    tops = [row for row in range(1, len(picture)) if (picture[row, left[0]] == PADDING).all()]
+    first, second = tops[0], tops[60]
+    assert second - first > 60 and len(tops) == 120
+
+    def yellow(column: int, top: int, x: float, y: float) -> bool:
+        """Whether there is a dot at a position of the photo."""
+        red, green, blue = map(int, picture[int(top + y + 15), int(left[column] + x + 10)])
+        return min(red, green) > blue + 80
+
+    assert yellow(0, first, 5.5, 5.5) and not yellow(1, first, 5.5, 5.5) and not yellow(0, second, 5.5, 5.5)
+    assert yellow(1, second, -4.5, 25.5) and not yellow(1, first, -4.5, 25.5)
+    # rings
+    assert all(yellow(column, top, 30.5, 15.5 - 8) for column in (0, 1) for top in (first, second))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -410,11 +410,86 @@ def _grid(rows: list[list[Image.Image | None]], width: int) -> Image.Image:
     return canvas
 
 
+# Sampling points
+
+# Bright and far apart, on a photo that is paler and darker than it was.
+POINT_COLORS = ((255, 225, 25), (0, 200, 255), (255, 90, 60), (60, 230, 110), (255, 120, 230), (170, 150, 255))
+POINT_OPACITY = 170  # of 255
+PADDING = (70, 70, 76)
+SUPERSAMPLING = 3
+SAMPLING_EXPLANATION = (
+    "For each pixel, every channel of a task is sampled at a point of its own. Rings: pixels; dots of their colour: "
+    "where the channels are sampled for them. One half of the channels has offsets made from rows, the other from "
+    "columns. Points outside, which are not seen here, read zeros."
+)
+
+
+def draw_sampling(
+    image: Image.Image,
+    area: tuple[float, float, float, float],
+    pixels: Tensor,
+    points: Tensor,
+    outside: Tensor,
+    names: list[str],
+    note: str,
+    panel_width: int = 400,
+) -> Image.Image:
+    """The sampling points of a mixer layer on the photo: a column per task, a row per half of the channels.
+
+    Args:
+        image: the photo, upright.
+        area, pixels: of [`~interpretation.SamplingPoints`].
+        points, outside: those of one layer, `(tasks, pixels, channels, 2)` and `(tasks, pixels, channels)`.
+        names: of the tasks.
+        note: which layer it is.
+        panel_width: width of each panel, which shows `area`, in pixels; high panels are narrower.
+    """
+    left, top, right, bottom = area
+    size = _panel_size((round(bottom - top), round(right - left)), panel_width)
+    scale = SUPERSAMPLING * size[1] / (right - left)
+    photo = image.convert("RGB").resize([max(1, round(scale * length)) for length in image.size])
+    photo = ImageEnhance.Brightness(ImageEnhance.Color(photo).enhance(0.3)).enhance(0.6)
+    canvas = Image.new("RGB", (SUPERSAMPLING * size[1], SUPERSAMPLING * size[0]), PADDING)
+    canvas.paste(photo, (round(-left * scale), round(-top * scale)))
+    colors = [POINT_COLORS[index % len(POINT_COLORS)] for index in range(len(pixels))]
+    corner = torch.tensor([left, top])
+
+    def panel(task_points: Tensor) -> Image.Image:
+        picture = canvas.copy()
+        draw = ImageDraw.Draw(picture, "RGBA")
+        for color, dots in zip(colors, ((task_points - corner) * scale).tolist()):
+            for dot in dots:
+                draw.ellipse(_square(dot, 4), (0, 0, 0, POINT_OPACITY // 2))
+                draw.ellipse(_square(dot, 3), (*color, POINT_OPACITY))
+        for color, centre in zip(colors, ((pixels - corner) * scale).tolist()):
+            draw.ellipse(_square(centre, 10), None, (0, 0, 0), 5 * SUPERSAMPLING)
+            draw.ellipse(_square(centre, 9), None, color, 3 * SUPERSAMPLING)
+        return picture.reduce(SUPERSAMPLING)
+
+    rows = []
+    for source, half_points, half_outside in zip(("rows", "columns"), points.chunk(2, dim=2), outside.chunk(2, dim=2)):
+        row = []
+        for name, task_points, task_outside in zip(names, half_points, half_outside):
+            count = _text(f"{int(task_outside.sum())} of {task_outside.numel()} points outside", color=FAINT)
+            row.append(_column([_title(name, f"from {source}"), panel(task_points), count], LINE_GAP))
+        rows.append([None, *row])
+    legend = [_entry(_swatch(color), f"{x:.0f}, {y:.0f}") for color, (x, y) in zip(colors, pixels.tolist())]
+    texts = [_title("sampling points", note), _paragraph(SAMPLING_EXPLANATION, panel_width)]
+    rows[0][0] = _column([*texts, *legend], LINE_GAP)
+    return ImageOps.expand(_grid(rows, panel_width), GAP, PAPER)
+
+
+def _square(centre: list[float], radius: int) -> list[float]:
+    """Left, top, right and bottom around a circle; the centre is in pixels before, the radius after the reduction."""
+    return [length + sign * radius * SUPERSAMPLING for sign in (-1, 1) for length in centre]
+
+
 __all__ = [
     "class_legend",
     "crop_attentions",
     "draw_overview",
     "draw_prediction",
+    "draw_sampling",
     "fit_legend",
     "mean_shares",
     "shown_range",

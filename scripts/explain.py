@@ -1,0 +1,139 @@
+"""Shows what happens inside of a model: which task attends to which, and where the deformable mixers sample.
+
+    python scripts/explain.py --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \\
+        --split test --output outputs/inside
+    python scripts/explain.py --model outputs/demo/best --image photo.jpg --points 120,80 400,300 --output outputs/dots
+
+Over a data set, whose labels are not needed: the tasks' attention to each other (affinity.json, affinity.png), which
+is no measure of importance, and how far sampling points lie from their pixels (sampling.json). On a photo: the
+sampling points of some of its pixels, a picture per mixer layer (sampling.layer1.png). Both at once are possible.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+from transformers.utils import logging
+
+from transformers_degmix import DeGMixForMultiTaskDensePrediction
+from transformers_degmix.evaluation.arguments import add_data_arguments, check_data_arguments, read_run
+from transformers_degmix.image_processing_pil_degmix import load_image, to_pixels
+from transformers_degmix.interpretation import (
+    describe_affinity,
+    describe_sampling,
+    draw_affinity,
+    find_sampling_points,
+    inspect_images,
+)
+from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
+from transformers_degmix.training.data import load_split
+from transformers_degmix.visualization import draw_sampling
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    parser.add_argument("--output", required=True, type=Path, help="directory to create for the results")
+    add_data_arguments(parser, required=False)
+    parser.add_argument("--image", type=Path, help="photo on which to show sampling points")
+    parser.add_argument(
+        "--points",
+        type=parse_point,
+        nargs="+",
+        metavar="X,Y",
+        help="pixels of the upright photo, counted from 0 at the top left (default: six, spread evenly)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    args = parser.parse_args()
+    if args.dataset is None and args.image is None:
+        parser.error("give --dataset, --image, or both")
+    if (args.dataset is None) != (args.split is None):
+        parser.error("--dataset and --split need each other")
+    if args.dataset is None and (args.config or args.num_images):
+        parser.error("--config and --num-images are for --dataset")
+    if args.points and args.image is None:
+        parser.error("--points are for --image")
+    check_data_arguments(parser, args)
+    return args
+
+
+def parse_point(text: str) -> tuple[int, int]:
+    try:
+        x, y = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be two whole numbers as in 120,80, got {text!r}") from None
+    return x, y
+
+
+def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePrediction, processor, directory: Path):
+    """Writes what all images of the data set have to say; prints how far sampling points lie."""
+    run = read_run(args)
+    columns = {name: column for name, column in run.columns.items() if name == "image"}
+    data = load_split(replace(run, columns=columns), "eval", {})
+    inspection, tasks = inspect_images(model, processor, data), list(model.config.tasks)
+    affinity = describe_affinity(inspection.shares, tasks)
+    source = {
+        "model": args.model,
+        "dataset": args.dataset,
+        "split": args.split,
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    (directory / "affinity.json").write_text(json.dumps({**source, **affinity}, indent=2) + "\n")
+    draw_affinity(affinity).savefig(directory / "affinity.png", dpi=120)
+    if not model.config.num_mixer_layers:
+        return
+    layers = describe_sampling(inspection, tasks)
+    (directory / "sampling.json").write_text(json.dumps({**source, "layers": layers}, indent=2) + "\n")
+    print("| layer | task | median distance | 90th percentile | outside |\n| --- | --- | --- | --- | --- |")
+    for number, layer in enumerate(layers, 1):
+        for task, (median, percentile, outside) in ((task, row.values()) for task, row in layer.items()):
+            print(f"| {number} | {task} | {median:.1f} | {percentile:.1f} | {outside:.1%} |")
+
+
+def explain_photo(args: argparse.Namespace, model: DeGMixForMultiTaskDensePrediction, processor, directory: Path):
+    """Writes a picture per mixer layer; prints how many points are outside."""
+    image = load_image(args.image)
+    try:
+        pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
+        photo = Image.fromarray(pixels)
+        chosen = args.points or [
+            (int(photo.width * x), int(photo.height * y)) for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)
+        ]
+        found = find_sampling_points(model, processor, image, chosen)
+    except ValueError as error:
+        raise ValueError(f"{args.image}: {error}") from error
+    for number, (points, outside) in enumerate(zip(found.points, found.outside), 1):
+        tasks = list(model.config.tasks)
+        picture = draw_sampling(photo, found.area, found.pixels, points, outside, tasks, f"mixer layer {number}")
+        picture.save(directory / f"sampling.layer{number}.png")
+        shares = zip(tasks, outside.float().mean(dim=(1, 2)).tolist())
+        print(f"{args.image}, layer {number}, outside: " + ", ".join(f"{task} {share:.1%}" for task, share in shares))
+
+
+def main():
+    args = parse_args()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        check_writable(args.output)
+        model, processor = load_model_directory(args.model, args.device)
+        if not isinstance(model, DeGMixForMultiTaskDensePrediction):
+            raise ValueError(f"{args.model} is an ONNX file, which gives nothing but logits")
+        with whole_directory(args.output) as directory:
+            if args.image:
+                explain_photo(args, model, processor, directory)
+            if args.dataset:
+                explain_data(args, model, processor, directory)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"results: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
