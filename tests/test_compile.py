@@ -42,7 +42,8 @@ def floats_are_constants():
     ids=["token", "task", "image"],
 )
 def test_one_graph_for_all_sizes(stages, fields):
-    tasks = {name: ALL_KINDS[name] for name in ("semseg", "depth")}
+    # depth as if it had been added later
+    tasks = {"semseg": {**ALL_KINDS["semseg"], "attends_to": ["semseg"]}, "depth": ALL_KINDS["depth"]}
     model, compiled, counter = compile_small_model("eager", stages, tasks=tasks, **fields)
     batches = [((2, 64, 96), 1), ((3, 70, 98), 1), ((15, 33, 35), 1)]
     if fields["interaction_scope"] == "token":
