@@ -71,6 +71,23 @@ class DeGMixDensePredictionOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
+class DeGMixLinear(nn.Linear):
+    """A layer that, called without inputs, gives its weight and bias to the module around it.
+
+    Accelerate loads weights that it keeps on another device or on disk when their own layer is called, and only then.
+    """
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return super().forward(*inputs) if inputs else (self.weight, self.bias)
+
+
+class DeGMixConv2d(nn.Conv2d):
+    """The same as [`DeGMixLinear`] for convolutions."""
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return super().forward(*inputs) if inputs else (self.weight, self.bias)
+
+
 class DeGMixFeatureFusion(nn.Module):
     """Concatenation of all backbone maps at the first one's size, Linear and LayerNorm per pixel.
 
@@ -81,14 +98,15 @@ class DeGMixFeatureFusion(nn.Module):
     def __init__(self, config: DeGMixConfig, channels: list[int]):
         super().__init__()
         self.channels = channels
-        self.projection = nn.Linear(sum(channels), config.hidden_size)
+        self.projection = DeGMixLinear(sum(channels), config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, feature_maps: tuple[Tensor, ...]) -> Tensor:
         """Maps `(B, c_i, h_i, w_i)` -> `(B, C, h, w)`."""
         size = feature_maps[0].shape[-2:]
-        weights = self.projection.weight[:, :, None, None].split(self.channels, dim=1)
-        fused = F.conv2d(feature_maps[0], weights[0], self.projection.bias)
+        weight, bias = self.projection()
+        weights = weight[:, :, None, None].split(self.channels, dim=1)
+        fused = F.conv2d(feature_maps[0], weights[0], bias)
         for feature_map, weight in zip(feature_maps[1:], weights[1:]):
             fused += F.interpolate(F.conv2d(feature_map, weight), size=size, mode="bilinear", align_corners=False)
         return self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
@@ -120,8 +138,8 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
         super().__init__()
         channels, points = config.hidden_size, self.KERNEL_SIZE**2
         self.offset_position = config.offset_position
-        self.point_offsets = nn.Conv2d(channels, 2 * points, self.KERNEL_SIZE, padding=1)
-        self.channel_offsets = nn.Conv2d(2 * points, 2 * channels, self.KERNEL_SIZE, padding=1, groups=2)
+        self.point_offsets = DeGMixConv2d(channels, 2 * points, self.KERNEL_SIZE, padding=1)
+        self.channel_offsets = DeGMixConv2d(2 * points, 2 * channels, self.KERNEL_SIZE, padding=1, groups=2)
         self.projection = DeGMixPointwiseConv(channels)
 
     def sampling_grid(self, hidden_states: Tensor) -> Tensor:
@@ -145,14 +163,14 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
             # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...)
             row_steps = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + row_position
             column_steps = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + column_position
-            weight, bias = self.point_offsets.weight.to(dtype), self.point_offsets.bias.to(dtype)
+            weight, bias = (x.to(dtype) for x in self.point_offsets())
             points = F.conv2d(hidden_states.to(dtype), weight, bias, padding=1) + torch.cat((row_steps, column_steps))
 
             # The grid has fractions (x, y) of the map, not offsets (y, x) in pixels. Rather than 2C maps, the weights
             # are changed, and the pixel's own position is two more points that the middle of the kernel passes on.
             scale = 2 / torch.tensor([width, height], device=device, dtype=dtype)
-            weight = self.channel_offsets.weight.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale.view(2, 1, 1, 1)
-            bias = self.channel_offsets.bias.to(dtype).unflatten(0, (-1, 2)).flip(1) * scale
+            weight, bias = (x.to(dtype).unflatten(0, (-1, 2)).flip(1) for x in self.channel_offsets())
+            weight, bias = weight * scale.view(2, 1, 1, 1), bias * scale
             middle = F.pad(torch.eye(2, device=device, dtype=dtype).view(2, 2, 1, 1), (1, 1, 1, 1))
             weight = torch.cat((weight, middle.expand(weight.shape[0], -1, -1, -1, -1)), dim=2).flatten(0, 1)
             position = position.expand(points.shape[0], -1, -1, -1)
@@ -227,9 +245,9 @@ class DeGMixAttention(nn.Module):
     def __init__(self, config: DeGMixConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.hidden_size)
+        self.in_proj = DeGMixLinear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = DeGMixLinear(config.hidden_size, config.hidden_size)
+        self.linear = DeGMixLinear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def merged_query(self) -> tuple[Tensor, Tensor]:
@@ -238,8 +256,7 @@ class DeGMixAttention(nn.Module):
         A score is (Wq x + bq)^T (Wk z + bk) per head; bk adds the same to every score of a query and drops out of the
         softmax, so x can be mapped into the space of z once, instead of every z into the space of the keys.
         """
-        query, key, _ = self.in_proj.weight.unflatten(0, (3, self.num_heads, -1))
-        query_bias, _, _ = self.in_proj.bias.unflatten(0, (3, self.num_heads, -1))
+        (query, key, _), (query_bias, _, _) = (x.unflatten(0, (3, self.num_heads, -1)) for x in self.in_proj())
         scaled_key = key.transpose(1, 2) * key.shape[1] ** -0.5
         return (scaled_key @ query).flatten(0, 1), (scaled_key @ query_bias.unsqueeze(2)).flatten()
 
@@ -248,11 +265,12 @@ class DeGMixAttention(nn.Module):
 
         All three are linear and attention weights sum to 1, so the tokens themselves can be averaged first.
         """
-        value = self.in_proj.weight.chunk(3)[2].unflatten(0, (self.num_heads, -1))
-        value_bias = self.in_proj.bias.chunk(3)[2]
-        output = self.linear.weight @ self.out_proj.weight
+        value, value_bias = (x.chunk(3)[2] for x in self.in_proj())
+        value = value.unflatten(0, (self.num_heads, -1))
+        (out_weight, out_bias), (linear_weight, linear_bias) = self.out_proj(), self.linear()
+        output = linear_weight @ out_weight
         weight = torch.einsum("chd,hde->che", output.unflatten(1, (self.num_heads, -1)), value)
-        bias = output @ value_bias + F.linear(self.out_proj.bias, self.linear.weight, self.linear.bias)
+        bias = output @ value_bias + F.linear(out_bias, linear_weight, linear_bias)
         return weight.flatten(1), bias
 
     @staticmethod
@@ -301,9 +319,9 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         # Squares at the right and lower border may be cut off: average what is inside.
         pooled = [F.avg_pool2d(x, self.reduction, ceil_mode=True).flatten(2) for x in maps]
         context = torch.cat(pooled, dim=2).transpose(1, 2)
-        _, *weights = self.attention.in_proj.weight.chunk(3)
-        _, *biases = self.attention.in_proj.bias.chunk(3)
-        key, value = (self.split_heads(F.linear(context, *projection)) for projection in zip(weights, biases))
+        _, *projections = zip(*(x.chunk(3) for x in self.attention.in_proj()))
+        context = context.to(projections[0][0].device)  # where Accelerate puts this block
+        key, value = (self.split_heads(F.linear(context, *projection)) for projection in projections)
         return key, value
 
     def split_heads(self, tokens: Tensor) -> Tensor:
@@ -323,7 +341,7 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         """
         attention = self.attention
         if self.scope == "image":
-            query = F.linear(tokens, attention.in_proj.weight.chunk(3)[0], attention.in_proj.bias.chunk(3)[0])
+            query = F.linear(tokens, *(x.chunk(3)[0] for x in attention.in_proj()))
             query = self.split_heads(query.transpose(0, 1).flatten(1, 2))
             answers = F.scaled_dot_product_attention(query, *prepared).transpose(1, 2).flatten(2)
             answers = answers.unflatten(1, (tokens.shape[0], -1)).transpose(0, 1)
@@ -410,7 +428,14 @@ class DeGMixPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["DeGMixMixerLayer", "DeGMixTaskInteraction", "DeGMixTaskQuery", "DeGMixGating", "DeGMixHead"]
+    _no_split_modules = [
+        "DeGMixFeatureFusion",
+        "DeGMixMixerLayer",
+        "DeGMixTaskInteraction",
+        "DeGMixTaskQuery",
+        "DeGMixGating",
+        "DeGMixHead",
+    ]
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # For classes outside Transformers the base class passes over modules without parameters of their own, in case
@@ -511,7 +536,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
         feature_maps = self.backbone(pixel_values).feature_maps
         fused = self.fusion(feature_maps)
-        features = {task: self.mixers[task](fused) for task in self.config.tasks}
+        features = {task: self.mixers[task](fused).to(fused.device) for task in self.config.tasks}
         hidden_states, attentions = None, None
         if output_hidden_states:
             features, stacked = _stack_tasks(features)
@@ -538,9 +563,10 @@ class DeGMixModel(DeGMixPreTrainedModel):
         them depends on other groups, not even the portions, so that it is the same to the last bit without these.
         """
         groups, num_tasks = self.config.attention_groups(), len(features)
-        batch_size, _, height, width = next(iter(features.values())).shape
+        first = next(iter(features.values()))
+        batch_size, _, height, width = first.shape
         portions: Iterable[Sequence[Tensor]] = [[maps.flatten(2) for maps in features.values()]]
-        if self.device.type == "cpu" and not torch.compiler.is_compiling():
+        if first.device.type == "cpu" and not torch.compiler.is_compiling():
             num_pixels = max(1, self.CPU_PORTION // batch_size)
             portions = zip(*(maps.flatten(2).split(num_pixels, dim=2) for maps in features.values()))
         prepared = [
@@ -701,10 +727,10 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
         ```
         """
         outputs = self.model(pixel_values, output_hidden_states, output_attentions)
-        size = pixel_values.shape[-2:]
+        size, device = pixel_values.shape[-2:], pixel_values.device
+        logits = {task: head(outputs.task_features[task]).to(device) for task, head in self.heads.items()}
         logits = {
-            task: F.interpolate(head(outputs.task_features[task]), size=size, mode="bilinear", align_corners=False)
-            for task, head in self.heads.items()
+            task: F.interpolate(x, size=size, mode="bilinear", align_corners=False) for task, x in logits.items()
         }
         loss, losses = (
             (None, None) if labels is None else multi_task_loss(logits, labels, self.config.tasks, pixel_counts)
