@@ -135,6 +135,8 @@ class DeGMixConfig(PreTrainedConfig):
             # This package has registered its pipeline; for this field, Transformers would want to trust remote code.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        # Set afterwards, it chooses the eager attention, with which alone such a configuration can be saved.
+        self.output_attentions = self.output_attentions
         self._check_sizes()
 
     def to_dict(self) -> dict[str, Any]:

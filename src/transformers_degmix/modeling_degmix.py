@@ -16,6 +16,7 @@ from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -294,11 +295,18 @@ class DeGMixAttention(nn.Module):
         return (weights.to(tokens.dtype) @ tokens).flatten(-2), weights
 
 
+def _eager_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
+    """Attention in plain products, `(B, heads, S, C / heads)` -> `(B, S, heads, C / heads)` and its weights."""
+    weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+    return (weights @ value).transpose(1, 2), weights
+
+
 class DeGMixTaskInteraction(GradientCheckpointingLayer):
     """Task interaction block: LayerNorm(Linear(attention)) over the tokens of all tasks, within a scope."""
 
     def __init__(self, config: DeGMixConfig):
         super().__init__()
+        self.config = config
         self.scope = config.interaction_scope
         self.reduction = config.interaction_reduction
         self.attention = DeGMixAttention(config)
@@ -343,7 +351,8 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         if self.scope == "image":
             query = F.linear(tokens, *(x.chunk(3)[0] for x in attention.in_proj()))
             query = self.split_heads(query.transpose(0, 1).flatten(1, 2))
-            answers = F.scaled_dot_product_attention(query, *prepared).transpose(1, 2).flatten(2)
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
+            answers = attend(self, query, *prepared, attention_mask=None, is_causal=False)[0].flatten(2)
             answers = answers.unflatten(1, (tokens.shape[0], -1)).transpose(0, 1)
             return attention.norm(attention.linear(attention.out_proj(answers)))
         *query_projection, weight, bias = prepared
@@ -428,6 +437,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _supports_sdpa = True  # of the backbone, and in scope "image"; other attentions are too short to gain by it
     _no_split_modules = [
         "DeGMixFeatureFusion",
         "DeGMixMixerLayer",
