@@ -139,6 +139,12 @@ class DeGMixConfig(PreTrainedConfig):
         self.output_attentions = self.output_attentions
         self._check_sizes()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "DeGMixConfig":
+        """As in the base class, but fields among `kwargs` are completed and checked, as the dictionary's are."""
+        names = kwargs.keys() & DeGMixConfig.__annotations__.keys() - {"backbone_config"}  # the base class merges that
+        return super().from_dict({**config_dict, **{name: kwargs.pop(name) for name in names}}, **kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """As in the base class, with the pipeline, and the tasks as a list: JSON sorts keys, tasks have an order."""
         output = {**super().to_dict(), "custom_pipelines": CUSTOM_PIPELINES}
