@@ -736,7 +736,7 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
         >>> {task: tuple(logits.shape) for task, logits in outputs.logits.items()}
         ```
         """
-        outputs = self.model(pixel_values, output_hidden_states, output_attentions)
+        outputs = self.model(pixel_values, output_hidden_states, output_attentions, return_dict=True)
         size, device = pixel_values.shape[-2:], pixel_values.device
         logits = {task: head(outputs.task_features[task]).to(device) for task, head in self.heads.items()}
         logits = {
