@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= -c constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest lint dist clean
+.PHONY: demo test test-oldest test-versions lint dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/rooms_demo.py $(DEMO_OPTIONS)
@@ -15,6 +15,8 @@ test: $(VENV)/.installed
 # the oldest Transformers that is supported
 test-oldest:
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS="-c constraints.txt transformers==5.17.0"
+
+test-versions: test test-oldest
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -42,21 +42,6 @@ def test_file_keeps_everything_and_the_order_of_tasks(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["tasks"][0]["name"] == "normals"
 
 
-def test_files_from_before_a_field_was_added_have_its_default(tmp_path):
-    DeGMixConfig(tasks=ALL_KINDS).save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    content = json.loads(file.read_text())
-    del content["offset_position"]
-    for task in content["tasks"]:
-        task.pop("ignore_empty", None)
-        task.pop("attends_to")
-    file.write_text(json.dumps(content))
-    config = DeGMixConfig.from_pretrained(tmp_path)
-    assert config.offset_position == "absolute"
-    assert config.tasks["human_parts"]["ignore_empty"] is False
-    assert config.tasks["depth"]["attends_to"] is None
-
-
 def test_tasks_attend_to_all_or_to_some(tmp_path):
     tasks = {name: dict(ALL_KINDS[name]) for name in ("semseg", "depth", "normals", "edge")}
     tasks["depth"]["attends_to"] = ["depth", "semseg"]
