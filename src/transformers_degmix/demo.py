@@ -23,6 +23,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
+from .geometry import FIELD_OF_VIEW, first_of_kind, viewing_rays
 from .image_processing_pil_degmix import resized_size, to_pixels
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .tasks import TASK_KINDS
@@ -48,8 +49,6 @@ MAX_WAITING = 16
 LONGEST_SIDE = 640
 SHORTEST_SIDE = 32
 
-# Across the longer side, in degrees. What a photo was taken with is unknown; phones and depth cameras have 57 to 70.
-FIELD_OF_VIEW = 60
 # Vertices of the surface along its longer side
 SURFACE_SIDE = 200
 # Neighbours of which one is this much further away lie on different objects.
@@ -176,8 +175,7 @@ def depth_surface(depth: Tensor, picture: Image.Image) -> trimesh.Trimesh | None
     step = -(-max(height, width) // SURFACE_SIDE)
     rows, columns = np.meshgrid(np.arange(0, height, step), np.arange(0, width, step), indexing="ij")
     z = depth.numpy()[rows, columns]
-    focal = max(height, width) / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
-    x, y = (columns - (width - 1) / 2) / focal * z, (rows - (height - 1) / 2) / focal * z
+    x, y = viewing_rays((height, width)).numpy()[:, rows, columns] * z
 
     index = np.arange(z.size).reshape(z.shape)
     corners = np.stack([index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]], axis=-1).reshape(-1, 4)
@@ -350,7 +348,7 @@ def build_demo(
     """
     tasks = model.config.tasks
     names = list(tasks)
-    depth_task = next((name for name, task in tasks.items() if task["kind"] == "depth"), None)
+    depth_task = first_of_kind(tasks, "depth")
 
     def picture(result: Result, name: str) -> Image.Image:
         return draw_prediction(result.predictions[name], tasks[name]) if name in tasks else result.photo
@@ -452,7 +450,8 @@ def build_demo(
                     colored_by = gr.Radio(["photo", *names], value="photo", label="Colours")
                     surface = gr.Model3D(label=depth_task, height=460, interactive=False)
                     gr.Markdown(
-                        f"The camera is unknown: a field of view of {FIELD_OF_VIEW} degrees is assumed. Drag to turn."
+                        f"The camera is unknown: a field of view of {FIELD_OF_VIEW:g} degrees is assumed. "
+                        "Drag to turn."
                     )
                 with gr.Tab("Attention", visible=model.config.use_decoder):
                     gr.Markdown("How much each task (row) takes from the features of each task (column).")
