@@ -16,6 +16,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, is_torchvision_available
 
 from transformers_degmix import DeGMixConfig, DeGMixImageProcessor, DeGMixImageProcessorPil
+from transformers_degmix.tasks import TASK_KINDS
 
 
 MEAN = np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)
@@ -486,6 +487,23 @@ def test_resize_and_padding_are_undone(processor_class):
             torch.testing.assert_close(maps["edge"], logits["edge"][0].sigmoid())
             torch.testing.assert_close(maps["normals"].norm(dim=0), torch.ones(sizes[index]))
             assert all(0 <= maps[task].min() and maps[task].max() <= 1 for task in ("sal", "edge"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_confidence_is_of_the_logits_in_the_images_size(dtype):
+    processor = DeGMixImageProcessorPil(do_resize=True, size={"height": 40, "width": 60}, tasks=ALL_KINDS)
+    outputs = logits_for(ALL_KINDS, 2, 64, 64, dtype)
+    sizes = [(48, 70), (80, 48)]
+    results = processor.post_process_dense_prediction(outputs, sizes, return_confidence=True)
+    plain = processor.post_process_dense_prediction(outputs, sizes)
+    for index, (maps, confidences) in enumerate(results):
+        assert list(confidences) == list(ALL_KINDS)
+        for task, confidence in confidences.items():
+            assert torch.equal(maps[task], plain[index][task])
+            logits = outputs.logits[task][index : index + 1, :, 12:52, 2:62].float()
+            logits = F.interpolate(logits, sizes[index], mode="bilinear")
+            expected = TASK_KINDS[ALL_KINDS[task]].confidence(logits)[0]
+            assert confidence.dtype == torch.float32 and torch.equal(confidence, expected)
 
 
 def test_post_processing_errors(processor_class):

@@ -104,6 +104,19 @@ def test_maps_do_not_depend_on_the_batch(predict, images, expected, batch_size):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
+def test_confidence_comes_as_a_second_dictionary(predict, images, expected, batch_size):
+    for (maps, confidences), by_hand in zip(
+        predict(images, batch_size=batch_size, return_confidence=True), expected, strict=True
+    ):
+        assert_equal_maps(maps, by_hand)
+        assert list(confidences) == list(TASKS)
+        assert all(values.shape == by_hand["depth"].shape for values in confidences.values())
+        torch.testing.assert_close(confidences["edge"], by_hand["edge"].sub(0.5).abs() + 0.5, atol=1e-4, rtol=1e-4)
+    maps, confidences = predict(images[0], return_confidence=True)
+    assert list(maps) == list(confidences)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_windows_are_of_the_images_own_size(path, images, batch_size):
     model = DeGMixForMultiTaskDensePrediction.from_pretrained(path).eval()
     processor = DeGMixImageProcessorPil(tasks=TASKS)

@@ -43,6 +43,7 @@ with torch.no_grad():
     logits = model(**inputs).logits
 torch.save({"inputs": inputs["pixel_values"], **logits}, f"{output}/logits")
 torch.save(predict(picture), f"{output}/predictions")
+torch.save(predict(picture, return_confidence=True)[1], f"{output}/confidences")
 torch.save(pipeline("multi-task-dense-prediction", model=name, trust_remote_code=True)(picture), f"{output}/default")
 for part in (model, processor):
     part.save_pretrained(copy)
@@ -67,13 +68,15 @@ def test_same_outputs_without_the_package(tmp_path, backend):
     inputs = processor(Image.open(picture), return_tensors="pt")
     with torch.no_grad():
         logits = {"inputs": inputs["pixel_values"], **model(**inputs).logits}
-    predictions = pipeline("multi-task-dense-prediction", model=model, image_processor=processor)(str(picture))
+    predict = pipeline("multi-task-dense-prediction", model=model, image_processor=processor)
+    predictions, confidences = predict(str(picture), return_confidence=True)
 
     command = [sys.executable, "-c", PREDICT, *map(str, (saved, backend, picture, tmp_path, copy))]
     env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
     process = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    for name, expected in (("logits", logits), ("predictions", predictions), ("default", predictions)):
+    expectations = {"logits": logits, "predictions": predictions, "confidences": confidences, "default": predictions}
+    for name, expected in expectations.items():
         result = torch.load(tmp_path / name)
         assert list(result) == list(expected)
         assert all(torch.equal(result[key], expected[key]) for key in expected), name

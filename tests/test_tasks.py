@@ -82,6 +82,47 @@ def test_colours(kind):
     assert picture.shape == (3, 5, 7) and picture.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("kind", TASK_KINDS)
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (37, 41)])
+def test_confidence_is_a_map_between_0_and_1(kind, size):
+    logits = 5 * torch.randn(2, TASK_KINDS[kind].num_logits or 4, *size)
+    confidence = TASK_KINDS[kind].confidence(logits)
+    assert confidence.shape == (2, *size) and confidence.dtype == torch.float32
+    assert 0 <= confidence.min() and confidence.max() <= 1
+    # Of each image by itself
+    torch.testing.assert_close(TASK_KINDS[kind].confidence(logits[1:]), confidence[1:])
+
+
+def test_confidence_of_classes_and_sides_is_their_probability():
+    logits = torch.tensor([1.0, 3.0, 2.0]).log().view(1, 3, 1, 1)
+    assert TASK_KINDS["segmentation"].confidence(logits).item() == pytest.approx(0.5)
+    assert TASK_KINDS["saliency"].confidence(logits[:, :2]).item() == pytest.approx(0.75)
+    strengths = torch.tensor([3.0, 1 / 3]).log().view(1, 1, 1, 2)
+    assert TASK_KINDS["boundary"].confidence(strengths).flatten().tolist() == pytest.approx([0.75, 0.75])
+
+
+def test_depth_is_surer_near_and_far_from_jumps():
+    depth = torch.full((1, 1, 20, 100), 2.0)
+    depth[..., 60:] = 4.0
+    confidence = TASK_KINDS["depth"].confidence(depth)[0]
+    # A window of 21 pixels: 10 and more away from the jump there is none.
+    assert confidence[:, :50].flatten().tolist() == pytest.approx([1 / 3] * 1000, abs=2e-3)
+    assert confidence[:, 70:].flatten().tolist() == pytest.approx([1 / 5] * 600, abs=2e-3)
+    # At the last pixel before it, half of the window's pixels but one lie behind it: mean 62 / 21, variance 440 / 441.
+    assert confidence[3, 59].item() == pytest.approx(1 / (1 + 62 / 21 + 4 * (440 / 441) ** 0.5), abs=1e-3)
+    assert (confidence.diff(dim=1)[:, 50:59] < 0).all()
+
+
+def test_normals_are_surer_where_they_agree():
+    logits = torch.zeros(1, 3, 20, 100)
+    logits[:, 0, :, :50], logits[:, 2, :, 50:] = 7.0, 0.1  # lengths do not matter
+    confidence = TASK_KINDS["normals"].confidence(logits)[0]
+    assert confidence[:, :48].min() > 0.999 and confidence[:, 52:].min() > 0.999
+    # In a window of 5 pixels, 3 lie on the own side of the edge.
+    expected = 1 - np.degrees(np.arccos(np.hypot(3, 2) / 5)) / 90
+    assert confidence[5, 49].item() == pytest.approx(expected, abs=1e-4)
+
+
 def test_colours_of_known_values():
     assert TASK_KINDS["boundary"].colorize(torch.tensor([[1.0]]), (0, 1)).flatten().tolist() == [255] * 3
     towards_camera = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1)

@@ -453,8 +453,11 @@ class DeGMixImageProcessingMixin:
         return prepared
 
     def post_process_dense_prediction(
-        self, outputs: ModelOutput, target_sizes: list[Size] | Tensor | None = None
-    ) -> list[dict[str, Tensor]]:
+        self,
+        outputs: ModelOutput,
+        target_sizes: list[Size] | Tensor | None = None,
+        return_confidence: bool = False,
+    ) -> list[dict[str, Tensor]] | list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Logits -> predictions, one dictionary per image, in the images' own sizes.
 
         An image of `(height, width)` fills the middle `(h, w)` of its logits `(H, W)`: `(h, w)` is its size resized
@@ -465,11 +468,17 @@ class DeGMixImageProcessingMixin:
             outputs: the model's, with `logits`, task -> `(batch, num_labels, H, W)`, of any floating dtype.
             target_sizes: (height, width) of each image as it went into the processor (after EXIF rotation), as a list
                 or a tensor `(batch, 2)`. Without, the whole padded maps are returned.
+            return_confidence: whether to return, for each image, a pair: the predictions and their confidences.
 
         Returns:
             Per image, task -> tensor on the logits' device: segmentation int64 `(height, width)`, class ids; depth
             float32 `(height, width)`, metres, at least 0; normals float32 `(3, height, width)`, unit length; saliency
             and boundary float32 `(height, width)` in [0, 1].
+
+            Confidences, of the same tasks, are float32 `(height, width)` in [0, 1]: of segmentation, the probability
+            of the predicted class; of saliency and boundary, of the likelier side. Depth and normals have no
+            probability: theirs, from the predictions around a pixel, only order pixels, and the larger the surer. How
+            well each does it on your data, `scripts/evaluate.py --calibration` measures.
 
         Raises:
             ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, or an image of
@@ -484,28 +493,33 @@ class DeGMixImageProcessingMixin:
             target_sizes = [None] * batch_size
         elif len(target_sizes) != batch_size:
             raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {batch_size} images")
-        return [
-            {
-                task: self._predict(task_logits[index : index + 1].float(), self.tasks[task], target_size)
-                for task, task_logits in logits.items()
-            }
-            for index, target_size in enumerate(target_sizes)
-        ]
+        results: list[Any] = []
+        for index, target_size in enumerate(target_sizes):
+            predictions, confidences = {}, {}
+            for task, task_logits in logits.items():
+                kind = TASK_KINDS[self.tasks[task]]
+                image_logits = self._to_target_size(task_logits[index : index + 1].float(), target_size)
+                predictions[task] = kind.activation(image_logits)[0]
+                if return_confidence:
+                    confidences[task] = kind.confidence(image_logits)[0]
+            results.append((predictions, confidences) if return_confidence else predictions)
+        return results
 
-    def _predict(self, logits: Tensor, kind: str, target_size: Size | Tensor | None) -> Tensor:
-        """Logits `(1, num_labels, H, W)` of one image -> its prediction."""
-        if target_size is not None:
-            height, width = (int(length) for length in target_size)
-            size = resized_size((height, width), self.size) if self.do_resize else (height, width)
-            if size[0] > logits.shape[-2] or size[1] > logits.shape[-1]:
-                raise ValueError(
-                    f"an image of {height} x {width} (`target_sizes`) goes into the model as {size[0]} x {size[1]}, "
-                    f"which does not fit into logits of {logits.shape[-2]} x {logits.shape[-1]}"
-                )
-            logits = crop_centred(logits, size)
-            if size != (height, width):
-                logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-        return TASK_KINDS[kind].activation(logits)[0]
+    def _to_target_size(self, logits: Tensor, target_size: Size | Tensor | None) -> Tensor:
+        """Logits `(1, num_labels, H, W)` of one image -> those of its own size."""
+        if target_size is None:
+            return logits
+        height, width = (int(length) for length in target_size)
+        size = resized_size((height, width), self.size) if self.do_resize else (height, width)
+        if size[0] > logits.shape[-2] or size[1] > logits.shape[-1]:
+            raise ValueError(
+                f"an image of {height} x {width} (`target_sizes`) goes into the model as {size[0]} x {size[1]}, "
+                f"which does not fit into logits of {logits.shape[-2]} x {logits.shape[-1]}"
+            )
+        logits = crop_centred(logits, size)
+        if size == (height, width):
+            return logits
+        return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As in the base class, with both backends, and the tasks as a list: JSON sorts keys, tasks have an order."""

@@ -35,7 +35,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
 
     def __call__(
         self, inputs: str | os.PathLike | Image.Image | list[str | os.PathLike | Image.Image], **kwargs: Any
-    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    ) -> Any:
         """
         Args:
             inputs: path, `http(s):` or `data:` URL, or PIL image, or a list of those.
@@ -48,10 +48,12 @@ class MultiTaskDensePredictionPipeline(Pipeline):
                 allows; see [`predict_in_windows`]. Of a batch, as many windows run together as it has images.
             window_overlap (`float`, *optional*, defaults to 0.25): share of a window in common with the next.
             timeout (`float`, *optional*): seconds to wait for a server.
+            return_confidence (`bool`, *optional*, defaults to `False`):
+                Whether to return a pair for each image: the predictions, and how sure they are, task -> map in [0, 1].
 
         Returns:
             For each image the dictionary of `DeGMixImageProcessor.post_process_dense_prediction`, task -> tensor on
-            the CPU, in the image's size after EXIF rotation.
+            the CPU, in the image's size after EXIF rotation; with `return_confidence`, its pair of dictionaries.
 
         Raises:
             ValueError: an image cannot be read, the message names the file; or a window is out of range.
@@ -63,15 +65,17 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         timeout: float | None = None,
         window_size: tuple[int, int] | None = None,
         window_overlap: float | None = None,
+        return_confidence: bool | None = None,
     ) -> tuple[dict, dict, dict]:
-        preprocess, forward = (
+        preprocess, forward, postprocess = (
             {name: value for name, value in step.items() if value is not None}
             for step in (
                 {"timeout": timeout, "window_size": window_size},
                 {"window_size": window_size, "window_overlap": window_overlap},
+                {"return_confidence": return_confidence},
             )
         )
-        return preprocess, forward, {}
+        return preprocess, forward, postprocess
 
     def preprocess(
         self,
@@ -114,9 +118,13 @@ class MultiTaskDensePredictionPipeline(Pipeline):
                 logits[index] = {task: maps[position : position + 1] for task, maps in batch.items()}
         return {"logits": logits, "target_size": target_size}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> dict[str, Tensor]:
+    def postprocess(
+        self, model_outputs: dict[str, Any], return_confidence: bool = False
+    ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor]]:
         outputs, target_size = ModelOutput(logits=model_outputs["logits"]), model_outputs["target_size"]
-        return self.image_processor.post_process_dense_prediction(outputs, target_size and [target_size])[0]
+        return self.image_processor.post_process_dense_prediction(
+            outputs, target_size and [target_size], return_confidence
+        )[0]
 
 
 __all__ = ["MultiTaskDensePredictionPipeline"]
