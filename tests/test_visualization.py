@@ -12,6 +12,8 @@ from transformers_degmix.visualization import (
     PAPER,
     class_legend,
     crop_attentions,
+    draw_confidence,
+    draw_consistency,
     draw_overview,
     draw_prediction,
     draw_sampling,
@@ -195,7 +197,7 @@ def test_legend_wraps_and_counts_what_is_left_over():
 
 def test_overview_shows_every_task_and_the_classes_present():
     overview = overview_of(predictions(), TASKS)
-    assert overview.width == 7 * (PANEL_WIDTH + GAP) + GAP
+    assert overview.width == 8 * (PANEL_WIDTH + GAP) + GAP
     assert has_panel(overview, 0, PHOTO.resize(PANEL_SIZE[::-1]))
     for column, (name, task) in enumerate(TASKS.items(), start=1):
         assert has_panel(overview, column, draw_prediction(predictions()[name], task, size=PANEL_SIZE))
@@ -216,6 +218,39 @@ def test_overview_draws_references_with_the_predictions_colors():
 
 def test_overview_of_some_tasks():
     assert overview_of(predictions(), {"sal": TASKS["sal"]}).width == 2 * (PANEL_WIDTH + GAP) + GAP
+
+
+def test_overview_shows_where_depth_and_normals_disagree():
+    """By kind, whatever the names; without one of the two there is no panel."""
+    tasks = {name: {"kind": kind} for name, kind in (("range", "depth"), ("up", "normals"), ("near", "depth"))}
+    normals = torch.tensor([0.0, 0.6, 0.8]).view(3, 1, 1).repeat(1, *SIZE)
+    maps = {"range": torch.full(SIZE, 2.0), "up": normals, "near": torch.zeros(SIZE)}
+    maps["range"][:10] = 0  # unknown, and the normals there with it
+    angles = torch.full(SIZE, 36.87)
+    angles[:10] = torch.nan
+    overview = overview_of(maps, tasks)
+    assert has_panel(overview, 4, draw_consistency(angles, PANEL_SIZE))
+    assert not has_panel(overview_of(maps, tasks, field_of_view=20), 4, draw_consistency(angles - 1, PANEL_SIZE))
+    assert overview_of(maps, {"up": tasks["up"]}).width == 2 * (PANEL_WIDTH + GAP) + GAP
+
+
+def test_consistency_has_colors_for_angles_and_hatches_unknown_ones():
+    angles = torch.tensor([[0.0, 60.0, 90.0, torch.nan]])
+    picture = pixels(draw_consistency(angles))[0].tolist()
+    assert picture[:3] == [[68, 1, 84], [253, 231, 37], [253, 231, 37]] and tuple(picture[3]) in HATCHING
+
+
+def test_overview_shows_confidences():
+    confidences = {"semseg": torch.full(SIZE, 0.25), "depth": torch.linspace(0.1, 0.2, 1200).view(SIZE)}
+    plain = overview_of(predictions(), TASKS)
+    overview = overview_of(predictions(), TASKS, confidences=confidences)
+    assert overview.width == plain.width and overview.height > plain.height + PANEL_SIZE[0]
+    for column, name in ((1, "semseg"), (4, "depth")):
+        panel = draw_confidence(confidences[name], TASKS[name], PANEL_SIZE)
+        assert has_panel(overview, column, panel) and not has_panel(plain, column, panel)
+    # A probability has the colour of its value, what only orders pixels all colours.
+    assert colors_of(draw_confidence(confidences["semseg"], TASKS["semseg"])) == {(59, 82, 139)}
+    assert {(68, 1, 84), (253, 231, 37)} <= colors_of(draw_confidence(confidences["depth"], TASKS["depth"]))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from .geometry import FIELD_OF_VIEW, depth_normals_angles, first_of_kind
 from .image_processing_pil_degmix import crop_centred, resize_nearest
 from .tasks import IGNORE_INDEX, TASK_KINDS, label_palette
 
@@ -34,10 +35,13 @@ MAX_LEGEND_LINES = 4
 # Attention is often spread so evenly that a plain mixture of colours is grey. Weights to the power of four show which
 # task leads; the bars below show by how much.
 SHARPENING = 4
-EXPLANATION = (
+ATTENTION_EXPLANATION = (
     "Each task looks at the features of all tasks. A pixel has the colour of the task it takes most from, or a "
     "mixture where several are close. Bars: mean share of the attention."
 )
+
+# Degrees between the normals of depth and the predicted ones; larger angles have the last colour.
+CONSISTENCY_RANGE = (0.0, 60.0)
 
 
 def shown_range(task: dict[str, Any], *maps: Tensor) -> ValueRange:
@@ -102,10 +106,13 @@ def draw_overview(
     attentions: Tensor | None = None,
     references: dict[str, Tensor] | None = None,
     panel_width: int = 300,
+    confidences: dict[str, Tensor] | None = None,
+    field_of_view: float = FIELD_OF_VIEW,
 ) -> Image.Image:
     """One image and all that was predicted from it, side by side.
 
-    From top to bottom: the image and the predictions; the references; legends; the tasks' attention to each other.
+    From top to bottom: the image and the predictions; the references; legends; the confidences; the tasks' attention
+    to each other. Of a depth and a normals task, one more panel at the right shows where they contradict each other.
 
     Args:
         image: the input, upright.
@@ -116,6 +123,8 @@ def draw_overview(
         references: maps to compare with, of any of the tasks, in the predictions' form. They share the predictions'
             colours and, where there is one, the range of values.
         panel_width: width of each map in pixels; high maps are narrower.
+        confidences: of any of the tasks, `(height, width)` in [0, 1], as `post_process_dense_prediction` gives them.
+        field_of_view: of the camera, see [`depth_normals_angles`].
 
     Raises:
         ValueError: a map has the wrong shape, or `attentions` is not of these tasks.
@@ -136,9 +145,45 @@ def draw_overview(
     if references:
         rows.append([None] + [panel(name, references, "reference") if name in references else None for name in tasks])
     rows.append([None] + [_legend(task, shown[name], ranges[name], panel_width) for name, task in tasks.items()])
+    angles = depth_normals_angles(predictions, tasks, field_of_view)
+    if angles is not None:
+        rows[0].append(_column([_title("consistency"), draw_consistency(angles, size)], LINE_GAP))
+        rows[-1] += [None] * (len(rows[0]) - 1 - len(rows[-1])) + [
+            _consistency_legend(tasks, field_of_view, panel_width)
+        ]
+    if confidences:
+        rows.append([None] + [_confidence_cell(name, tasks[name], confidences, size, panel_width) for name in tasks])
     if attentions is not None:
         rows.append(_attention_cells(attentions, list(tasks), size, panel_width))
     return ImageOps.expand(_grid(rows, panel_width), GAP, PAPER)
+
+
+def draw_consistency(angles: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """Colours what [`depth_normals_angles`] gives, `(height, width)`, from 0 to 60 degrees; NaN is hatched.
+
+    Args:
+        size: (height, width) of the picture, by default the map's.
+    """
+    return _draw_scale(angles, CONSISTENCY_RANGE, size)
+
+
+def draw_confidence(confidence: Tensor, task: dict[str, Any], size: tuple[int, int] | None = None) -> Image.Image:
+    """Colours a confidence `(height, width)` by [`confidence_range`].
+
+    Args:
+        task: the task's fields, as in `config.tasks`.
+        size: (height, width) of the picture, by default the map's.
+    """
+    return _draw_scale(confidence, confidence_range(confidence, task), size)
+
+
+def confidence_range(confidence: Tensor, task: dict[str, Any]) -> ValueRange:
+    """Confidences shown as first and last colour: 0 and 1 where they are probabilities; where they only order pixels,
+    the 2nd and the 98th percentile."""
+    if TASK_KINDS[task["kind"]].confidence_is_probability:
+        return 0.0, 1.0
+    low, high = np.quantile(confidence.float().cpu().numpy(), [0.02, 0.98])
+    return float(low), float(high)
 
 
 def stack_overviews(overviews: list[Image.Image]) -> Image.Image:
@@ -224,6 +269,15 @@ def _to_image(colors: Tensor) -> Image.Image:
     return Image.fromarray(colors.permute(1, 2, 0).contiguous().numpy())
 
 
+def _draw_scale(values: Tensor, value_range: ValueRange, size: tuple[int, int] | None) -> Image.Image:
+    """In the colours of depth; NaN is hatched."""
+    values = values.detach().cpu()
+    if size is not None:
+        values = resize_nearest(values, size)
+    colors = TASK_KINDS["depth"].colorize(values.nan_to_num(0), value_range)
+    return _to_image(torch.where(values.isnan(), _hatching(tuple(colors.shape[-2:])), colors))
+
+
 # Legends
 
 
@@ -250,12 +304,39 @@ def _draw_class_legend(task: dict[str, Any], maps: list[Tensor], _, width: int) 
 
 
 def _draw_scale_legend(task: dict[str, Any], _, value_range: ValueRange, width: int) -> list[Image.Image]:
-    """The colours between the two values of the range."""
     kind = TASK_KINDS[task["kind"]]
-    low, high = (_text(f"{value:.2f}".removesuffix(".00") + f" {kind.unit}".rstrip()) for value in value_range)
+    ends = [f"{value:.2f}".removesuffix(".00") + f" {kind.unit}".rstrip() for value in value_range]
+    return [_scale(task["kind"], value_range, ends, width)]
+
+
+def _scale(kind: str, value_range: ValueRange, ends: list[str], width: int) -> Image.Image:
+    """The colours between the two values of the range, and what to say at both ends."""
+    low, high = map(_text, ends)
     length = width - low.width - high.width - 2 * LINE_GAP
-    colors = kind.colorize(torch.linspace(*value_range, length).expand(SWATCH_SIZE, -1), value_range)
-    return [_row([low, _to_image(colors), high], LINE_GAP)]
+    colors = TASK_KINDS[kind].colorize(torch.linspace(*value_range, length).expand(SWATCH_SIZE, -1), value_range)
+    return _row([low, _to_image(colors), high], LINE_GAP)
+
+
+def _consistency_legend(tasks: dict[str, dict[str, Any]], field_of_view: float, width: int) -> Image.Image:
+    low, high = CONSISTENCY_RANGE
+    explanation = (
+        f"Angle between {first_of_kind(tasks, 'normals')} and the normals that follow from "
+        f"{first_of_kind(tasks, 'depth')}, for a field of view of {field_of_view:g} degrees across the longer side."
+    )
+    scale = _scale("depth", CONSISTENCY_RANGE, [f"{low:g}", f"{high:g} degrees"], width)
+    return _column([scale, _paragraph(explanation, width)], LINE_GAP)
+
+
+def _confidence_cell(
+    name: str, task: dict[str, Any], confidences: dict[str, Tensor], size: tuple[int, int], width: int
+) -> Image.Image | None:
+    """Map and legend."""
+    if name not in confidences:
+        return None
+    is_probability = TASK_KINDS[task["kind"]].confidence_is_probability
+    ends = ["0", "1"] if is_probability else ["least sure", "surest here"]
+    legend = _scale("depth", confidence_range(confidences[name], task), ends, width)
+    return _column([_title(name, "confidence"), draw_confidence(confidences[name], task, size), legend], LINE_GAP)
 
 
 def _draw_directions_legend(task: dict[str, Any], _, value_range: ValueRange, width: int) -> list[Image.Image]:
@@ -295,7 +376,7 @@ def _attention_cells(attentions: Tensor, names: list[str], size: tuple[int, int]
         .to(torch.uint8)
     )
 
-    cells = [_column([_title("attention"), _paragraph(EXPLANATION, width)], LINE_GAP)]
+    cells = [_column([_title("attention"), _paragraph(ATTENTION_EXPLANATION, width)], LINE_GAP)]
     for name, mixed, shares in zip(names, maps, mean_shares(attentions).tolist()):
         bars = _draw_shares(names, shares, [tuple(color) for color in colors.tolist()], width)
         cells.append(_column([_title(name, "takes from"), _to_image(mixed), bars], LINE_GAP))
@@ -486,7 +567,10 @@ def _square(centre: list[float], radius: int) -> list[float]:
 
 __all__ = [
     "class_legend",
+    "confidence_range",
     "crop_attentions",
+    "draw_confidence",
+    "draw_consistency",
     "draw_overview",
     "draw_prediction",
     "draw_sampling",
