@@ -2,6 +2,7 @@
 
     python scripts/evaluate.py --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \
         --split test --output outputs/report
+    python scripts/evaluate.py ... --calibration  # also whether confidences tell where predictions are wrong
     accelerate launch --num_processes 8 scripts/evaluate.py --model MODEL --dataset data/nyud --split validation \
         --edge-tolerance 0.011 --flip --output outputs/report
 
@@ -31,6 +32,7 @@ from transformers_degmix.evaluation.report import (
     single_task_scores,
     write_report,
 )
+from transformers_degmix.geometry import FIELD_OF_VIEW
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments
 from transformers_degmix.training.data import load_split
@@ -51,6 +53,16 @@ def parse_args() -> argparse.Namespace:
         default=0.0075,
         help="of matching boundaries, as a fraction of the diagonal (default 0.0075; 0.011 on NYUD-v2)",
     )
+    parser.add_argument(
+        "--calibration", action="store_true", help="compare confidences, and depth with normals, with the errors"
+    )
+    parser.add_argument(
+        "--field-of-view",
+        type=float,
+        default=FIELD_OF_VIEW,
+        help="of the cameras across the longer side, in degrees, to compare depth with normals (default: assumes "
+        f"{FIELD_OF_VIEW:g}; those of rooms have 60 to 80)",
+    )
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read, and that score, samples")
     parser.add_argument(
         "--single-task-reports", type=Path, nargs="+", default=[], help="reports of models for one task, for the gain"
@@ -59,6 +71,8 @@ def parse_args() -> argparse.Namespace:
     check_data_arguments(parser, args)
     if args.window is None and args.window_overlap != DEFAULT_OVERLAP:
         parser.error("--window-overlap is for --window")
+    if not args.calibration and args.field_of_view != FIELD_OF_VIEW:
+        parser.error("--field-of-view is for --calibration")
     if args.num_workers < 0:
         parser.error(f"--num-workers must be 0 or more, got {args.num_workers}")
     return args
@@ -79,7 +93,15 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
     """
     check_writable(args.output)
     window_size = tuple(args.window) if args.window else None
-    protocol = Protocol(args.edge_tolerance, tuple(args.scales), args.flip, window_size, args.window_overlap)
+    protocol = Protocol(
+        args.edge_tolerance,
+        tuple(args.scales),
+        args.flip,
+        window_size,
+        args.window_overlap,
+        args.calibration,
+        args.field_of_view,
+    )
     run = read_run(args)
     with accelerator.main_process_first():  # it downloads and renders
         model, processor = load_model_directory(args.model, accelerator.device)

@@ -17,6 +17,7 @@ from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.columns import map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import BENCHMARK_METRICS, BoundaryMetric
+from transformers_degmix.evaluation.calibration import Calibration
 from transformers_degmix.evaluation.evaluator import (
     Protocol,
     WholeImageCollator,
@@ -33,6 +34,7 @@ from transformers_degmix.evaluation.report import (
     single_task_scores,
     write_report,
 )
+from transformers_degmix.geometry import depth_normals_angles
 from transformers_degmix.sliding_windows import predict_in_windows
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.collator import DeGMixDataCollator
@@ -111,8 +113,8 @@ def test_views_are_averaged_in_the_frame_of_the_image(model, data, size_divisor)
     with torch.no_grad():
         plain, mirrored = model(inputs).logits, model(inputs.flip(-1)).logits
         enlarged = model(large).logits
-    flipped = predict_whole_image(model, processor, pixels, Protocol(flip=True))
-    scaled = predict_whole_image(model, processor, pixels, Protocol(scales=(1, 2)))
+    flipped = predict_whole_image(model, processor, pixels, Protocol(flip=True))[0]
+    scaled = predict_whole_image(model, processor, pixels, Protocol(scales=(1, 2)))[0]
     for name, task in tasks.items():
         sign = torch.tensor([-1.0, 1, 1] if task["kind"] == "normals" else [1.0]).view(1, -1, 1, 1)
         factor = 2 if task["kind"] == "depth" else 1  # seems half as far
@@ -136,9 +138,9 @@ def test_padding_to_a_fixed_size_is_cropped_away(model, data):
     )(pixels, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         logits, enlarged = model(padded).logits, model(large).logits
-    plain = predict_whole_image(model, processor, pixels, Protocol())
-    scaled = predict_whole_image(model, processor, pixels, Protocol(scales=(2,)))
-    small = predict_whole_image(model, processor, pixels, Protocol(scales=(0.5, 1)))
+    plain = predict_whole_image(model, processor, pixels, Protocol())[0]
+    scaled = predict_whole_image(model, processor, pixels, Protocol(scales=(2,)))[0]
+    small = predict_whole_image(model, processor, pixels, Protocol(scales=(0.5, 1)))[0]
     for name, task in tasks.items():
         activation = TASK_KINDS[task["kind"]].activation
         one = logits[name][..., 9:41, 8:56]
@@ -156,7 +158,7 @@ def test_windows_are_of_the_image_as_it_is(model, options):
     pixels = np.asarray(row["image"], np.float32).transpose(2, 0, 1)
     processor = DeGMixImageProcessorPil(tasks=tasks, size={"height": 33, "width": 35}, size_divisor=50, **options)
     protocol = Protocol(flip=True, scales=(1, 1.5), window_size=(40, 50), window_overlap=0.1)
-    found = predict_whole_image(model, processor, pixels, protocol)
+    found = predict_whole_image(model, processor, pixels, protocol)[0]
     plain = DeGMixImageProcessorPil(tasks=tasks)
     inputs = plain(pixels, return_tensors="pt")["pixel_values"]
     large = plain(pixels, do_resize=True, size={"height": 72, "width": 96}, return_tensors="pt")["pixel_values"]
@@ -214,6 +216,42 @@ def test_report_is_complete(model, data, evaluation, tmp_path):
     samples = pyarrow.parquet.read_table(tmp_path / "samples.parquet").to_pylist()
     assert [sample["image_id"] for sample in samples] == [row["image_id"] for row in data]
     assert samples[1]["depth_rmse"] == evaluation.samples[1]["depth_rmse"]
+
+
+def test_report_with_calibration(model, data, evaluation, tmp_path):
+    tasks, processor = model.config.tasks, DeGMixImageProcessorPil(tasks=model.config.tasks)
+    protocol = Protocol(calibration=True, field_of_view=75)
+    calibrated = evaluate(model, processor, data, protocol)
+    report = make_report(model, calibrated, protocol)
+    write_report(tmp_path, report, calibrated, model, processor, data, protocol, Accelerator())
+    assert report["scores"] == evaluation.scores
+
+    by_hand, angles = {name: Calibration(task["kind"]) for name, task in tasks.items()}, []
+    for row in data:
+        with torch.no_grad():
+            outputs = model(**processor(row["image"], return_tensors="pt"))
+        maps, confidences = processor.post_process_dense_prediction(outputs, return_confidence=True)[0]
+        labels = DeGMixDataCollator(processor, tasks=tasks)([row])["labels"]
+        for name, calibration in by_hand.items():
+            calibration.update(confidences[name][None], maps[name][None], labels[name])
+        angles.append(depth_normals_angles(maps, tasks, 75))
+    for name, calibration in by_hand.items():
+        scores = calibration.compute()
+        assert {key: report["calibration"][name][key] for key in scores} == pytest.approx(scores, rel=1e-3)
+        assert (
+            ("ece" in scores) == ("reliability" in report["calibration"][name]) == (name not in ("depth", "normals"))
+        )
+        assert (tmp_path / f"{name}_sparsification.png").exists()
+        assert (tmp_path / f"{name}_reliability.png").exists() == ("ece" in scores)
+    consistency = report["consistency"]
+    assert consistency["field_of_view"] == 75 and set(consistency["orders_errors_of"]) == {"depth", "normals"}
+    assert consistency["median_angle"] == pytest.approx(torch.stack(angles).nanmedian().item(), abs=0.05)
+
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["calibration"] == report["calibration"]
+    check_comparable({"with": written, "without": make_report(model, evaluation)})
+    text = (tmp_path / "report.md").read_text()
+    assert "## Confidence" in text and all(f"({path.name})" in text for path in tmp_path.glob("*.png"))
 
 
 def test_fingerprint_is_of_the_content(model, data, evaluation, tmp_path):
@@ -301,9 +339,10 @@ def test_task_without_labels_is_named(model, data):
 def test_samples_can_be_scored_in_other_processes(model, data, evaluation):
     tasks, processor = model.config.tasks, DeGMixImageProcessorPil(tasks=model.config.tasks)
     sample = WholeImageCollator(processor, tasks)([data[1]])
-    predictions = predict_whole_image(model, processor, sample["pixels"], Protocol())
-    score, arguments = pickle.loads(pickle.dumps((score_sample, (tasks, Protocol(), predictions, sample["labels"]))))
-    metrics, _ = pickle.loads(pickle.dumps(score(*arguments)))
+    predictions = predict_whole_image(model, processor, sample["pixels"], Protocol())[0]
+    sample_arguments = (tasks, Protocol(), predictions, {}, sample["labels"])
+    score, arguments = pickle.loads(pickle.dumps((score_sample, sample_arguments)))
+    metrics, *_ = pickle.loads(pickle.dumps(score(*arguments)))
     assert metrics["edge"].compute()["ods_f"] == evaluation.samples[1]["edge_ods_f"]
 
 
@@ -311,6 +350,8 @@ def test_the_protocol_is_checked():
     for scales in ((), (0.0,), (float("nan"),)):
         with pytest.raises(ValueError, match="`scales` must be positive"):
             Protocol(scales=scales)
+    with pytest.raises(ValueError, match="`field_of_view`"):
+        Protocol(calibration=True, field_of_view=180)
     with pytest.raises(ValueError, match="`window_size`"):
         Protocol(window_size=(512, 16))
     with pytest.raises(ValueError, match="overlap of windows"):

@@ -52,7 +52,7 @@ def evaluate(monkeypatch, capsys):
 @pytest.fixture
 def rooms(evaluate, model_dir, tmp_path) -> Path:
     """The report of the model on rooms."""
-    evaluate("--model", model_dir, *ROOMS, "--output", tmp_path / "rooms")
+    evaluate("--model", model_dir, *ROOMS, "--calibration", "--output", tmp_path / "rooms")
     return tmp_path / "rooms"
 
 
@@ -72,7 +72,7 @@ def test_rooms_and_parquet_give_the_same_report(evaluate, model_dir, rooms, tmp_
 
 
 def test_processes_give_the_same_report(model_dir, rooms, tmp_path):
-    arguments = ("--model", model_dir, *ROOMS, "--output", tmp_path / "two")
+    arguments = ("--model", model_dir, *ROOMS, "--calibration", "--output", tmp_path / "two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     process = subprocess.run(
         [*map(str, (*launch, SCRIPTS / "evaluate.py", *arguments))],
@@ -85,6 +85,8 @@ def test_processes_give_the_same_report(model_dir, rooms, tmp_path):
     first, second = (json.loads((path / "report.json").read_text()) for path in (rooms, tmp_path / "two"))
     for name, scores in first["scores"].items():
         assert second["scores"][name] == pytest.approx(scores, rel=1e-6)
+        for key in ("ause", "ause_random"):
+            assert second["calibration"][name][key] == pytest.approx(first["calibration"][name][key], rel=1e-3)
     assert (first["fingerprint"], first["protocol"]) == (second["fingerprint"], second["protocol"])
     samples = (pyarrow.parquet.read_table(path / "samples.parquet").to_pylist() for path in (rooms, tmp_path / "two"))
     for one, other in zip(*samples, strict=True):

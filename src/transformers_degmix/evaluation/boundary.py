@@ -56,6 +56,8 @@ class BoundaryMetric(StreamingMetric):
     main = "ods_f"
     column = ("odsF %", 100, 2)
     higher_is_better = True
+    error_name = ExactBoundaryMetric.error_name
+    errors = staticmethod(ExactBoundaryMetric.errors)
     thresholds = THRESHOLDS
 
     def __init__(self, task: dict, tolerance: float = 0.0075):

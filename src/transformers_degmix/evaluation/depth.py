@@ -23,6 +23,8 @@ class DepthMetric(StreamingMetric):
     main = "rmse"
     column = ("RMSE m", 1, 4)
     higher_is_better = False
+    error_name = "error in metres"
+    error_power = 2
     value_range = (0, math.inf)
 
     def __init__(self, task: dict):
@@ -51,6 +53,10 @@ class DepthMetric(StreamingMetric):
             "rmse_log": means["squared_log"] ** 0.5,
             **{name: means[name] for name in ("abs_rel", "sq_rel", "delta1", "delta2", "delta3")},
         }
+
+    @staticmethod
+    def errors(prediction: Tensor, label: Tensor) -> Tensor:
+        return (prediction - label).abs()
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from ..data.columns import MappedDataset
+from ..geometry import FIELD_OF_VIEW
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil, crop_centred, resized_size
 from ..loss_degmix import count_pixels
 from ..modeling_degmix import DeGMixDensePredictionOutput
@@ -24,8 +25,8 @@ from ..sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows
 from ..tasks import IGNORE_INDEX, TASK_KINDS
 from ..training.collator import DeGMixDataCollator
 from . import BENCHMARK_METRICS, METRICS
-from .metric import StreamingMetric, finite_logits
-from .normals import angular_errors
+from .calibration import Calibration, build_calibrations, calibrate_sample
+from .metric import StreamingMetric, finite_logits, valid_pixels
 
 
 Scores = dict[str, float]
@@ -114,6 +115,8 @@ class Protocol:
         window_size: height and width of the windows in which images are predicted; the processor neither resizes nor
             pads them then. See [`predict_in_windows`]. By default, images are predicted whole.
         window_overlap: share of a window that it has in common with the next, in [0, 1).
+        calibration: whether confidences, and the consistency of depth and normals, are compared with the errors.
+        field_of_view: that consistency assumes, see [`depth_normals_angles`].
     """
 
     edge_tolerance: float = 0.0075
@@ -121,12 +124,16 @@ class Protocol:
     flip: bool = False
     window_size: tuple[int, int] | None = None
     window_overlap: float = DEFAULT_OVERLAP
+    calibration: bool = False
+    field_of_view: float = FIELD_OF_VIEW
 
     def __post_init__(self):
         if self.window_size:
             check_window(self.window_size, self.window_overlap)
         if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
             raise ValueError(f"`scales` must be positive numbers, got {list(self.scales)}")
+        if not 0 < self.field_of_view < 180:
+            raise ValueError(f"`field_of_view` must be between 0 and 180 degrees, got {self.field_of_view}")
 
 
 @dataclass
@@ -141,12 +148,14 @@ class Evaluation:
             whether there is nothing to find in it, its label being 0 (background, no boundary) wherever it is known.
         fingerprint: `"image"` or task -> hash of the ids and pixels, or labels, as they were used. It depends neither
             on where the data lies nor on how files are compressed.
+        calibrations: what [`calibrate_sample`] returns, of all samples; `None` where the protocol has none.
     """
 
     metrics: dict[str, StreamingMetric]
     error_counts: dict[str, Tensor]
     samples: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
+    calibrations: dict[str, dict[str, Calibration]] | None = None
 
     @property
     def scores(self) -> dict[str, Scores]:
@@ -233,38 +242,53 @@ def evaluate_whole_images(
         for name, task in tasks.items()
         if task["kind"] in ERROR_BINS
     }
+    calibrations = build_calibrations(tasks) if protocol.calibration else None
     samples, hashes = [], {}
 
     def submit() -> Iterator[tuple[dict[str, Any], Future]]:
         progress = tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process)
         for index, sample in zip(indices, progress):
             with accelerator.autocast():
-                predictions = predict_whole_image(model, processor, sample["pixels"], protocol)
+                predictions, confidences = predict_whole_image(model, processor, sample["pixels"], protocol)
             height, width = sample["pixels"].shape[-2:]
             hashes[index] = sample["hashes"]
             row = {"index": index, "image_id": sample["image_id"], "height": height, "width": width}
             for name, label in sample["labels"].items():
                 row[f"{name}_empty"] = bool(((label == 0) | (label == IGNORE_INDEX)).all())
-            yield row, executor.submit(score_sample, tasks, protocol, predictions, sample["labels"])
+            yield row, executor.submit(score_sample, tasks, protocol, predictions, confidences, sample["labels"])
 
     for row, future in _running_ahead(submit(), 2 * max(num_workers, 1)):
-        sample_metrics, sample_errors = future.result()
-        for name, metric in sample_metrics.items():
-            for key, values in metric.sums.items():
-                metrics[name].sums[key] = metrics[name].sums[key] + values
+        sample_metrics, sample_errors, sample_calibrations = future.result()
+        _add_sums(metrics, sample_metrics)
+        for signal, sums in sample_calibrations.items():
+            _add_sums(calibrations[signal], sums)
         for name, counts in sample_errors.items():
             error_counts[name] += counts
         samples.append({**row, **_sample_scores(sample_metrics)})
 
-    for metric in metrics.values():
-        metric.sums = sum_over_processes(metric.sums, accelerator)
+    summed: list[StreamingMetric | Calibration] = [*metrics.values()]
+    for by_task in (calibrations or {}).values():
+        summed += by_task.values()
+    for sums in summed:
+        sums.sums = sum_over_processes(sums.sums, accelerator)
+    if calibrations:
+        # Where no depth is above 0, there are no angles.
+        compared = calibrations["consistency"].items()
+        calibrations["consistency"] = {name: sums for name, sums in compared if sums.sums["count"].any()}
     hashes = dict(sorted(gather_object(list(hashes.items()))))
     return Evaluation(
         metrics,
         sum_over_processes(error_counts, accelerator),
         sorted(gather_object(samples), key=lambda sample: sample["index"]),
         {name: _hash(*(sample[name] for sample in hashes.values())).hex()[:16] for name in ("image", *tasks)},
+        calibrations,
     )
+
+
+def _add_sums(totals: dict[str, Any], more: dict[str, Any]):
+    for name, metric in more.items():
+        for key, values in metric.sums.items():
+            totals[name].sums[key] = totals[name].sums[key] + values
 
 
 def _running_ahead(items: Iterable, count: int) -> Iterator:
@@ -285,8 +309,11 @@ def build_metrics(tasks: dict[str, dict[str, Any]], protocol: Protocol) -> dict[
 
 
 @torch.no_grad()
-def predict_whole_image(model: nn.Module, processor, pixels: np.ndarray, protocol: Protocol) -> dict[str, Tensor]:
-    """The prediction of each task in the image's own size, on the CPU; see `post_process_dense_prediction`.
+def predict_whole_image(
+    model: nn.Module, processor, pixels: np.ndarray, protocol: Protocol
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The prediction of each task in the image's own size, on the CPU, and, if the protocol has calibration, its
+    confidence; see `post_process_dense_prediction`.
 
     With several scales or mirrored images, it is that of the mean logits, each brought back to the image first: class
     scores, metres, components of normals, log-odds. Windows are laid over each of them.
@@ -323,17 +350,25 @@ def predict_whole_image(model: nn.Module, processor, pixels: np.ndarray, protoco
             if scaled != size:
                 logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
             mean[name] = mean.get(name, 0) + logits / len(views)
-    predictions = processor.post_process_dense_prediction(DeGMixDensePredictionOutput(logits=mean))[0]
-    return {name: prediction.cpu() for name, prediction in predictions.items()}
+    outputs = DeGMixDensePredictionOutput(logits=mean)
+    results = processor.post_process_dense_prediction(outputs, return_confidence=protocol.calibration)[0]
+    predictions, confidences = results if protocol.calibration else (results, {})
+    return send_to_device(predictions, "cpu"), send_to_device(confidences, "cpu")
 
 
 def score_sample(
-    tasks: dict[str, dict[str, Any]], protocol: Protocol, predictions: dict[str, Tensor], labels: dict[str, Tensor]
-) -> tuple[dict[str, StreamingMetric], dict[str, Tensor]]:
-    """The metric of each task that has seen this sample alone, and its counts of errors in [`ERROR_BINS`].
+    tasks: dict[str, dict[str, Any]],
+    protocol: Protocol,
+    predictions: dict[str, Tensor],
+    confidences: dict[str, Tensor],
+    labels: dict[str, Tensor],
+) -> tuple[dict[str, StreamingMetric], dict[str, Tensor], dict[str, dict[str, Calibration]]]:
+    """The metric of each task that has seen this sample alone, its counts of errors in [`ERROR_BINS`], and what
+    [`calibrate_sample`] returns, if the protocol has calibration.
 
     Args:
         predictions: one map per task, in the label's size.
+        confidences: of these, without calibration none.
         labels: batches of one.
     """
     metrics, error_counts = build_metrics(tasks, protocol), {}
@@ -341,17 +376,13 @@ def score_sample(
         prediction, label, kind = predictions[name][None], labels[name], tasks[name]["kind"]
         metric.update(prediction, label)
         if kind in ERROR_BINS:
-            errors = pixel_errors(kind, prediction, label).clip(max=ERROR_BINS[kind][-1])
-            error_counts[name] = torch.from_numpy(np.histogram(errors, ERROR_BINS[kind])[0])
-    return metrics, error_counts
-
-
-def pixel_errors(kind: str, prediction: Tensor, label: Tensor) -> np.ndarray:
-    """Absolute errors of depth in metres, angles of normals in degrees, at all valid pixels `(n,)`."""
-    if kind == "depth":
-        errors = (prediction - label).abs()
-        return errors[label != IGNORE_INDEX].numpy()
-    return angular_errors(prediction, label)[(label != IGNORE_INDEX).all(dim=1)].numpy()
+            errors = metric.errors(prediction, label)[valid_pixels(kind, label)]
+            counts = np.histogram(errors.clip(max=ERROR_BINS[kind][-1]), ERROR_BINS[kind])[0]
+            error_counts[name] = torch.from_numpy(counts)
+    calibrations = {}
+    if protocol.calibration:
+        calibrations = calibrate_sample(tasks, predictions, confidences, labels, protocol.field_of_view)
+    return metrics, error_counts, calibrations
 
 
 def _sample_scores(metrics: dict[str, StreamingMetric]) -> dict[str, float | None]:

@@ -16,6 +16,8 @@ class StreamingMetric(ABC):
         main: name of the score that the paper's tables show.
         higher_is_better: whether larger values of `main` are better.
         column: how tables show `main`: heading, factor, decimals.
+        error_name: what [`errors`] are, and their unit.
+        error_power: errors of pixels are averaged as the root of the mean of this power.
         value_range: smallest and largest value of predictions and labels.
         sums: name -> tensor on the CPU. Those of several metrics, added up, are the sums of all their batches.
     """
@@ -24,6 +26,8 @@ class StreamingMetric(ABC):
     main: str
     higher_is_better: bool
     column: tuple[str, int, int]
+    error_name: str
+    error_power: int = 1
     value_range: tuple[float, float] = (0, 1)
 
     def __init__(self, task: dict):
@@ -74,8 +78,19 @@ class StreamingMetric(ABC):
 
     @staticmethod
     @abstractmethod
+    def errors(prediction: Tensor, label: Tensor) -> Tensor:
+        """Of each pixel, `(batch, height, width)`, of maps as [`update`] takes them; of no meaning where there is no
+        label. Of classes 0 and 1: right and wrong."""
+
+    @staticmethod
+    @abstractmethod
     def best_constant(labels: Tensor) -> Tensor:
         """The prediction that does well without looking: one value, or one vector, for valid labels of any shape."""
+
+
+def valid_pixels(kind: str, label: Tensor) -> Tensor:
+    """Mask `(batch, height, width)` of the pixels of a batch of labels that have one."""
+    return ~TASK_KINDS[kind].unknown(label).view(len(label), *label.shape[-2:])
 
 
 def finite_logits(logits: Tensor, task: str) -> Tensor:
@@ -103,6 +118,7 @@ class ThresholdedMetric(StreamingMetric):
     thresholds: Tensor
     beta_squared: float
     higher_is_better = True
+    error_name = "share of wrong pixels"
 
     def __init__(self, task: dict):
         super().__init__(task)
@@ -134,6 +150,10 @@ class ThresholdedMetric(StreamingMetric):
         hits, predicted = self.sums["true_positives"], self.sums["predicted"]
         precision = torch.where(predicted > 0, hits / predicted.clamp(min=1), 1.0)
         return precision, hits / self.sums["positives"].clamp(min=1)
+
+    @staticmethod
+    def errors(prediction: Tensor, label: Tensor) -> Tensor:
+        return (prediction > 0.5) != (label > 0.5)
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class NormalsMetric(StreamingMetric):
     main = "mean_angle"
     column = ("mean error °", 1, 2)
     higher_is_better = False
+    error_name = "error in degrees"
     value_range = (-math.inf, math.inf)
     within = (11.25, 22.5, 30.0)
 
@@ -60,6 +61,10 @@ class NormalsMetric(StreamingMetric):
             "rmse_angle": float((self.sums["squared"] / valid) ** 0.5),
             **{f"within_{limit:g}": share for limit, share in zip(self.within, shares)},
         }
+
+    @staticmethod
+    def errors(prediction: Tensor, label: Tensor) -> Tensor:
+        return angular_errors(prediction, label)
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ from torch import nn
 
 from ..data.columns import MappedDataset
 from ..image_processing_pil_degmix import to_pixels
+from ..tasks import TASK_KINDS
 from ..version import __version__
 from ..visualization import draw_overview, stack_overviews
 from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
+from .calibration import REMOVED, Calibration, median_angle
 from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image
-from .metric import ThresholdedMetric
+from .metric import StreamingMetric, ThresholdedMetric
 
 
 NUM_EXTREMES = 2
@@ -49,6 +51,18 @@ def build_report(
     """
     tasks = model.config.tasks
     sizes = [(sample["height"], sample["width"]) for sample in evaluation.samples]
+    confidence: dict[str, Any] = {}
+    if evaluation.calibrations:
+        confidence["calibration"] = {
+            name: _describe_calibration(calibration)
+            for name, calibration in evaluation.calibrations["confidence"].items()
+        }
+        if consistency := evaluation.calibrations["consistency"]:
+            confidence["consistency"] = {
+                "field_of_view": protocol.field_of_view,
+                "median_angle": median_angle(consistency),
+                "orders_errors_of": {name: calibration.compute() for name, calibration in consistency.items()},
+            }
     windows = None
     if protocol.window_size:
         windows = {"size": list(protocol.window_size), "overlap": protocol.window_overlap}
@@ -59,6 +73,7 @@ def build_report(
         "per_class": {
             name: per_class_iou(m) for name, m in evaluation.metrics.items() if isinstance(m, SegmentationMetric)
         },
+        **confidence,
         "protocol": {
             "split": data["split"],
             "num_images": len(sizes),
@@ -78,6 +93,15 @@ def build_report(
         },
         "command": command,
     }
+
+
+def _describe_calibration(calibration: Calibration) -> dict[str, Any]:
+    scores = calibration.compute()
+    curves = {name: errors.tolist() for name, errors in calibration.sparsification().items()}
+    description = {**scores, "sparsification": {"removed": REMOVED.tolist(), **curves}}
+    if "ece" in scores:
+        description["reliability"] = calibration.reliability()
+    return description
 
 
 def _task_protocol(task: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
@@ -217,6 +241,8 @@ def write_report(
 
     lines = [f"# {report['model']['name']} on {report['data']['dataset']}, {report['data']['split']}\n"]
     lines += [format_table([report]), _describe(report)]
+    if evaluation.calibrations:
+        lines.append(_describe_confidence(report))
     for name, task in model.config.tasks.items():
         lines.append(f"## {name}\n")
         lines.append(_markdown([["score", "value"], *([k, f"{v:.4f}"] for k, v in report["scores"][name].items())]))
@@ -254,6 +280,29 @@ def _describe(report: dict[str, Any]) -> str:
     return "".join(f"- {part}\n" for part in parts) + f"\n```bash\n{report['command']}\n```\n"
 
 
+def _describe_confidence(report: dict[str, Any]) -> str:
+    rows = [["task", "AUSE down", "at random", "ratio", "ECE down"]]
+    for name, scores in report["calibration"].items():
+        rows.append([name, *_ause_cells(scores), f"{scores['ece']:.4f}" if "ece" in scores else "-"])
+    parts = ["## Confidence\n", _markdown(rows)]
+    if "consistency" in report:
+        consistency = report["consistency"]
+        parts.append(
+            "Normals that follow from the predicted depth, with a field of view of "
+            f"{consistency['field_of_view']:g} degrees across the longer side, are at "
+            f"{consistency['median_angle']:.1f} degrees to the predicted normals in the median. As a confidence, "
+            "their agreement orders the errors of\n"
+        )
+        rows = [[name, *_ause_cells(scores)] for name, scores in consistency["orders_errors_of"].items()]
+        parts.append(_markdown([["task", "AUSE down", "at random", "ratio"], *rows]))
+    return "\n".join(parts)
+
+
+def _ause_cells(scores: dict[str, float]) -> list[str]:
+    ratio = scores["ause"] / max(scores["ause_random"], 1e-12)
+    return [*(f"{scores[name]:.4f}" for name in ("ause", "ause_random")), f"{ratio:.2f}"]
+
+
 def draw_figures(evaluation: Evaluation, name: str, task: dict[str, Any]) -> dict[str, Figure]:
     """What there is to draw about the sums of a task: title -> figure."""
     metric = evaluation.metrics[name]
@@ -265,7 +314,13 @@ def draw_figures(evaluation: Evaluation, name: str, task: dict[str, Any]) -> dic
     if isinstance(metric, BoundaryMetric | ThresholdedMetric):
         figures["precision and recall"] = draw_precision_recall(metric)
     if name in evaluation.error_counts:
-        figures["errors"] = draw_errors(evaluation.error_counts[name].numpy(), task["kind"])
+        figures["errors"] = draw_errors(evaluation.error_counts[name].numpy(), metric)
+    if evaluation.calibrations:
+        calibration = evaluation.calibrations["confidence"][name]
+        if TASK_KINDS[task["kind"]].confidence_is_probability:
+            figures["reliability"] = draw_reliability(calibration)
+        signals = {signal: by_task.get(name) for signal, by_task in evaluation.calibrations.items()}
+        figures["sparsification"] = draw_sparsification(signals, metric)
     return figures
 
 
@@ -312,13 +367,46 @@ def draw_precision_recall(metric: BoundaryMetric | ThresholdedMetric) -> Figure:
     return figure
 
 
-def draw_errors(counts: np.ndarray, kind: str) -> Figure:
+def draw_reliability(calibration: Calibration) -> Figure:
+    """How often pixels of each confidence are right, and how many there are."""
+    rows, scores = calibration.reliability(), calibration.compute()
+    confidence, accuracy, counts = (
+        np.array([row[key] for row in rows]) for key in ("confidence", "accuracy", "count")
+    )
+    figure = Figure(figsize=(5, 5))
+    axes = figure.subplots()
+    axes.bar(confidence, counts / counts.sum(), width=0.05, color="tab:gray", alpha=0.4, label="share of pixels")
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="calibrated")
+    axes.plot(confidence, accuracy, marker="o", label=f"ECE {scores['ece']:.3f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="confidence", ylabel="share of right pixels", aspect="equal")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def draw_sparsification(signals: dict[str, Calibration | None], metric: StreamingMetric) -> Figure:
+    """The error of the pixels left, for each signal that the task has; of the oracle, and of random removal."""
+    figure = Figure(figsize=(7, 3.5))
+    axes = figure.subplots()
+    for signal, calibration in signals.items():
+        if calibration:
+            curves, ause = calibration.sparsification(), calibration.compute()["ause"]
+            axes.plot(100 * REMOVED, curves["confidence"], label=f"by {signal}, AUSE {ause:.3f}")
+    curves = signals["confidence"].sparsification()
+    axes.axhline(curves["oracle"][0], color="gray", linestyle=":", label="at random")
+    axes.plot(100 * REMOVED, curves["oracle"], color="gray", label="the worst first (oracle)")
+    axes.set(xlim=(0, 100), xlabel="% of the pixels removed, the least sure first", ylabel=metric.error_name)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def draw_errors(counts: np.ndarray, metric: StreamingMetric) -> Figure:
     """Histogram of the errors of pixels; the last bar holds all larger errors."""
     figure = Figure(figsize=(7, 3.5))
     axes = figure.subplots()
-    axes.stairs(counts / max(counts.sum(), 1), ERROR_BINS[kind], fill=True)
-    axes.set(xlabel=f"error of a pixel in {'metres' if kind == 'depth' else 'degrees'}", ylabel="share of pixels")
-    axes.set_xlim(0, ERROR_BINS[kind][-1])
+    bins = ERROR_BINS[metric.kind]
+    axes.stairs(counts / max(counts.sum(), 1), bins, fill=True)
+    axes.set(xlabel=f"{metric.error_name} of a pixel", ylabel="share of pixels", xlim=(0, bins[-1]))
     return figure
 
 
@@ -346,8 +434,9 @@ def draw_rows(
     for row in rows:
         sample = collator([row])
         with accelerator.autocast():
-            predictions = predict_whole_image(model, processor, sample["pixels"], protocol)
+            predictions, confidences = predict_whole_image(model, processor, sample["pixels"], protocol)
         pixels = to_pixels(row["image"], do_convert_rgb=True).round().clip(0, 255).astype(np.uint8)
         image = Image.fromarray(pixels.transpose(1, 2, 0))
-        overviews.append(draw_overview(image, predictions, tasks, references={name: sample["labels"][name][0]}))
+        references = {name: sample["labels"][name][0]}
+        overviews.append(draw_overview(image, predictions, tasks, references=references, confidences=confidences))
     return stack_overviews(overviews)

@@ -18,6 +18,7 @@ class SegmentationMetric(StreamingMetric):
     main = "mean_iou"
     column = ("mIoU %", 100, 2)
     higher_is_better = True
+    error_name = "share of wrong pixels"
 
     def __init__(self, task: dict):
         super().__init__(task)
@@ -47,6 +48,10 @@ class SegmentationMetric(StreamingMetric):
         union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
         iou = (matrix.diagonal() / union).tolist()
         return {index: iou[index] for index in union.nonzero().flatten().tolist()}
+
+    @staticmethod
+    def errors(prediction: Tensor, label: Tensor) -> Tensor:
+        return prediction != label
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:
