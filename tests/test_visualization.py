@@ -5,6 +5,7 @@ from PIL import Image
 from small_models import small_config
 from torch.nn import functional as F
 
+from transformers_degmix.geometry import depth_normals_angles
 from transformers_degmix.tasks import IGNORE_INDEX, TASK_KINDS, label_palette
 from transformers_degmix.visualization import (
     HATCHING,
@@ -230,7 +231,9 @@ def test_overview_shows_where_depth_and_normals_disagree():
     angles[:10] = torch.nan
     overview = overview_of(maps, tasks)
     assert has_panel(overview, 4, draw_consistency(angles, PANEL_SIZE))
-    assert not has_panel(overview_of(maps, tasks, field_of_view=20), 4, draw_consistency(angles - 1, PANEL_SIZE))
+    maps["range"] = torch.linspace(1, 2, SIZE[0])[:, None].expand(SIZE)
+    angles = depth_normals_angles(maps, tasks, 100)
+    assert has_panel(overview_of(maps, tasks, field_of_view=100), 4, draw_consistency(angles, PANEL_SIZE))
     assert overview_of(maps, {"up": tasks["up"]}).width == 2 * (PANEL_WIDTH + GAP) + GAP
 
 

@@ -254,6 +254,16 @@ def test_report_with_calibration(model, data, evaluation, tmp_path):
     assert "## Confidence" in text and all(f"({path.name})" in text for path in tmp_path.glob("*.png"))
 
 
+def test_no_consistency_where_no_depth_is_above_0(data):
+    model = small_model(tasks={name: ROOMS_TASKS[name] for name in ("depth", "normals")})
+    with torch.no_grad():
+        model.heads["depth"].classifier.bias.fill_(-1000)
+    protocol = Protocol(calibration=True)
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    report = make_report(model, evaluate(model, processor, data, protocol), protocol)
+    assert "consistency" not in report and list(report["calibration"]) == ["depth", "normals"]
+
+
 def test_fingerprint_is_of_the_content(model, data, evaluation, tmp_path):
     rows = load_rooms("test", 3, (32, 48))
     rows.to_parquet(tmp_path / "test.parquet")
