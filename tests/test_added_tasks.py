@@ -168,3 +168,23 @@ def test_the_processor_takes_the_new_tasks(tmp_path):
     DeGMixImageProcessorPil(tasks=before.config.tasks).save_pretrained(tmp_path)
     processor = DeGMixImageProcessorPil.from_pretrained(tmp_path, tasks=model.config.tasks)
     assert processor.post_process_dense_prediction(predict(model))[1]["normals"].shape == (3, *PIXELS.shape[-2:])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_gradients_pass_through_the_attention_that_is_returned(scope):
+    _, model = grown_model(scope)
+    model.requires_grad_(True).double()
+    pixel_values = PIXELS.double()
+    outputs = model(pixel_values, output_attentions=True)
+    outputs.attentions[0].retain_grad()
+    losses = [
+        sum(x.square().mean() for x in logits.values()) for logits in (outputs.logits, model(pixel_values).logits)
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    queries = list(model.model.query.parameters())
+    gradients = [torch.autograd.grad(loss, queries, retain_graph=True) for loss in losses]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+    losses[0].backward()
+    gradient = outputs.attentions[0].grad
+    assert (gradient[:, 2] != 0).all() and (gradient[:, :2, :, :2] != 0).all()
+    assert (gradient[:, :2, :, 2] == 0).all()

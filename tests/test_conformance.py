@@ -105,10 +105,10 @@ def test_configuration_can_ask_for_hidden_states_and_attentions(model_class, tmp
 def test_hidden_states_and_attentions_carry_gradients(model_class, scope):
     model = small(model_class, scope)
     outputs = model(images(), output_hidden_states=True, output_attentions=True)
-    for tensor in outputs.hidden_states:
+    for tensor in (*outputs.hidden_states, *outputs.attentions):
         tensor.retain_grad()
     sum(x.square().mean() for x in (getattr(outputs, "logits", None) or outputs.task_features).values()).backward()
-    for tensor in outputs.hidden_states:
+    for tensor in (*outputs.hidden_states, *outputs.attentions):
         assert tensor.grad.any()
     model.zero_grad()
     model(images(), output_attentions=True).attentions[0].square().sum().backward()

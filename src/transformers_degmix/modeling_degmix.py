@@ -275,12 +275,13 @@ class DeGMixAttention(nn.Module):
         return weight.flatten(1), bias
 
     @staticmethod
-    def attend(query: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(query: Tensor, tokens: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Softmax attention of one task to all tasks at each pixel.
 
         Args:
             query: `(B, n, heads * C)`, mapped by `merged_query`.
             tokens: `(T, B, n, C)`, keys and values.
+            weights: `(B, n, heads, T)`, if they are known; the query then does not matter.
 
         Returns:
             Averaged tokens `(B, n, heads * C)`, to be mapped by `merged_value`, and weights `(B, n, heads, T)`.
@@ -289,9 +290,11 @@ class DeGMixAttention(nn.Module):
         query = query.unflatten(-1, (-1, tokens.shape[-1]))
         if torch.compiler.is_dynamo_compiling():
             # Inductor fuses a product with its sum; batches of small matrix products it calls one by one.
-            weights = (query.unsqueeze(-2) * tokens.unsqueeze(-3)).sum(dim=-1).softmax(dim=-1)
+            if weights is None:
+                weights = (query.unsqueeze(-2) * tokens.unsqueeze(-3)).sum(dim=-1).softmax(dim=-1)
             return (weights.unsqueeze(-1) * tokens.unsqueeze(-3)).sum(dim=-2).flatten(-2), weights
-        weights = (query @ tokens.mT).softmax(dim=-1)
+        if weights is None:
+            weights = (query @ tokens.mT).softmax(dim=-1)
         return (weights.to(tokens.dtype) @ tokens).flatten(-2), weights
 
 
@@ -376,7 +379,7 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         return [torch.stack(parameters) for parameters in zip(*merged)]
 
     def forward(
-        self, tasks: Sequence[str], tokens: Tensor, attended: Tensor, *prepared: Tensor
+        self, tasks: Sequence[str], tokens: Tensor, attended: Tensor, known: Sequence[Tensor | None], *prepared: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Some pixels of the tasks that ask.
 
@@ -384,15 +387,18 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
             tasks: their names.
             tokens: their tokens `(T, B, n, C)`.
             attended: interaction tokens `(S, B, n, C)` of the tasks that they attend to.
+            known: for each of them attention weights `(B, n, heads, S)`, or `None` where they are to be computed.
             prepared: what `prepare` returned.
 
         Returns:
             Tokens `(T, B, n, C)` and attention weights `(T, B, n, heads, S)`.
         """
         outputs, attentions = [], []
-        for task, x, query_weight, query_bias, value_weight, value_bias in zip(tasks, tokens, *prepared):
+        for task, x, weights, query_weight, query_bias, value_weight, value_bias in zip(
+            tasks, tokens, known, *prepared
+        ):
             attention = self.attentions[task]
-            averaged, weights = attention.attend(F.linear(x, query_weight, query_bias), attended)
+            averaged, weights = attention.attend(F.linear(x, query_weight, query_bias), attended, weights)
             outputs.append(x + attention.norm(F.linear(averaged, value_weight, value_bias)))
             attentions.append(weights)
         return torch.stack(outputs), torch.stack(attentions)
@@ -552,7 +558,11 @@ class DeGMixModel(DeGMixPreTrainedModel):
             features, stacked = _stack_tasks(features)
             hidden_states = (*feature_maps, fused, stacked)
         if self.config.use_decoder:
-            features, attentions = self.decode(features)
+            mixed = features
+            features, attentions = self.decode(mixed)
+            if output_attentions and torch.is_grad_enabled():
+                # Once more, by these weights: as in other models, gradients pass through those that are returned.
+                features, _ = self.decode(mixed, attentions)
         if hidden_states:
             features, stacked = _stack_tasks(features)
             hidden_states += (stacked,)
@@ -563,8 +573,10 @@ class DeGMixModel(DeGMixPreTrainedModel):
             attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
 
-    def decode(self, features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def decode(self, features: dict[str, Tensor], known: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Maps of each task `(B, C, h, w)` -> such maps, and attention weights `(B, T, heads, T, h, w)`.
+
+        The weights are computed or, if they are known, those.
 
         Only the interaction looks beyond a pixel. On a CPU, pixels therefore go through all blocks in portions that
         stay in its cache; captured graphs have to hold for all sizes and take them at once.
@@ -572,20 +584,21 @@ class DeGMixModel(DeGMixPreTrainedModel):
         Tasks that attend to the same tasks go together, those that are attended to first. Nothing that is computed for
         them depends on other groups, not even the portions, so that it is the same to the last bit without these.
         """
-        groups, num_tasks = self.config.attention_groups(), len(features)
-        first = next(iter(features.values()))
-        batch_size, _, height, width = first.shape
-        portions: Iterable[Sequence[Tensor]] = [[maps.flatten(2) for maps in features.values()]]
-        if first.device.type == "cpu" and not torch.compiler.is_compiling():
-            num_pixels = max(1, self.CPU_PORTION // batch_size)
-            portions = zip(*(maps.flatten(2).split(num_pixels, dim=2) for maps in features.values()))
+        groups, names = self.config.attention_groups(), list(features)
+        maps = [maps.flatten(2) for maps in features.values()]
+        batch_size, _, height, width = features[names[0]].shape
+        if known is not None:
+            maps.append(known.flatten(4))
+        portions: Iterable[Sequence[Tensor]] = [maps]
+        if maps[0].device.type == "cpu" and not torch.compiler.is_compiling():
+            portions = zip(*(x.split(max(1, self.CPU_PORTION // batch_size), dim=-1) for x in maps))
         prepared = [
             (self.interaction.prepare([features[task] for task in attended]), self.query.prepare(tasks))
             for tasks, attended in groups
         ]
         decoded, attentions = defaultdict(list), defaultdict(list)
         for portion in portions:
-            tokens = {task: pixels.transpose(1, 2) for task, pixels in zip(features, portion)}  # (B, n, C)
+            tokens = {task: pixels.transpose(1, 2) for task, pixels in zip(names, portion)}  # (B, n, C)
             interaction_tokens: dict[str, Tensor] = {}
             for (tasks, attended), (interaction_prepared, query_prepared) in zip(groups, prepared):
                 asking = torch.stack([tokens[task] for task in tasks])
@@ -594,21 +607,24 @@ class DeGMixModel(DeGMixPreTrainedModel):
                 interaction_tokens.update(zip(tasks, answers))
                 if tasks != attended:
                     answers = torch.stack([interaction_tokens[task] for task in attended])
-                queried, weights = self.query(tasks, asking, answers, *query_prepared)
+                rows, columns = ([names.index(task) for task in some] for some in (tasks, attended))
+                given: Any = [None] * len(tasks)
+                if known is not None:
+                    given = portion[-1].permute(1, 0, 4, 2, 3)[rows][..., columns]
+                queried, weights = self.query(tasks, asking, answers, given, *query_prepared)
                 # Many cheap steps: their results, kept for the backward pass, take half of the decoder's memory.
                 gated = checkpoint(self.gating, queried, use_reentrant=False, preserve_rng_state=False)
-                if len(attended) < num_tasks:
-                    indices = [list(features).index(task) for task in attended]
-                    some, weights = weights, weights.new_zeros(*weights.shape[:-1], num_tasks)
-                    weights[..., indices] = some
+                if len(columns) < len(names):
+                    seen, weights = weights, weights.new_zeros(*weights.shape[:-1], len(names))
+                    weights[..., columns] = seen
                 for task, pixels, pixel_weights in zip(tasks, gated, weights):
                     decoded[task].append(pixels)
                     attentions[task].append(pixel_weights)
-        maps = {task: torch.cat(decoded[task], dim=1).unflatten(1, (height, width)) for task in features}
-        weights = torch.stack([torch.cat(attentions[task], dim=1) for task in features], dim=1)
+        size = (height, width)
+        weights = torch.stack([torch.cat(attentions[task], dim=1) for task in names], dim=1)
         return (
-            {task: x.permute(0, 3, 1, 2) for task, x in maps.items()},
-            weights.unflatten(2, (height, width)).permute(0, 1, 4, 5, 2, 3),
+            {task: torch.cat(decoded[task], dim=1).unflatten(1, size).permute(0, 3, 1, 2) for task in names},
+            weights.unflatten(2, size).permute(0, 1, 4, 5, 2, 3),
         )
 
 
