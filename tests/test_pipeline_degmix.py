@@ -131,6 +131,15 @@ def test_windows_are_of_the_images_own_size(path, images, batch_size):
         predict(images[0], window_size=(16, 33))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_images_at_their_own_size_on_request(path, images, expected, batch_size):
+    resizing = DeGMixImageProcessorPil(tasks=TASKS, do_resize=True, size={"height": 50, "width": 50}, size_divisor=32)
+    predict = pipeline(TASK, model=str(path), image_processor=resizing)
+    for maps, expected_maps in zip(predict(images, batch_size=batch_size, do_resize=False), expected, strict=True):
+        assert_equal_maps(maps, expected_maps)
+    assert resizing.do_resize and (predict(images[0])["depth"] - expected[0]["depth"]).abs().max() > 0.01
+
+
 def test_files_are_read_and_turned_upright(predict, images, expected, tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import small_model
+from torch.profiler import ProfilerActivity, profile
 
+from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.modeling_degmix import DeGMixDensePredictionOutput
-from transformers_degmix.sliding_windows import place_windows, predict_in_windows
+from transformers_degmix.sliding_windows import place_windows, predict_in_windows, predict_maps_in_windows
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,64 @@ def test_logits_are_float32_and_need_no_gradients():
     model = small_model().bfloat16()
     logits = predict_in_windows(model, random_images(40, 40).bfloat16(), (32, 32)).logits
     assert all(maps.dtype == torch.float32 and not maps.requires_grad for maps in logits.values())
+
+
+@pytest.mark.parametrize("overlap", [0, 0.25, 0.6])
+def test_maps_made_band_by_band_are_those_of_all_logits(model, overlap):
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    images = random_images(100, 70, num_images=2)
+    seen = []
+
+    def post_process(outputs):
+        seen.append(outputs.logits["depth"].shape[2])
+        return processor.post_process_dense_prediction(outputs)
+
+    found = predict_maps_in_windows(model, images, post_process, (40, 48), overlap, batch_size=3)
+    expected = processor.post_process_dense_prediction(predict_in_windows(model, images, (40, 48), overlap))
+    assert len(seen) > 1 and max(seen) <= 40 and sum(seen) == 100
+    for maps, expected_maps in zip(found, expected, strict=True):
+        assert list(maps) == list(expected_maps)
+        for task, values in expected_maps.items():
+            assert maps[task].dtype == values.dtype
+            if values.dtype == torch.int64:
+                assert (maps[task] == values).float().mean() > 0.999
+            else:
+                torch.testing.assert_close(maps[task], values, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prediction_that_depends_on_the_place_in_the_window_stays_smooth():
+    def model(pixel_values):
+        down, across = (torch.linspace(-1, 1, length) for length in pixel_values.shape[-2:])
+        return DeGMixDensePredictionOutput(logits={"depth": pixel_values[:, :1] + down[:, None] + across})
+
+    rows, columns = torch.linspace(0, 4, 128)[:, None], torch.linspace(0, 6, 192)
+    image = (rows.sin() * columns.cos()).expand(1, 3, -1, -1)
+
+    def largest_jump(overlap):
+        depth = predict_in_windows(model, image, (64, 64), overlap).logits["depth"]
+        return max(depth.diff(dim=axis).abs().max().item() for axis in (-2, -1))
+
+    assert largest_jump(0) > 1  # side by side, windows end at 1 and begin at -1
+    assert largest_jump(0.5) < 0.15  # but for the image, two slopes of 2 / 64 and what one window leaves to the other
+
+
+def test_logits_in_memory_do_not_grow_with_the_height():
+    """Forty classes: all logits of the higher image would take 30 MB."""
+
+    def classes(pixel_values):
+        return DeGMixDensePredictionOutput(logits={"semseg": pixel_values[:, :1].expand(-1, 40, -1, -1)})
+
+    def largest(height):
+        pixel_values = torch.zeros(1, 3, height, 100)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            predict_maps_in_windows(
+                classes, pixel_values, lambda outputs: [{"semseg": outputs.logits["semseg"][0, 0]}], (40, 40)
+            )
+        now = peak = 0
+        for event in recorded.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                peak = max(peak, now)
+        return peak - 4 * height * 100  # the map
+
+    assert largest(2000) < 1.1 * largest(200) < 5e6

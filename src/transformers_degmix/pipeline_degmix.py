@@ -2,16 +2,18 @@
 
 import os
 from collections import defaultdict
+from copy import copy
 from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import Pipeline
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import ModelOutput
 
 from .image_processing_pil_degmix import load_image
-from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows
+from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
 
 
 class MultiTaskDensePredictionPipeline(Pipeline):
@@ -42,10 +44,12 @@ class MultiTaskDensePredictionPipeline(Pipeline):
             batch_size (`int`, *optional*, defaults to 1):
                 Images handed to the model at once. The model sees no image at another size than alone, so that its
                 predictions do not depend on the batch: of a batch, those of one size run together.
+            do_resize (`bool`, *optional*):
+                In place of the processor's own, such as `False` to predict images at their own size, as a whole.
             window_size (`tuple[int, int]`, *optional*):
                 Height and width of overlapping windows in which images are predicted, at their own size: the
                 processor neither resizes nor pads them. For images larger than those of the training, or than memory
-                allows; see [`predict_in_windows`]. Of a batch, as many windows run together as it has images.
+                allows; see [`predict_maps_in_windows`]. Of a batch, as many windows run together as it has images.
             window_overlap (`float`, *optional*, defaults to 0.25): share of a window in common with the next.
             timeout (`float`, *optional*): seconds to wait for a server.
             return_confidence (`bool`, *optional*, defaults to `False`):
@@ -63,6 +67,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         timeout: float | None = None,
+        do_resize: bool | None = None,
         window_size: tuple[int, int] | None = None,
         window_overlap: float | None = None,
         return_confidence: bool | None = None,
@@ -70,61 +75,87 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         preprocess, forward, postprocess = (
             {name: value for name, value in step.items() if value is not None}
             for step in (
-                {"timeout": timeout, "window_size": window_size},
-                {"window_size": window_size, "window_overlap": window_overlap},
-                {"return_confidence": return_confidence},
+                {"timeout": timeout, "do_resize": do_resize, "window_size": window_size},
+                {
+                    "window_size": window_size,
+                    "window_overlap": window_overlap,
+                    "return_confidence": return_confidence,
+                },
+                {"do_resize": False if window_size else do_resize, "return_confidence": return_confidence},
             )
         )
         return preprocess, forward, postprocess
+
+    def _processor(self, do_resize: bool | None) -> ImageProcessingMixin:
+        """The image processor, or one that resizes or not: it undoes what its own `do_resize` says."""
+        if do_resize is None:
+            return self.image_processor
+        processor = copy(self.image_processor)
+        processor.do_resize = do_resize
+        return processor
 
     def preprocess(
         self,
         image: str | os.PathLike | Image.Image,
         timeout: float | None = None,
+        do_resize: bool | None = None,
         window_size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         if not isinstance(image, Image.Image):
             image = load_image(image, timeout)
         image = ImageOps.exif_transpose(image)
         options = {"do_resize": False, "do_pad": False} if window_size else {}
-        inputs = self.image_processor(image, return_tensors="pt", **options).to(self.dtype)
+        inputs = self._processor(do_resize)(image, return_tensors="pt", **options).to(self.dtype)
         # Wrapped, because the pipeline's collation concatenates plain tensors, which need one size; it lists the rest.
-        # In windows there is nothing to crop or resize afterwards.
-        return {"inputs": inputs, "target_size": None if window_size else (image.height, image.width)}
+        return {"inputs": inputs, "target_size": (image.height, image.width)}
 
     def _forward(
         self,
         model_inputs: dict[str, Any],
         window_size: tuple[int, int] | None = None,
         window_overlap: float = DEFAULT_OVERLAP,
+        return_confidence: bool = False,
     ) -> dict[str, Any]:
+        """Logits; in windows the maps, so that no image's logits are ever there as a whole, but for confidences."""
         inputs, target_size = model_inputs["inputs"], model_inputs["target_size"]
         batch_size = len(inputs) if isinstance(inputs, list) else 1
+        in_bands = window_size and not return_confidence  # which is also about the pixels around each
 
-        def predict(pixel_values: Tensor) -> dict[str, Tensor]:
-            if window_size is None:
-                return self.model(pixel_values).logits
-            return predict_in_windows(self.model, pixel_values, window_size, window_overlap, batch_size).logits
+        def predict(pixel_values: Tensor) -> list[dict[str, Tensor]]:
+            if in_bands:
+                post_process = self.image_processor.post_process_dense_prediction
+                return predict_maps_in_windows(
+                    self.model, pixel_values, post_process, window_size, window_overlap, batch_size
+                )
+            logits = (
+                predict_in_windows(self.model, pixel_values, window_size, window_overlap, batch_size)
+                if window_size
+                else self.model(pixel_values)
+            ).logits
+            return [
+                {task: maps[image : image + 1] for task, maps in logits.items()} for image in range(len(pixel_values))
+            ]
 
+        name = "maps" if in_bands else "logits"
         if not isinstance(inputs, list):
-            return {"logits": predict(inputs["pixel_values"]), "target_size": target_size}
+            return {name: predict(inputs["pixel_values"])[0], "target_size": target_size}
         by_size = defaultdict(list)
         for index, image in enumerate(inputs):
             by_size[image["pixel_values"].shape].append(index)
-        logits: list[dict[str, Tensor] | None] = [None] * len(inputs)
+        predictions: list[dict[str, Tensor] | None] = [None] * len(inputs)
         for indices in by_size.values():
             batch = predict(torch.cat([inputs[index]["pixel_values"] for index in indices]))
-            for position, index in enumerate(indices):
-                logits[index] = {task: maps[position : position + 1] for task, maps in batch.items()}
-        return {"logits": logits, "target_size": target_size}
+            for index, prediction in zip(indices, batch):
+                predictions[index] = prediction
+        return {name: predictions, "target_size": target_size}
 
     def postprocess(
-        self, model_outputs: dict[str, Any], return_confidence: bool = False
+        self, model_outputs: dict[str, Any], do_resize: bool | None = None, return_confidence: bool = False
     ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if "maps" in model_outputs:
+            return model_outputs["maps"]
         outputs, target_size = ModelOutput(logits=model_outputs["logits"]), model_outputs["target_size"]
-        return self.image_processor.post_process_dense_prediction(
-            outputs, target_size and [target_size], return_confidence
-        )[0]
+        return self._processor(do_resize).post_process_dense_prediction(outputs, [target_size], return_confidence)[0]
 
 
 __all__ = ["MultiTaskDensePredictionPipeline"]

@@ -2,7 +2,7 @@
 
 import math
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
@@ -14,7 +14,6 @@ from .modeling_degmix import DeGMixDensePredictionOutput
 DEFAULT_OVERLAP = 0.25
 
 
-@torch.no_grad()
 def predict_in_windows(
     model: Callable[[Tensor], DeGMixDensePredictionOutput],
     pixel_values: Tensor,
@@ -28,8 +27,8 @@ def predict_in_windows(
     seam where windows overlap. A model sees in each window the positions and distances that it was trained with if
     the windows have the size of its training images; what it sees of the scene ends at the window's border.
 
-    Memory is that of the model with one batch of windows, and of the logits of the whole images on the CPU: the sum of
-    the tasks' channels times height times width floats an image, however many windows there are.
+    The logits of large images are large, those of 40 classes 160 bytes a pixel; [`predict_maps_in_windows`] never
+    has them all.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
@@ -47,25 +46,83 @@ def predict_in_windows(
     Raises:
         ValueError: the window or the overlap is outside of its range.
     """
+    bands = list(_predict_bands(model, pixel_values, window_size, overlap, batch_size))
+    return DeGMixDensePredictionOutput(
+        logits={task: torch.cat([band[task] for band in bands], 2) for task in bands[0]}
+    )
+
+
+def predict_maps_in_windows(
+    model: Callable[[Tensor], DeGMixDensePredictionOutput],
+    pixel_values: Tensor,
+    post_process: Callable[[DeGMixDensePredictionOutput], list[dict[str, Tensor]]],
+    window_size: tuple[int, int],
+    overlap: float = DEFAULT_OVERLAP,
+    batch_size: int = 1,
+) -> list[dict[str, Tensor]]:
+    """[`predict_in_windows`], and what the processor makes of the logits, band by band.
+
+    The rows that no further window reaches are post-processed before the next windows are predicted. Memory is that
+    of the images, their maps, the model with one batch of windows, and the logits of one row of windows and of what
+    the next has in common with it: however high the images are.
+
+    Args:
+        post_process: a processor's `post_process_dense_prediction`: each pixel's values from its own logits.
+        model, pixel_values, window_size, overlap, batch_size: see [`predict_in_windows`].
+
+    Returns:
+        Per image, task -> map `(..., height, width)`, on the CPU.
+
+    Raises:
+        ValueError: the window or the overlap is outside of its range.
+    """
+    size = pixel_values.shape[-2:]
+    maps: list[dict[str, Tensor]] = [{} for _ in pixel_values]
+    top = 0
+    for band in _predict_bands(model, pixel_values, window_size, overlap, batch_size):
+        for image_maps, predictions in zip(maps, post_process(DeGMixDensePredictionOutput(logits=band))):
+            for task, values in predictions.items():
+                if task not in image_maps:
+                    image_maps[task] = values.new_empty(*values.shape[:-2], *size)
+                image_maps[task][..., top : top + values.shape[-2], :] = values
+        top += values.shape[-2]
+    return maps
+
+
+def _predict_bands(
+    model: Callable[[Tensor], DeGMixDensePredictionOutput],
+    pixel_values: Tensor,
+    window_size: tuple[int, int],
+    overlap: float,
+    batch_size: int,
+) -> Iterator[dict[str, Tensor]]:
+    """The blended logits from top to bottom, in bands of rows that no further window reaches."""
     check_window(window_size, overlap)
     size = pixel_values.shape[-2:]
     (tops, row_weights), (lefts, column_weights) = (
         place_windows(length, min(length, window), overlap) for length, window in zip(size, window_size)
     )
     height, width = row_weights.shape[1], column_weights.shape[1]
-    windows = list(product(range(len(pixel_values)), zip(tops, row_weights), zip(lefts, column_weights)))
-    blended = {}
-    for start in range(0, len(windows), batch_size):
-        batch = [
-            ((image, slice(None), slice(top, top + height), slice(left, left + width)), rows[:, None] * columns)
-            for image, (top, rows), (left, columns) in windows[start : start + batch_size]
-        ]
-        for task, logits in model(torch.stack([pixel_values[where] for where, _ in batch])).logits.items():
-            if task not in blended:
-                blended[task] = torch.zeros(len(pixel_values), logits.shape[1], *size)
-            for (where, weights), maps in zip(batch, logits.float().cpu()):
-                blended[task][where] += weights * maps
-    return DeGMixDensePredictionOutput(logits=blended)
+    unfinished = {}  # the rows that the windows before have in common with the next
+    for top, next_top, rows in zip(tops, [*tops[1:], size[0]], row_weights):
+        blended = {}
+        windows = list(product(range(len(pixel_values)), zip(lefts, column_weights)))
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            views = [pixel_values[image, :, top : top + height, left : left + width] for image, (left, _) in batch]
+            with torch.no_grad():
+                outputs = model(torch.stack(views))
+            for task, logits in outputs.logits.items():
+                if task not in blended:
+                    blended[task] = torch.zeros(len(pixel_values), logits.shape[1], height, size[1])
+                    if task in unfinished:
+                        carried = unfinished.pop(task)
+                        blended[task][:, :, : carried.shape[2]] = carried
+                for (image, (left, columns)), maps in zip(batch, logits.float().cpu()):
+                    blended[task][image, :, :, left : left + width] += rows[:, None] * columns * maps
+        finished = next_top - top
+        yield {task: maps[:, :, :finished] for task, maps in blended.items()}
+        unfinished = {task: maps[:, :, finished:].clone() for task, maps in blended.items()}
 
 
 def add_window_arguments(parser: ArgumentParser):
@@ -117,4 +174,4 @@ def place_windows(length: int, window: int, overlap: float) -> tuple[list[int], 
     return starts.tolist(), to_border / total[pixels]
 
 
-__all__ = ["add_window_arguments", "check_window", "place_windows", "predict_in_windows"]
+__all__ = ["add_window_arguments", "check_window", "place_windows", "predict_in_windows", "predict_maps_in_windows"]
