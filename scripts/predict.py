@@ -1,135 +1,163 @@
-"""Predicts all tasks of images.
+"""Predicts all tasks of images and videos.
 
 For each image: the arrays (NAME.npz), a picture per task (NAME.TASK.png) and all of them side by side, with legends
-and the tasks' attention to each other (NAME.overview.png). With --window, images may be much larger than those the
+and the tasks' attention to each other (NAME.overview.png). For each video: all tasks side by side, at the same times,
+without sound (NAME.overview.mp4; needs the extra `video`). With --window, images may be much larger than those the
 model was trained with; the attention, which belongs to a window, is left out then.
+
+While the model is at work, threads read what comes next and write what is done.
 """
 
 import argparse
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
-from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from transformers_degmix import DeGMixForMultiTaskDensePrediction
-from transformers_degmix.image_processing_pil_degmix import load_image, resized_size, to_pixels
+from transformers_degmix.image_processing_pil_degmix import load_image, resize_nearest
+from transformers_degmix.inference import PREDICTION_ERRORS, Predictor, Result, map_ahead
 from transformers_degmix.saving import load_model_directory, write_whole
-from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window, predict_in_windows
-from transformers_degmix.visualization import crop_attentions, draw_overview, draw_prediction
+from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window
+from transformers_degmix.visualization import draw_legend, draw_overview, draw_prediction, panel_size
 
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
     parser.add_argument(
-        "--image",
+        "--input",
         required=True,
         nargs="+",
         type=Path,
-        help=f"image files, and directories of them ({', '.join(sorted(IMAGE_SUFFIXES))})",
+        help=f"images ({', '.join(sorted(IMAGE_SUFFIXES))}), videos ({', '.join(sorted(VIDEO_SUFFIXES))}), and "
+        "directories of them",
     )
     parser.add_argument("--output", required=True, type=Path, help="directory for the results, made if need be")
+    parser.add_argument("--no-resize", action="store_true", help="predict images at their own size, as a whole")
     add_window_arguments(parser)
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="images or frames handed to the model at once if they go into it at one size, or windows (default 1)",
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=2,
+        help="threads that read and write images (default 2); 0 does everything one after the other",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     args = parser.parse_args()
     if args.window is None and args.window_overlap != DEFAULT_OVERLAP:
         parser.error("--window-overlap is for --window")
+    if args.batch_size < 1:
+        parser.error(f"--batch-size must be 1 or more, got {args.batch_size}")
+    if args.num_workers < 0:
+        parser.error(f"--num-workers must be 0 or more, got {args.num_workers}")
     return args
 
 
-def find_images(paths: list[Path]) -> list[Path]:
-    """The files among the paths, and the images in the directories among them, sorted by name.
+def find_inputs(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Images, and videos: the files among the paths, and those in the directories among them, sorted by name.
 
     Raises:
-        ValueError: a directory has no images, or two images have the same stem, after which results are named.
+        ValueError: a directory has neither, or two files have the same stem, after which results are named.
     """
-    images = []
+    inputs = []
     for path in paths:
-        found = sorted(file for file in path.iterdir() if _is_image_name(file)) if path.is_dir() else [path]
+        found = sorted(file for file in path.iterdir() if _is_input_name(file)) if path.is_dir() else [path]
         if not found:
-            raise ValueError(f"there are no images in {path}")
-        images += found
+            raise ValueError(f"there are no images or videos in {path}")
+        inputs += found
     by_stem = {}
-    for image in images:
-        if image.stem in by_stem:
-            raise ValueError(f"{by_stem[image.stem]} and {image} would have results of the same name, {image.stem}.*")
-        by_stem[image.stem] = image
-    return images
+    for path in inputs:
+        if path.stem in by_stem:
+            raise ValueError(f"{by_stem[path.stem]} and {path} would have results of the same name, {path.stem}.*")
+        by_stem[path.stem] = path
+    return [path for path in inputs if not _is_video(path)], [path for path in inputs if _is_video(path)]
 
 
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def check_output(images: list[Path], tasks: dict[str, dict], output: Path):
+def _is_input_name(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not path.name.startswith(".")
+
+
+def check_output(inputs: list[Path], tasks: dict[str, dict], output: Path):
     """Raises ValueError if a result would overwrite an input, as a second run over its own results does."""
-    inputs = {image.resolve() for image in images}
-    for image in images:
-        for ending in ("npz", "overview.png", *(f"{task}.png" for task in tasks)):
-            result = output / f"{image.stem}.{ending}"
-            if result.resolve() in inputs:
+    resolved = {path.resolve() for path in inputs}
+    for path in inputs:
+        for ending in ("npz", "overview.png", "overview.mp4", *(f"{task}.png" for task in tasks)):
+            result = output / f"{path.stem}.{ending}"
+            if result.resolve() in resolved:
                 raise ValueError(f"{result} is an input and would be overwritten, choose another --output")
 
 
-@torch.inference_mode()
-def predict(
-    model: DeGMixForMultiTaskDensePrediction,
-    processor: ImageProcessingMixin,
-    path: Path,
-    window_size: tuple[int, int] | None,
-    overlap: float,
-) -> tuple[Image.Image, dict[str, Tensor], Tensor | None]:
-    """The image as the model sees it, upright RGB, a map per task in its size, and its attention without padding.
-
-    In windows there is no attention of the image, and without decoder there is none at all.
-
-    Raises:
-        ValueError: the file holds no image that can be used.
-    """
-    image = load_image(path)
-    pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
-    picture, size = Image.fromarray(pixels), pixels.shape[:2]
-    if window_size:
-        inputs = processor(image, return_tensors="pt", do_resize=False, do_pad=False).to(model.device, model.dtype)
-        outputs = predict_in_windows(model, inputs["pixel_values"], window_size, overlap)
-        return picture, processor.post_process_dense_prediction(outputs)[0], None
-    inputs = processor(image, return_tensors="pt").to(model.device, model.dtype)
-    outputs = model(**inputs, output_attentions=True)
-    predictions = processor.post_process_dense_prediction(outputs, [size])[0]
-    resized = resized_size(size, processor.size) if processor.do_resize else size
-    attentions = None
-    if outputs.attentions:
-        attentions = crop_attentions(outputs.attentions[0][0], inputs["pixel_values"].shape[-2:], resized)
-    return picture, {task: values.cpu() for task, values in predictions.items()}, attentions
-
-
-def save(
-    image: Image.Image,
-    predictions: dict[str, Tensor],
-    attentions: Tensor | None,
-    tasks: dict[str, dict],
-    base: Path,
-):
+def save(result: Result, tasks: dict[str, dict], base: Path):
     """Writes everything about one image, under names that begin with `base`."""
 
     def save_picture(picture: Image.Image, ending: str):
-        write_whole(base.with_name(f"{base.name}.{ending}"), lambda file: picture.save(file, format="PNG"))
+        write_whole(base.with_name(f"{base.name}.{ending}"), lambda file: picture.save(file, "PNG", compress_level=1))
 
-    arrays = {task: values.numpy() for task, values in predictions.items()}
-    write_whole(base.with_name(f"{base.name}.npz"), lambda file: np.savez_compressed(file, **arrays))
-    for task, values in predictions.items():
+    # Compressed well, files are smaller by a fifth (pictures) to a half (arrays), and the model waits for them.
+    arrays = {task: values.numpy() for task, values in result.predictions.items()}
+    write_whole(base.with_name(f"{base.name}.npz"), lambda file: np.savez(file, **arrays))
+    for task, values in result.predictions.items():
         save_picture(draw_prediction(values, tasks[task]), f"{task}.png")
-    save_picture(draw_overview(image, predictions, tasks, attentions), "overview.png")
+    save_picture(draw_overview(result.photo, result.predictions, tasks, result.attentions), "overview.png")
+
+
+def predict_video(predictor: Predictor, path: Path, tasks: dict[str, dict], output: Path):
+    """Writes a video of the overviews of all frames.
+
+    Colours and legends are those of frames from all over the video, and so stay the same from frame to frame.
+
+    Raises:
+        ValueError, RuntimeError, MemoryError: the video cannot be read or predicted.
+    """
+    from transformers_degmix.video import VideoWriter, read_frames, survey_video
+
+    survey = survey_video(path)
+    size = panel_size((survey.samples[0].height, survey.samples[0].width))
+
+    def shrink(_, result: Result) -> dict[str, torch.Tensor]:
+        return {task: resize_nearest(values, size) for task, values in result.predictions.items()}
+
+    samples = [_or_raise(maps) for _, maps in predictor(survey.samples, lambda photo: photo, shrink)]
+    legends = {name: draw_legend(task, [maps[name] for maps in samples]) for name, task in tasks.items()}
+
+    def draw(_, result: Result) -> Image.Image:
+        return draw_overview(result.photo, result.predictions, tasks, legends=legends)
+
+    def write(file: BinaryIO):
+        drawn = predictor(read_frames(path), attrgetter("image"), draw)
+        with VideoWriter(file, survey.rate) as writer, ThreadPoolExecutor(1) as encoder:
+            written = map_ahead(encoder, lambda pair: writer.write(_or_raise(pair[1]), pair[0].time), drawn, ahead=4)
+            for _ in tqdm(written, path.name, survey.num_frames, unit="frame"):
+                pass
+
+    write_whole(output / f"{path.stem}.overview.mp4", write)
+
+
+def _or_raise(outcome):
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 def main():
@@ -138,27 +166,53 @@ def main():
     try:
         if args.window:
             check_window(args.window, args.window_overlap)
-        images = find_images(args.image)
+        images, videos = find_inputs(args.input)
+        if videos:
+            import transformers_degmix.video  # noqa: F401
         model, processor = load_model_directory(args.model, args.device, getattr(torch, args.dtype))
         tasks = model.config.tasks
-        check_output(images, tasks, args.output)
+        check_output(images + videos, tasks, args.output)
         args.output.mkdir(parents=True, exist_ok=True)
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is missing, for videos: pip install transformers-degmix[video]")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    if args.no_resize:
+        processor.do_resize = False
 
+    windows = {"window_size": args.window, "window_overlap": args.window_overlap}
+    options = {"batch_size": args.batch_size, "num_workers": args.num_workers, **windows}
+    image_predictor = Predictor(model, processor, output_attentions=True, **options)
+    frame_predictor = Predictor(model, processor, **options)
     failed = 0
-    for path in tqdm(images, unit="image", disable=len(images) == 1):
-        try:
-            results = predict(model, processor, path, args.window, args.window_overlap)
-        except (ValueError, RuntimeError, MemoryError) as error:  # not an image, or more than memory holds
-            tqdm.write(f"error: {path}: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        try:
-            save(*results, tasks, args.output / path.stem)
-        except OSError as error:  # a full disk will not get better with the next image
-            sys.exit(f"error: cannot write the results of {path}: {error}")
-    print(f"{len(images) - failed} of {len(images)} images: {args.output}")
+
+    def report(path: Path, error: Exception):
+        nonlocal failed
+        failed += 1
+        tqdm.write(f"error: {path}: {error}", file=sys.stderr)
+
+    path = None
+    try:
+        saved = image_predictor(images, load_image, lambda path, result: save(result, tasks, args.output / path.stem))
+        for path, error in tqdm(saved, total=len(images), unit="image", disable=len(images) < 2):
+            if error:
+                report(path, error)
+        for path in videos:
+            try:
+                predict_video(frame_predictor, path, tasks, args.output)
+            except PREDICTION_ERRORS as error:
+                report(path, error)
+    except OSError as error:  # a full disk will not get better with the next image
+        sys.exit(f"error: cannot write to {args.output}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+    seconds = {part: image_predictor.seconds[part] + frame_predictor.seconds[part] for part in image_predictor.seconds}
+    waited = seconds["all"] - seconds["input"] - seconds["model"]
+    print(
+        f"{len(images + videos) - failed} of {len(images + videos)} inputs: {args.output}; {seconds['all']:.1f} s, of "
+        f"which the model waited {seconds['input']:.1f} s for input and {waited:.1f} s for output"
+    )
     sys.exit(1 if failed else 0)
 
 

@@ -15,11 +15,13 @@ from transformers_degmix.visualization import (
     crop_attentions,
     draw_confidence,
     draw_consistency,
+    draw_legend,
     draw_overview,
     draw_prediction,
     draw_sampling,
     fit_legend,
     mean_shares,
+    panel_size,
     shown_range,
     stack_overviews,
 )
@@ -370,3 +372,18 @@ def test_sampling_points_are_on_the_photo_each_half_of_the_channels_in_its_row()
     assert yellow(1, second, -4.5, 25.5) and not yellow(1, first, -4.5, 25.5)
     # rings
     assert all(yellow(column, top, 30.5, 15.5 - 8) for column in (0, 1) for top in (first, second))
+
+
+def test_overviews_with_common_legends_have_one_size_and_the_same_colours():
+    tasks = {"depth": {"kind": "depth"}, "semseg": {"kind": "segmentation", "num_labels": 40}}
+    near = {"depth": torch.full((30, 40), 1.0), "semseg": torch.zeros(30, 40, dtype=torch.long)}
+    far = {"depth": torch.linspace(1, 9, 40).expand(30, -1), "semseg": torch.arange(40).expand(30, -1)}
+    photo = Image.new("RGB", (40, 30))
+    legends = {name: draw_legend(task, [near[name], far[name]]) for name, task in tasks.items()}
+    frames = [np.array(draw_overview(photo, maps, tasks, legends=legends)) for maps in (near, far)]
+    alone = [np.array(draw_overview(photo, maps, tasks)) for maps in (near, far)]
+    assert frames[0].shape == frames[1].shape and alone[0].shape != alone[1].shape
+    bottom = 12 + panel_size((30, 40))[0] + 40  # below the panels are the legends
+    assert (frames[0][bottom:] == frames[1][bottom:]).all()
+    row, column = 12 + 100, 12 + 300 + 12  # the first column of the depth: one metre in both
+    assert (frames[0][row, column] == frames[1][row, column]).all()

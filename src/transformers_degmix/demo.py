@@ -6,7 +6,6 @@ The functions that compute and draw come first, [`build_demo`] puts them on the 
 import html
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -24,13 +23,13 @@ from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
 from .geometry import FIELD_OF_VIEW, first_of_kind, viewing_rays
-from .image_processing_pil_degmix import resized_size, to_pixels
+from .image_processing_pil_degmix import to_pixels
+from .inference import Result, predict_batch, prepare
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .tasks import TASK_KINDS
 from .visualization import (
     ValueRange,
     class_legend,
-    crop_attentions,
     draw_overview,
     draw_prediction,
     mean_shares,
@@ -92,21 +91,6 @@ LAUNCH_OPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """A photo as the model sees it, and what was predicted from it.
-
-    Attributes:
-        photo: upright, RGB.
-        predictions: task -> map in the photo's size.
-        attentions: `(tasks, heads, tasks, h, w)` without padding, `None` from models without decoder.
-    """
-
-    photo: Image.Image
-    predictions: dict[str, Tensor]
-    attentions: Tensor | None
-
-
 def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A file -> RGB image, upright, at most `LONGEST_SIDE` long. Nothing is decoded before the size is known.
 
@@ -143,18 +127,10 @@ def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Imag
     return photo
 
 
-@torch.inference_mode()
 def predict(model: DeGMixForMultiTaskDensePrediction, processor: ImageProcessingMixin, photo: Image.Image) -> Result:
     """All maps of a photo, as the pipeline makes them, and the attention."""
-    inputs = processor(photo, return_tensors="pt").to(model.device, model.dtype)
-    outputs = model(**inputs, output_attentions=True)
-    size = photo.height, photo.width
-    predictions = processor.post_process_dense_prediction(outputs, [size])[0]
-    attentions = None
-    if outputs.attentions:
-        resized = resized_size(size, processor.size) if processor.do_resize else size
-        attentions = crop_attentions(outputs.attentions[0][0], inputs["pixel_values"].shape[-2:], resized)
-    return Result(photo, {task: values.cpu() for task, values in predictions.items()}, attentions)
+    (result,) = predict_batch(model, processor, [prepare(processor, photo)], output_attentions=True)
+    return result.cpu()
 
 
 def depth_surface(depth: Tensor, picture: Image.Image) -> trimesh.Trimesh | None:

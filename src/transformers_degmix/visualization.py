@@ -3,6 +3,7 @@
 A picture is made of smaller ones, all of them `PIL.Image`s, pasted side by side or one below the other.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -31,6 +32,7 @@ TEXT_SIZE = 15
 SWATCH_SIZE = 14
 BALL_SIZE = 56
 MAX_LEGEND_LINES = 4
+PANEL_WIDTH = 300
 
 # Attention is often spread so evenly that a plain mixture of colours is grey. Weights to the power of four show which
 # task leads; the bars below show by how much.
@@ -42,6 +44,19 @@ ATTENTION_EXPLANATION = (
 
 # Degrees between the normals of depth and the predicted ones; larger angles have the last colour.
 CONSISTENCY_RANGE = (0.0, 60.0)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the colours of one task's maps mean.
+
+    Attributes:
+        value_range: values shown as first and last colour.
+        picture: that explains it.
+    """
+
+    value_range: ValueRange
+    picture: Image.Image
 
 
 def shown_range(task: dict[str, Any], *maps: Tensor) -> ValueRange:
@@ -105,7 +120,8 @@ def draw_overview(
     tasks: dict[str, dict[str, Any]],
     attentions: Tensor | None = None,
     references: dict[str, Tensor] | None = None,
-    panel_width: int = 300,
+    panel_width: int = PANEL_WIDTH,
+    legends: dict[str, Legend] | None = None,
     confidences: dict[str, Tensor] | None = None,
     field_of_view: float = FIELD_OF_VIEW,
 ) -> Image.Image:
@@ -123,6 +139,8 @@ def draw_overview(
         references: maps to compare with, of any of the tasks, in the predictions' form. They share the predictions'
             colours and, where there is one, the range of values.
         panel_width: width of each map in pixels; high maps are narrower.
+        legends: of each task, by default [`draw_legend`] of the maps shown. Those of more maps make overviews that
+            can be compared, such as the frames of a video.
         confidences: of any of the tasks, `(height, width)` in [0, 1], as `post_process_dense_prediction` gives them.
         field_of_view: of the camera, see [`depth_normals_angles`].
 
@@ -130,27 +148,26 @@ def draw_overview(
         ValueError: a map has the wrong shape, or `attentions` is not of these tasks.
     """
     references = references or {}
-    size = _panel_size((image.height, image.width), panel_width)
+    size = panel_size((image.height, image.width), panel_width)
     photo = image.convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC, reducing_gap=3)
 
-    shown = {name: [maps[name] for maps in (predictions, references) if name in maps] for name in tasks}
-    ranges = {name: shown_range(task, *shown[name]) for name, task in tasks.items()}
+    if legends is None:
+        shown = {name: [maps[name] for maps in (predictions, references) if name in maps] for name in tasks}
+        legends = {name: draw_legend(task, shown[name], panel_width) for name, task in tasks.items()}
 
     def panel(name: str, maps: dict[str, Tensor], note: str) -> Image.Image:
-        picture = draw_prediction(maps[name], tasks[name], ranges[name], size)
+        picture = draw_prediction(maps[name], tasks[name], legends[name].value_range, size)
         return _column([_title(name, note), picture], LINE_GAP)
 
     note = "prediction" if references else ""
     rows = [[_column([_title("input"), photo], LINE_GAP)] + [panel(name, predictions, note) for name in tasks]]
     if references:
         rows.append([None] + [panel(name, references, "reference") if name in references else None for name in tasks])
-    rows.append([None] + [_legend(task, shown[name], ranges[name], panel_width) for name, task in tasks.items()])
+    rows.append([None] + [legends[name].picture for name in tasks])
     angles = depth_normals_angles(predictions, tasks, field_of_view)
     if angles is not None:
         rows[0].append(_column([_title("consistency"), draw_consistency(angles, size)], LINE_GAP))
-        rows[-1] += [None] * (len(rows[0]) - 1 - len(rows[-1])) + [
-            _consistency_legend(tasks, field_of_view, panel_width)
-        ]
+        rows[-1].append(_consistency_legend(tasks, field_of_view, panel_width))
     if confidences:
         rows.append([None] + [_confidence_cell(name, tasks[name], confidences, size, panel_width) for name in tasks])
     if attentions is not None:
@@ -189,6 +206,21 @@ def confidence_range(confidence: Tensor, task: dict[str, Any]) -> ValueRange:
 def stack_overviews(overviews: list[Image.Image]) -> Image.Image:
     """Several overviews, one below the other."""
     return _column(overviews)
+
+
+def panel_size(size: tuple[int, int], width: int = PANEL_WIDTH) -> tuple[int, int]:
+    """(height, width) of the largest panel of this aspect ratio, at most `width` wide and a third more high."""
+    scale = min(width / size[1], width * 4 / 3 / size[0])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def draw_legend(task: dict[str, Any], maps: list[Tensor], width: int = PANEL_WIDTH) -> Legend:
+    """The values that maps of a task have in common, and what their colours mean, at most `width` wide."""
+    kind, value_range = TASK_KINDS[task["kind"]], shown_range(task, *maps)
+    lines = LEGENDS[kind.legend](task, maps, value_range, width)
+    if any(kind.unknown(values).any() for values in maps):
+        lines.append(_entry(_to_image(_hatching((SWATCH_SIZE, SWATCH_SIZE))), "unknown"))
+    return Legend(value_range, _column(lines, LINE_GAP))
 
 
 def class_legend(task: dict[str, Any], maps: list[Tensor]) -> list[tuple[Color, str]]:
@@ -245,12 +277,6 @@ def mean_shares(attentions: Tensor) -> Tensor:
     return attentions.detach().float().mean(dim=(1, 3, 4)).cpu()
 
 
-def _panel_size(size: tuple[int, int], width: int) -> tuple[int, int]:
-    """(height, width) of the largest panel of this aspect ratio, at most `width` wide and a third more high."""
-    scale = min(width / size[1], width * 4 / 3 / size[0])
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def _resize_lines(values: Tensor, size: tuple[int, int]) -> Tensor:
     """As `resize_nearest`, but where it shrinks, the largest value of all those that become one pixel."""
     smaller = [min(old, new) for old, new in zip(values.shape, size)]
@@ -279,15 +305,6 @@ def _draw_scale(values: Tensor, value_range: ValueRange, size: tuple[int, int] |
 
 
 # Legends
-
-
-def _legend(task: dict[str, Any], maps: list[Tensor], value_range: ValueRange, width: int) -> Image.Image:
-    """What the colours of the maps mean, at most `width` wide."""
-    kind = TASK_KINDS[task["kind"]]
-    lines = LEGENDS[kind.legend](task, maps, value_range, width)
-    if any(kind.unknown(values).any() for values in maps):
-        lines.append(_entry(_to_image(_hatching((SWATCH_SIZE, SWATCH_SIZE))), "unknown"))
-    return _column(lines, LINE_GAP)
 
 
 def _draw_class_legend(task: dict[str, Any], maps: list[Tensor], _, width: int) -> list[Image.Image]:
@@ -526,7 +543,7 @@ def draw_sampling(
         panel_width: width of each panel, which shows `area`, in pixels; high panels are narrower.
     """
     left, top, right, bottom = area
-    size = _panel_size((round(bottom - top), round(right - left)), panel_width)
+    size = panel_size((round(bottom - top), round(right - left)), panel_width)
     scale = SUPERSAMPLING * size[1] / (right - left)
     photo = image.convert("RGB").resize([max(1, round(scale * length)) for length in image.size])
     photo = ImageEnhance.Brightness(ImageEnhance.Color(photo).enhance(0.3)).enhance(0.6)
@@ -566,16 +583,19 @@ def _square(centre: list[float], radius: int) -> list[float]:
 
 
 __all__ = [
+    "Legend",
     "class_legend",
     "confidence_range",
     "crop_attentions",
     "draw_confidence",
     "draw_consistency",
+    "draw_legend",
     "draw_overview",
     "draw_prediction",
     "draw_sampling",
     "fit_legend",
     "mean_shares",
+    "panel_size",
     "shown_range",
     "stack_overviews",
 ]

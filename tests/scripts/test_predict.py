@@ -1,6 +1,9 @@
 import os
+import signal
 import subprocess
 import sys
+import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +71,7 @@ def mixed_run(model_dir, tmp_path_factory) -> tuple[Path, Path, subprocess.Compl
     (images / "text.png").write_text("not an image")
     (images / "empty.png").touch()
     (images / "notes.txt").write_text("no image by its name, left alone")
-    command = [sys.executable, SCRIPT, "--model", model_dir, "--image", images, images / "missing.png"]
+    command = [sys.executable, SCRIPT, "--model", model_dir, "--input", images, images / "missing.png"]
     command += ["--output", output]
     return images, output, subprocess.run(command, capture_output=True, text=True, timeout=300)
 
@@ -83,7 +86,7 @@ def test_bad_files_are_named_and_the_others_predicted(mixed_run):
     assert "Traceback" not in run.stderr and "notes.txt" not in run.stderr
     errors = [line for line in run.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert sorted(line.split(": ")[1] for line in errors) == sorted(str(images / name) for name in BAD)
-    assert f"4 of 8 images: {output}" in run.stdout
+    assert f"4 of 8 inputs: {output}" in run.stdout
 
 
 def test_every_good_image_has_all_files_and_nothing_else_is_left(mixed_run):
@@ -122,7 +125,7 @@ def test_overview_shows_the_input_upright(predict, model_dir, tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     half.save(tmp_path / "half.png", exif=exif)
-    assert predict("--model", model_dir, "--image", tmp_path / "half.png", "--output", tmp_path)[0] == 0
+    assert predict("--model", model_dir, "--input", tmp_path / "half.png", "--output", tmp_path)[0] == 0
     overview = np.array(Image.open(tmp_path / "half.overview.png"))[:, :300]
     red_rows = np.nonzero((overview == (250, 0, 0)).all(axis=-1))[0]
     blue_rows = np.nonzero((overview == (0, 0, 250)).all(axis=-1))[0]
@@ -132,7 +135,7 @@ def test_overview_shows_the_input_upright(predict, model_dir, tmp_path):
 def test_results_are_replaced_and_half_precision_is_stored_in_full(predict, mixed_run, model_dir, tmp_path):
     images, _, _ = mixed_run
     (tmp_path / "rgb.npz").write_text("old")
-    arguments = ("--image", images / "rgb.png", "--output", tmp_path, "--dtype", "bfloat16")
+    arguments = ("--input", images / "rgb.png", "--output", tmp_path, "--dtype", "bfloat16")
     assert predict("--model", model_dir, *arguments)[0] == 0
     with np.load(tmp_path / "rgb.npz") as arrays:
         assert arrays["depth"].dtype == np.float32 and arrays["semseg"].dtype == np.int64
@@ -140,7 +143,7 @@ def test_results_are_replaced_and_half_precision_is_stored_in_full(predict, mixe
 
 def test_windows(predict, mixed_run, model_dir, tmp_path):
     images, _, _ = mixed_run
-    arguments = ("--model", model_dir, "--image", images / "rotated.jpg", "--output", tmp_path / "out")
+    arguments = ("--model", model_dir, "--input", images / "rotated.jpg", "--output", tmp_path / "out")
     assert predict(*arguments, "--window", 48, 32, "--window-overlap", 0.5)[0] == 0
     predict_maps = pipeline("multi-task-dense-prediction", model=str(model_dir))
     expected = predict_maps(str(images / "rotated.jpg"), window_size=(48, 32), window_overlap=0.5)
@@ -157,14 +160,14 @@ def test_model_without_decoder_has_no_attention_to_show(predict, mixed_run, tmp_
     images, _, _ = mixed_run
     model = small_model(use_decoder=False)
     save_model_directory(tmp_path / "model", model, DeGMixImageProcessorPil(tasks=model.config.tasks))
-    arguments = ("--model", tmp_path / "model", "--image", images / "rgb.png", "--output", tmp_path / "out")
+    arguments = ("--model", tmp_path / "model", "--input", images / "rgb.png", "--output", tmp_path / "out")
     assert predict(*arguments) == (0, []) and (tmp_path / "out" / "rgb.overview.png").exists()
 
 
 def test_same_stem_is_refused_before_anything_is_written(predict, model_dir, tmp_path):
     for name in ("a.png", "a.jpg"):
         photo().save(tmp_path / name)
-    code, errors = predict("--model", model_dir, "--image", tmp_path, "--output", tmp_path / "out")
+    code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")
     assert code == 1 and len(errors) == 1
     assert str(tmp_path / "a.png") in errors[0] and str(tmp_path / "a.jpg") in errors[0]
     assert not (tmp_path / "out").exists()
@@ -174,7 +177,7 @@ def test_inputs_are_not_overwritten(predict, model_dir, tmp_path):
     for name in ("a.png", "a.depth.png"):
         photo().save(tmp_path / name)
     before = (tmp_path / "a.depth.png").read_bytes()
-    code, errors = predict("--model", model_dir, "--image", tmp_path, "--output", tmp_path)
+    code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path)
     assert code == 1 and "a.depth.png is an input" in errors[-1]
     assert sorted(os.listdir(tmp_path)) == ["a.depth.png", "a.png"]
     assert (tmp_path / "a.depth.png").read_bytes() == before
@@ -183,7 +186,7 @@ def test_inputs_are_not_overwritten(predict, model_dir, tmp_path):
 def test_wrong_model_is_one_line(predict, tmp_path):
     photo().save(tmp_path / "a.png")
     code, errors = predict(
-        "--model", tmp_path / "nowhere", "--image", tmp_path / "a.png", "--output", tmp_path / "out"
+        "--model", tmp_path / "nowhere", "--input", tmp_path / "a.png", "--output", tmp_path / "out"
     )
     assert code == 1 and len(errors) == 1 and "nowhere" in errors[0]
     assert not (tmp_path / "out").exists()
@@ -192,18 +195,18 @@ def test_wrong_model_is_one_line(predict, tmp_path):
 def test_model_of_another_type_is_refused(predict, tmp_path):
     photo().save(tmp_path / "a.png")
     SwinModel(BACKBONES["swin"]).save_pretrained(tmp_path / "swin")
-    code, errors = predict("--model", tmp_path / "swin", "--image", tmp_path / "a.png", "--output", tmp_path / "out")
+    code, errors = predict("--model", tmp_path / "swin", "--input", tmp_path / "a.png", "--output", tmp_path / "out")
     assert code == 1 and "SwinModel" in errors[-1]
 
 
 def test_directory_without_images(predict, model_dir, tmp_path):
-    code, errors = predict("--model", model_dir, "--image", tmp_path, "--output", tmp_path / "out")
-    assert code == 1 and errors == [f"error: there are no images in {tmp_path}"]
+    code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")
+    assert code == 1 and errors == [f"error: there are no images or videos in {tmp_path}"]
 
 
 def test_image_that_would_fill_the_memory_is_a_bad_file(predict, model_dir, tmp_path):
     Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
-    code, errors = predict("--model", model_dir, "--image", tmp_path / "bomb.png", "--output", tmp_path)
+    code, errors = predict("--model", model_dir, "--input", tmp_path / "bomb.png", "--output", tmp_path)
     assert code == 1 and "bomb.png" in errors[-1] and os.listdir(tmp_path) == ["bomb.png"]
 
 
@@ -221,3 +224,80 @@ def test_broken_write_leaves_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.npz"] and (tmp_path / "a.npz").read_bytes() == b"before"
     write_whole(tmp_path / "a.npz", lambda file: file.write(b"after"))
     assert os.listdir(tmp_path) == ["a.npz"] and (tmp_path / "a.npz").read_bytes() == b"after"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    """Ten frames that get brighter, with a pause after the fifth."""
+    video = pytest.importorskip("transformers_degmix.video")
+    path = tmp_path_factory.mktemp("videos") / "clip.mp4"
+    with open(path, "wb") as file, video.VideoWriter(file, Fraction(25)) as writer:
+        for index in range(10):
+            writer.write(Image.fromarray(np.array(photo()) // 4 + 18 * index), index / 25 + (index > 4))
+    return path
+
+
+@pytest.mark.parametrize("options", [(), ("--num-workers", 0), ("--window", 48, 32, "--batch-size", 4)])
+def test_video(predict, model_dir, video, tmp_path, options):
+    from transformers_degmix.video import read_frames
+
+    assert predict("--model", model_dir, "--input", video, "--output", tmp_path, *options)[0] == 0
+    assert os.listdir(tmp_path) == ["clip.overview.mp4"]
+    frames = list(read_frames(tmp_path / "clip.overview.mp4"))
+    expected = list(read_frames(video))
+    assert [frame.time for frame in frames] == pytest.approx([frame.time for frame in expected], abs=1e-4)
+    # The input at the top left, everything else beside and below it.
+    bottom, right = 12 + 200, 12 + 300
+    for frame, before in zip(frames, expected):
+        shown = np.array(frame.image)[bottom - 100 : bottom, 12:right].mean()
+        assert shown == pytest.approx(np.array(before.image).mean(), abs=6)
+    legends = [np.array(frame.image)[bottom + 50 :].astype(int) for frame in frames]
+    assert all(np.abs(legend - legends[0]).max() < 60 for legend in legends)  # but for the compression
+
+
+def test_directory_of_images_and_videos_some_of_them_broken(predict, model_dir, video, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(video.read_bytes()[:-2000])
+    (tmp_path / "b.mp4").write_bytes(video.read_bytes())
+    photo().save(tmp_path / "c.png")
+    (tmp_path / "d.png").touch()
+    output = tmp_path / "out"
+    code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", output, "--batch-size", 3)
+    assert code == 1
+    errors = [line for line in "\n".join(errors).replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "d.png" in errors[0] and "a.mp4" in errors[1]
+    tasks = small_model().config.tasks
+    of_image = ["c.npz", "c.overview.png", *(f"c.{task}.png" for task in tasks)]
+    assert sorted(os.listdir(output)) == sorted(["b.overview.mp4", *of_image])
+
+
+def test_images_at_their_own_size(predict, tmp_path):
+    model = small_model()
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks, do_resize=True, size={"height": 40, "width": 40})
+    save_model_directory(tmp_path / "model", model, processor)
+    photo().save(tmp_path / "a.png")
+    arguments = ("--model", tmp_path / "model", "--input", tmp_path / "a.png", "--output")
+    assert predict(*arguments, tmp_path / "whole", "--no-resize")[0] == 0
+    assert predict(*arguments, tmp_path / "resized")[0] == 0
+    predict_maps = pipeline("multi-task-dense-prediction", model=str(tmp_path / "model"))
+    for name, options in (("whole", {"do_resize": False}), ("resized", {})):
+        expected = predict_maps(str(tmp_path / "a.png"), **options)["depth"].numpy()
+        with np.load(tmp_path / name / "a.npz") as arrays:
+            np.testing.assert_allclose(arrays["depth"], expected, atol=1e-4)
+
+
+def test_an_interrupted_video_leaves_nothing(model_dir, video, tmp_path):
+    from transformers_degmix.video import VideoWriter, read_frames
+
+    frames = [frame.image for frame in read_frames(video)] * 30
+    with open(tmp_path / "long.mp4", "wb") as file, VideoWriter(file, Fraction(25)) as writer:
+        for index, image in enumerate(frames):
+            writer.write(image, index / 25)
+    command = [sys.executable, SCRIPT, "--model", model_dir, "--input", tmp_path / "long.mp4"]
+    with subprocess.Popen([*command, "--output", tmp_path / "out"], stderr=subprocess.PIPE, text=True) as run:
+        while not ((tmp_path / "out").exists() and os.listdir(tmp_path / "out")):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        errors = run.communicate(timeout=60)[1]
+    assert run.returncode == 1 and errors.endswith("interrupted\n") and "Traceback" not in errors
+    assert os.listdir(tmp_path / "out") == []

@@ -1,0 +1,283 @@
+"""Many images through the model: in batches, while threads prepare those that follow and save what is done."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice, repeat, takewhile
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.image_processing_base import ImageProcessingMixin
+
+from .image_processing_pil_degmix import resized_size, to_pixels
+from .modeling_degmix import DeGMixForMultiTaskDensePrediction
+from .sliding_windows import DEFAULT_OVERLAP, predict_maps_in_windows
+from .visualization import crop_attentions
+
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+# What is wrong with one photo: it is no image that can be used, or more than memory holds.
+PREDICTION_ERRORS = (ValueError, RuntimeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A photo as the model sees it.
+
+    Attributes:
+        photo: upright, RGB.
+        pixel_values: `(1, 3, h, w)`.
+    """
+
+    photo: Image.Image
+    pixel_values: Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """A photo as the model sees it, and what was predicted from it.
+
+    Attributes:
+        photo: upright, RGB.
+        predictions: task -> map in the photo's size.
+        attentions: `(tasks, heads, tasks, h, w)` without padding; `None` where there are none or none were wanted.
+    """
+
+    photo: Image.Image
+    predictions: dict[str, Tensor]
+    attentions: Tensor | None
+
+    def cpu(self) -> "Result":
+        """The same in memory, which waits for what the device still computes."""
+        predictions = {task: values.cpu() for task, values in self.predictions.items()}
+        return Result(self.photo, predictions, None if self.attentions is None else self.attentions.cpu())
+
+
+def prepare(processor: ImageProcessingMixin, image: Image.Image, in_windows: bool = False) -> Prepared:
+    """A photo of any mode and orientation for [`predict_batch`].
+
+    Args:
+        in_windows: whether it is to be predicted in windows, and hence neither resized nor padded.
+
+    Raises:
+        ValueError: its values are out of range.
+    """
+    pixels = to_pixels(image, do_convert_rgb=True)
+    photo = Image.fromarray(np.moveaxis(np.rint(pixels, out=pixels).clip(0, 255, out=pixels), 0, -1).astype(np.uint8))
+    del pixels  # four times the image's size
+    options = {"do_resize": False, "do_pad": False} if in_windows else {}
+    return Prepared(photo, processor(image, return_tensors="pt", **options)["pixel_values"])
+
+
+@torch.inference_mode()
+def predict_batch(
+    model: DeGMixForMultiTaskDensePrediction,
+    processor: ImageProcessingMixin,
+    batch: Sequence[Prepared],
+    output_attentions: bool = False,
+    window_size: tuple[int, int] | None = None,
+    window_overlap: float = DEFAULT_OVERLAP,
+    window_batch_size: int = 1,
+) -> list[Result]:
+    """All maps of photos whose `pixel_values` have one size, and the attention. In windows there is none.
+
+    Returns:
+        Per photo the result, which may still be on its way on the model's device.
+    """
+    pixel_values = torch.cat([prepared.pixel_values for prepared in batch]).to(model.device, model.dtype)
+    if window_size:
+        maps = predict_maps_in_windows(
+            model,
+            pixel_values,
+            processor.post_process_dense_prediction,
+            window_size,
+            window_overlap,
+            window_batch_size,
+        )
+        return [Result(prepared.photo, predictions, None) for prepared, predictions in zip(batch, maps)]
+    outputs = model(pixel_values, output_attentions=output_attentions)
+    sizes = [(prepared.photo.height, prepared.photo.width) for prepared in batch]
+    results = []
+    maps = processor.post_process_dense_prediction(outputs, sizes)
+    for index, (prepared, size, predictions) in enumerate(zip(batch, sizes, maps)):
+        attentions = None
+        if outputs.attentions:
+            resized = resized_size(size, processor.size) if processor.do_resize else size
+            attentions = crop_attentions(outputs.attentions[0][index], pixel_values.shape[-2:], resized)
+        results.append(Result(prepared.photo, predictions, attentions))
+    return results
+
+
+class Predictor:
+    """Predicts many photos, in batches of one size, in order.
+
+    While the model is at work, a thread takes the next items, others load and prepare photos and finish results. How
+    far they are ahead of the model or behind it, and so what waits in memory, is bounded: by a batch and the number of
+    threads; in windows, which are for large images, by one.
+
+    Args:
+        model, processor: of one model, as `saving.load_model_directory` gives them.
+        batch_size: photos handed to the model at once if they follow each other and go into it at one size; or
+            windows of one photo.
+        num_workers: threads that prepare and finish. 0 does everything one after the other.
+        output_attentions: whether results have the attention.
+        window_size, window_overlap: see [`predict_maps_in_windows`].
+
+    Attributes:
+        seconds: spent so far: `all` of them, those that the `model` took, and those that it waited for `input`. The
+            rest, it waited for others to finish. A GPU may have been at work for a part of that.
+    """
+
+    def __init__(
+        self,
+        model: DeGMixForMultiTaskDensePrediction,
+        processor: ImageProcessingMixin,
+        batch_size: int = 1,
+        num_workers: int = 2,
+        output_attentions: bool = False,
+        window_size: tuple[int, int] | None = None,
+        window_overlap: float = DEFAULT_OVERLAP,
+    ):
+        self.processor = processor
+        self.num_workers = num_workers
+        self.in_windows = bool(window_size)
+        self.batch_size = 1 if window_size else batch_size
+        self.ahead = 1 if window_size else batch_size + num_workers
+        self.predict = partial(
+            predict_batch,
+            model,
+            processor,
+            output_attentions=output_attentions,
+            window_size=window_size,
+            window_overlap=window_overlap,
+            window_batch_size=batch_size,
+        )
+        self.seconds = {"all": 0.0, "model": 0.0, "input": 0.0}
+
+    def __call__(
+        self, items: Iterable[Item], load: Callable[[Item], Image.Image], finish: Callable[[Item, Result], Outcome]
+    ) -> Iterator[tuple[Item, Outcome | Exception]]:
+        """
+        Args:
+            items: what stands for the photos.
+            load: gives the photo. Errors of [`PREDICTION_ERRORS`] are of this one only, others end everything.
+            finish: makes of an item and its result, which is on the CPU, what is wanted of them.
+
+        Yields:
+            Each item, in order, and what `finish` returned; or the error for which there is none.
+        """
+
+        def prepare_item(item: Item) -> tuple[Item, Prepared | Exception]:
+            try:
+                return item, prepare(self.processor, load(item), self.in_windows)
+            except PREDICTION_ERRORS as error:
+                return item, error
+
+        def finish_item(predicted: tuple[Item, Result | Exception]) -> tuple[Item, Outcome | Exception]:
+            item, result = predicted
+            return item, result if isinstance(result, Exception) else finish(item, result.cpu())
+
+        start = time.perf_counter()
+        with ExitStack() as stack:
+            reader = workers = None
+            if self.num_workers:
+                # The threads of the workers end first, as they are entered last.
+                reader = stack.enter_context(ThreadPoolExecutor(1))
+                workers = stack.enter_context(ThreadPoolExecutor(self.num_workers))
+            prepared = map_ahead(workers, prepare_item, take_ahead(reader, items, self.ahead), self.ahead)
+            yield from map_ahead(workers, finish_item, self._run(prepared), self.ahead)
+        self.seconds["all"] += time.perf_counter() - start
+
+    def _run(self, prepared: Iterator[tuple[Item, Prepared | Exception]]) -> Iterator[tuple[Item, Result | Exception]]:
+        batches = self._batches(prepared)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            started = time.perf_counter()
+            self.seconds["input"] += started - asked
+            if batch is None:
+                return
+            items, photos = zip(*batch)
+            results = photos if isinstance(photos[0], Exception) else self._predict(photos)
+            self.seconds["model"] += time.perf_counter() - started
+            del batch, photos
+            yield from zip(items, results)
+
+    def _batches(
+        self, prepared: Iterator[tuple[Item, Prepared | Exception]]
+    ) -> Iterator[list[tuple[Item, Prepared | Exception]]]:
+        """Up to `batch_size` that follow each other and have one size; errors alone."""
+        for _, group in groupby(prepared, key=_size):
+            while batch := list(islice(group, self.batch_size)):
+                yield batch
+
+    def _predict(self, photos: Sequence[Prepared]) -> list[Result | Exception]:
+        try:
+            return self.predict(photos)
+        except PREDICTION_ERRORS as error:
+            failure = error.with_traceback(None)  # which would keep the model's tensors
+        if len(photos) == 1:
+            return [failure]
+        # Too large for the memory, maybe.
+        return [result for photo in photos for result in self._predict([photo])]
+
+
+def _size(prepared: tuple[Item, Prepared | Exception]) -> torch.Size | Exception:
+    photo = prepared[1]
+    return photo if isinstance(photo, Exception) else photo.pixel_values.shape
+
+
+def map_ahead(
+    executor: Executor | None, function: Callable[[Item], Outcome], items: Iterable[Item], ahead: int
+) -> Iterator[Outcome]:
+    """`map(function, items)` in an executor, which is up to so many items ahead of the consumer.
+
+    Results come in order, and an error with the item that caused it. Items are taken in the consumer's thread, so that
+    they may be another such iterator: at most `ahead` results of each wait in memory.
+
+    Args:
+        executor: `None` calls the function in the consumer's thread, when its result is asked for.
+    """
+    if executor is None:
+        yield from map(function, items)
+        return
+    futures: deque[Future[Outcome]] = deque()
+    try:
+        for item in items:
+            futures.append(executor.submit(function, item))
+            if len(futures) > ahead:
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def take_ahead(executor: Executor | None, items: Iterable[Item], ahead: int) -> Iterator[Item]:
+    """The items, up to so many of which are taken ahead, in an executor of one thread, or `None`."""
+    iterator = iter(items)
+    end: Any = object()
+    taken = map_ahead(executor, lambda _: next(iterator, end), repeat(None), ahead)
+    return takewhile(lambda item: item is not end, taken)
+
+
+__all__ = [
+    "PREDICTION_ERRORS",
+    "Predictor",
+    "Prepared",
+    "Result",
+    "map_ahead",
+    "predict_batch",
+    "prepare",
+    "take_ahead",
+]
