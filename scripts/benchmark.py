@@ -3,6 +3,7 @@
     python scripts/benchmark.py --output outputs/benchmark
     python scripts/benchmark.py --sizes 256x256 512x512 512x1024 1024x2048 --tasks 1 2 4 8 --output outputs/benchmark
     python scripts/benchmark.py --compile --onnx --published --output outputs/benchmark
+    python scripts/benchmark.py --large 1024 2048 4096 --output outputs/benchmark
 
 The textbook (tests/textbook.py) has the same parameters and gives the same numbers with explicit tokens,
 `nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. What is compared runs in turns, and of each the
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import matplotlib.pyplot as plt
 import torch
 import transformers
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -33,7 +36,12 @@ from tqdm import tqdm
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils import logging
 
-from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction
+from transformers_degmix import (
+    DeGMixConfig,
+    DeGMixForMultiTaskDensePrediction,
+    DeGMixImageProcessor,
+    MultiTaskDensePredictionPipeline,
+)
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.loss_degmix import multi_task_loss
@@ -49,6 +57,7 @@ from textbook import textbook_head  # noqa: E402
 
 
 ROUNDS = 5
+LARGE_WAYS = ("resized", "windows", "whole")
 Table = list[dict[str, Any]]
 
 
@@ -61,6 +70,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--against", default="textbook", choices=["textbook"], help="what the model is compared with")
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[], help="show time against image size")
     parser.add_argument("--tasks", type=int, nargs="+", default=[], help="show time against the number of tasks")
+    parser.add_argument(
+        "--large", type=int, nargs="+", default=[], help="show the pipeline's memory against the side of square images"
+    )
+    parser.add_argument(
+        "--large-ways",
+        nargs="+",
+        default=list(LARGE_WAYS),
+        choices=LARGE_WAYS,
+        help="images resized to that of the benchmark, in windows of its size, or whole at their own (default: all)",
+    )
     parser.add_argument("--published", action="store_true", help="count operations beside the authors' figures")
     parser.add_argument("--compile", action="store_true", help="the head by torch.compile too")
     parser.add_argument("--onnx", action="store_true", help="the whole model in onnxruntime too: minutes")
@@ -129,6 +148,12 @@ class Machine:
                 now += event.nbytes()
                 peak = max(peak, now)
         return peak
+
+
+def process_memory(field: str) -> int:
+    """Bytes: `VmRSS`, what the process has in memory now, or `VmHWM`, what it had at most (Linux)."""
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status[field].split()[0])
 
 
 class MatrixProduct:
@@ -348,6 +373,42 @@ def measure_sizes(machine: Machine, model: DeGMixForMultiTaskDensePrediction, si
     return table
 
 
+def measure_large(
+    machine: Machine,
+    run: TrainingArguments,
+    model: DeGMixForMultiTaskDensePrediction,
+    sides: list[int],
+    ways: list[str],
+) -> Table:
+    """What the process has in memory at most while the pipeline predicts a photo, beyond what it had before.
+
+    With NumPy's arrays and PIL's images, which PyTorch's profiler does not see; without what is on a GPU.
+    """
+    height, width = run.image_size
+    processor = DeGMixImageProcessor(
+        tasks=model.config.tasks, do_resize=True, size={"shortest_edge": height, "longest_edge": width}
+    )
+    predict = MultiTaskDensePredictionPipeline(model=model.eval(), image_processor=processor)
+    options = {"resized": {}, "windows": {"window_size": (height, width)}, "whole": {"do_resize": False}}
+    table = []
+    for side, way in tqdm(list(product(sides, ways)), desc="large"):
+        photo = Image.effect_noise((side, side), 64).convert("RGB")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets what it had at most so far
+        before = process_memory("VmRSS")
+        seconds = machine.run(lambda: predict(photo, **options[way]))
+        memory = process_memory("VmHWM") - before
+        table.append(
+            {
+                "size": f"{side} x {side}",
+                "way": way,
+                "peak MB": memory / 1e6,
+                "bytes a pixel": memory / side**2,
+                "s": seconds,
+            }
+        )
+    return table
+
+
 def measure_tasks(machine: Machine, run: TrainingArguments, images: Tensor, counts: list[int]) -> Table:
     """Time of the whole model against the number of tasks."""
     table = []
@@ -448,6 +509,8 @@ def main():
         tables["ONNX"] = measure_onnx(machine, model, images)
     if args.sizes:
         tables["Time against size"] = measure_sizes(machine, model, args.sizes)
+    if args.large:
+        tables["Memory against size"] = measure_large(machine, run, model, args.large, args.large_ways)
     if args.tasks:
         tables["Time against the number of tasks"] = measure_tasks(machine, run, images, args.tasks)
     if args.published:

@@ -24,6 +24,7 @@ model:
 def test_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
+    options += ["--large", 64]
     assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -50,6 +51,10 @@ def test_report(monkeypatch, tmp_path, capsys):
     assert operations["interaction"] == pytest.approx(2 * pixels * channels**2 * 4)
 
     assert [row["size"] for row in report["tables"]["Time against size"]] == ["64 x 64", "64 x 96"]
+    large = report["tables"]["Memory against size"]
+    assert [(row["size"], row["way"]) for row in large] == [
+        ("64 x 64", way) for way in ("resized", "windows", "whole")
+    ]
     assert [row["tasks"] for row in report["tables"]["Time against the number of tasks"]] == [1, 2]
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "report.json",
