@@ -1,7 +1,8 @@
 """Predicts all tasks of images and videos.
 
 For each image: the arrays (NAME.npz), a picture per task (NAME.TASK.png) and all of them side by side, with legends
-and the tasks' attention to each other (NAME.overview.png). For each video: all tasks side by side, at the same times,
+and the tasks' attention to each other (NAME.overview.png); with --confidence how sure they are too (TASK_confidence in
+the arrays, NAME.TASK.confidence.png). For each video: all tasks side by side, at the same times,
 without sound (NAME.overview.mp4; needs the extra `video`). With --window, images may be much larger than those the
 model was trained with; the attention, which belongs to a window, is left out then.
 
@@ -25,7 +26,7 @@ from transformers_degmix.image_processing_pil_degmix import load_image, resize_n
 from transformers_degmix.inference import PREDICTION_ERRORS, Predictor, Result, map_ahead
 from transformers_degmix.saving import load_model_directory, write_whole
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window
-from transformers_degmix.visualization import draw_legend, draw_overview, draw_prediction, panel_size
+from transformers_degmix.visualization import draw_confidence, draw_legend, draw_overview, draw_prediction, panel_size
 
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -44,6 +45,7 @@ def parse_args() -> argparse.Namespace:
         "directories of them",
     )
     parser.add_argument("--output", required=True, type=Path, help="directory for the results, made if need be")
+    parser.add_argument("--confidence", action="store_true", help="of images, also say how sure the predictions are")
     parser.add_argument("--no-resize", action="store_true", help="predict images at their own size, as a whole")
     add_window_arguments(parser)
     parser.add_argument(
@@ -102,7 +104,8 @@ def check_output(inputs: list[Path], tasks: dict[str, dict], output: Path):
     """Raises ValueError if a result would overwrite an input, as a second run over its own results does."""
     resolved = {path.resolve() for path in inputs}
     for path in inputs:
-        for ending in ("npz", "overview.png", "overview.mp4", *(f"{task}.png" for task in tasks)):
+        pictures = [f"{task}{of}.png" for task in tasks for of in ("", ".confidence")]
+        for ending in ("npz", "overview.png", "overview.mp4", *pictures):
             result = output / f"{path.stem}.{ending}"
             if result.resolve() in resolved:
                 raise ValueError(f"{result} is an input and would be overwritten, choose another --output")
@@ -115,11 +118,18 @@ def save(result: Result, tasks: dict[str, dict], base: Path):
         write_whole(base.with_name(f"{base.name}.{ending}"), lambda file: picture.save(file, "PNG", compress_level=1))
 
     # Compressed well, files are smaller by a fifth (pictures) to a half (arrays), and the model waits for them.
+    confidences = result.confidences or {}
     arrays = {task: values.numpy() for task, values in result.predictions.items()}
+    arrays |= {f"{task}_confidence": values.numpy() for task, values in confidences.items()}
     write_whole(base.with_name(f"{base.name}.npz"), lambda file: np.savez(file, **arrays))
     for task, values in result.predictions.items():
         save_picture(draw_prediction(values, tasks[task]), f"{task}.png")
-    save_picture(draw_overview(result.photo, result.predictions, tasks, result.attentions), "overview.png")
+    for task, values in confidences.items():
+        save_picture(draw_confidence(values, tasks[task]), f"{task}.confidence.png")
+    overview = draw_overview(
+        result.photo, result.predictions, tasks, result.attentions, confidences=result.confidences
+    )
+    save_picture(overview, "overview.png")
 
 
 def predict_video(predictor: Predictor, path: Path, tasks: dict[str, dict], output: Path):
@@ -182,7 +192,7 @@ def main():
 
     windows = {"window_size": args.window, "window_overlap": args.window_overlap}
     options = {"batch_size": args.batch_size, "num_workers": args.num_workers, **windows}
-    image_predictor = Predictor(model, processor, output_attentions=True, **options)
+    image_predictor = Predictor(model, processor, output_attentions=True, return_confidence=args.confidence, **options)
     frame_predictor = Predictor(model, processor, **options)
     failed = 0
 

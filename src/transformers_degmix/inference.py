@@ -18,7 +18,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from .image_processing_pil_degmix import resized_size, to_pixels
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction
-from .sliding_windows import DEFAULT_OVERLAP, predict_maps_in_windows
+from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
 from .visualization import crop_attentions
 
 
@@ -50,16 +50,21 @@ class Result:
         photo: upright, RGB.
         predictions: task -> map in the photo's size.
         attentions: `(tasks, heads, tasks, h, w)` without padding; `None` where there are none or none were wanted.
+        confidences: task -> `(height, width)` in [0, 1]; `None` if they were not wanted.
     """
 
     photo: Image.Image
     predictions: dict[str, Tensor]
     attentions: Tensor | None
+    confidences: dict[str, Tensor] | None = None
 
     def cpu(self) -> "Result":
         """The same in memory, which waits for what the device still computes."""
-        predictions = {task: values.cpu() for task, values in self.predictions.items()}
-        return Result(self.photo, predictions, None if self.attentions is None else self.attentions.cpu())
+        predictions, confidences = (
+            maps and {task: values.cpu() for task, values in maps.items()}
+            for maps in (self.predictions, self.confidences)
+        )
+        return Result(self.photo, predictions, None if self.attentions is None else self.attentions.cpu(), confidences)
 
 
 def prepare(processor: ImageProcessingMixin, image: Image.Image, in_windows: bool = False) -> Prepared:
@@ -87,33 +92,36 @@ def predict_batch(
     window_size: tuple[int, int] | None = None,
     window_overlap: float = DEFAULT_OVERLAP,
     window_batch_size: int = 1,
+    return_confidence: bool = False,
 ) -> list[Result]:
     """All maps of photos whose `pixel_values` have one size, and the attention. In windows there is none.
+
+    A confidence is about the pixels around each one too: in windows, it needs the logits of whole photos in memory.
 
     Returns:
         Per photo the result, which may still be on its way on the model's device.
     """
     pixel_values = torch.cat([prepared.pixel_values for prepared in batch]).to(model.device, model.dtype)
+    post_process = processor.post_process_dense_prediction
     if window_size:
-        maps = predict_maps_in_windows(
-            model,
-            pixel_values,
-            processor.post_process_dense_prediction,
-            window_size,
-            window_overlap,
-            window_batch_size,
-        )
-        return [Result(prepared.photo, predictions, None) for prepared, predictions in zip(batch, maps)]
+        windows = (window_size, window_overlap, window_batch_size)
+        if not return_confidence:
+            maps = predict_maps_in_windows(model, pixel_values, post_process, *windows)
+            return [Result(prepared.photo, predictions, None) for prepared, predictions in zip(batch, maps)]
+        maps = post_process(predict_in_windows(model, pixel_values, *windows), return_confidence=True)
+        return [Result(prepared.photo, predictions, None, sure) for prepared, (predictions, sure) in zip(batch, maps)]
     outputs = model(pixel_values, output_attentions=output_attentions)
     sizes = [(prepared.photo.height, prepared.photo.width) for prepared in batch]
     results = []
-    maps = processor.post_process_dense_prediction(outputs, sizes)
+    maps = post_process(outputs, sizes, return_confidence)
     for index, (prepared, size, predictions) in enumerate(zip(batch, sizes, maps)):
-        attentions = None
+        attentions, confidences = None, None
+        if return_confidence:
+            predictions, confidences = predictions
         if outputs.attentions:
             resized = resized_size(size, processor.size) if processor.do_resize else size
             attentions = crop_attentions(outputs.attentions[0][index], pixel_values.shape[-2:], resized)
-        results.append(Result(prepared.photo, predictions, attentions))
+        results.append(Result(prepared.photo, predictions, attentions, confidences))
     return results
 
 
@@ -131,6 +139,7 @@ class Predictor:
         num_workers: threads that prepare and finish. 0 does everything one after the other.
         output_attentions: whether results have the attention.
         window_size, window_overlap: see [`predict_maps_in_windows`].
+        return_confidence: whether results have the confidences.
 
     Attributes:
         seconds: spent so far: `all` of them, those that the `model` took, and those that it waited for `input`. The
@@ -146,6 +155,7 @@ class Predictor:
         output_attentions: bool = False,
         window_size: tuple[int, int] | None = None,
         window_overlap: float = DEFAULT_OVERLAP,
+        return_confidence: bool = False,
     ):
         self.processor = processor
         self.num_workers = num_workers
@@ -160,6 +170,7 @@ class Predictor:
             window_size=window_size,
             window_overlap=window_overlap,
             window_batch_size=batch_size,
+            return_confidence=return_confidence,
         )
         self.seconds = {"all": 0.0, "model": 0.0, "input": 0.0}
 

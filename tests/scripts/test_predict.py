@@ -156,6 +156,25 @@ def test_windows(predict, mixed_run, model_dir, tmp_path):
     assert code == 2 and "--window-overlap is for --window" in errors[-1]
 
 
+@pytest.mark.parametrize("options", [{}, {"window_size": (32, 48)}])
+def test_confidence(predict, mixed_run, model_dir, tmp_path, options):
+    window = ["--window", 32, 48] if options else []
+    image = mixed_run[0] / "rotated.jpg"
+    assert predict("--model", model_dir, "--input", image, "--output", tmp_path, "--confidence", *window) == (0, [])
+    maps, confidences = pipeline("multi-task-dense-prediction", model=str(model_dir))(
+        str(image), return_confidence=True, **options
+    )
+    with np.load(tmp_path / "rotated.npz") as arrays:
+        assert set(arrays) == {name for task in maps for name in (task, f"{task}_confidence")}
+        for task, confidence in confidences.items():
+            np.testing.assert_allclose(arrays[f"{task}_confidence"], confidence, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(arrays[task], maps[task], rtol=0, atol=1e-4)
+            assert Image.open(tmp_path / f"rotated.{task}.confidence.png").size == (50, 70)
+    predict("--model", model_dir, "--input", image, "--output", tmp_path / "without", *window)
+    heights = [Image.open(folder / "rotated.overview.png").height for folder in (tmp_path, tmp_path / "without")]
+    assert heights[0] > heights[1]
+
+
 def test_model_without_decoder_has_no_attention_to_show(predict, mixed_run, tmp_path):
     images, _, _ = mixed_run
     model = small_model(use_decoder=False)
