@@ -79,14 +79,20 @@ class DeGMixLinear(nn.Linear):
     """
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return super().forward(*inputs) if inputs else (self.weight, self.bias)
+        return super().forward(*inputs) if inputs else _weight_and_bias(self)
 
 
 class DeGMixConv2d(nn.Conv2d):
     """The same as [`DeGMixLinear`] for convolutions."""
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return super().forward(*inputs) if inputs else (self.weight, self.bias)
+        return super().forward(*inputs) if inputs else _weight_and_bias(self)
+
+
+def _weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    # In inference mode, PyTorch's module tracker (that of `FlopCounterMode`) cannot take modules that give parameters.
+    parameters = layer.weight, layer.bias
+    return tuple(x.detach() for x in parameters) if torch.is_inference_mode_enabled() else parameters
 
 
 class DeGMixFeatureFusion(nn.Module):
