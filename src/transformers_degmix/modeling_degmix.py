@@ -92,7 +92,7 @@ class DeGMixConv2d(nn.Conv2d):
 def _weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
     # In inference mode, PyTorch's module tracker (that of `FlopCounterMode`) cannot take modules that give parameters.
     parameters = layer.weight, layer.bias
-    return tuple(x.detach() for x in parameters) if torch.is_inference_mode_enabled() else parameters
+    return parameters if torch.is_grad_enabled() else tuple(x.detach() for x in parameters)
 
 
 class DeGMixFeatureFusion(nn.Module):
