@@ -188,3 +188,12 @@ def test_gradients_pass_through_the_attention_that_is_returned(scope):
     gradient = outputs.attentions[0].grad
     assert (gradient[:, 2] != 0).all() and (gradient[:, :2, :, :2] != 0).all()
     assert (gradient[:, :2, :, 2] == 0).all()
+
+
+def test_portions_do_not_depend_on_the_number_of_tasks():
+    model = small_model(tasks={"depth": ALL_KINDS["depth"]})
+    model.model.CPU_PORTION = 3  # of one pixel, a product with a matrix takes another way, and rounds otherwise
+    pixel_values = PIXELS[:1, :, :64, :72]
+    with torch.no_grad():
+        before = model(pixel_values).logits["depth"]
+        assert torch.equal(add_normals(model)(pixel_values).logits["depth"], before)
