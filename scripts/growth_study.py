@@ -1,23 +1,19 @@
 """Adds surface normals to models that were trained on Rooms without them, against training with them from scratch.
 
-    python scripts/growth_study.py [--seeds 0 1 2] [--output_dir DIR] [--field value ...]
+    python scripts/growth_study.py [--seeds 0 1] [--output_dir DIR] [--field value ...]
 
 What was finished before is not trained again. Fields are those of the recipe `rooms_study.yaml`.
 """
 
-import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 from accelerate import Accelerator
-from rooms_study import DEGMIX, RECIPE, run, tune
-from transformers.utils import logging
+from rooms_study import DEGMIX, parse_study, run, study_parser, tune
 
-from transformers_degmix.data.rooms import ROOMS_TASKS
 from transformers_degmix.saving import load_model_directory
-from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
-from transformers_degmix.training.build import complete_tasks
+from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
 
 
@@ -25,13 +21,7 @@ NEW = "normals"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/growth"))
-    options, overrides = parser.parse_known_args()
-    logging.disable_progress_bar()  # of saving; there is one of training
-    args = parse_arguments([str(RECIPE), *overrides])
-    tasks = complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms")
+    options, args, tasks = parse_study(study_parser(__doc__, "outputs/growth"))
     old = {name: task for name, task in tasks.items() if name != NEW}
 
     results = []
@@ -40,7 +30,7 @@ def main():
         base = run(folder / "without", args, old, DEGMIX, tasks, seed)
         new_tasks = {NEW: args.model["tasks"][NEW]}
         added = tune(folder / "added", args, folder / "without" / "last", seed, new_tasks=new_tasks)
-        changed = count_changed_pixels(folder / "without" / "last", folder / "added" / "last", args)
+        changed = count_changed_values(folder / "without" / "last", folder / "added" / "last", args)
         together = run(folder / "together", args, tasks, DEGMIX, tasks, seed)
         alone = run(folder / "alone", args, {NEW: tasks[NEW]}, DEGMIX, tasks, seed)
         results.append({"added": added, "together": together, "alone": alone})
@@ -52,7 +42,7 @@ def main():
 
 
 @torch.no_grad()
-def count_changed_pixels(before: Path, after: Path, args: TrainingArguments) -> int:
+def count_changed_values(before: Path, after: Path, args: TrainingArguments) -> int:
     """How many logits of the tasks of a model are others after it was given a further one, evaluation split."""
     (model, processor), (grown, _) = load_model_directory(before), load_model_directory(after)
     loader = build_eval_loader(args, processor, model.config.tasks, Accelerator())

@@ -9,7 +9,6 @@ teach a model that an image of twice the size is seen from half as far: its dept
 What was finished before is not trained again. Fields are those of the recipe `rooms_study.yaml`.
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +16,14 @@ from statistics import mean, stdev
 
 import torch
 from accelerate import Accelerator
-from rooms_study import DEGMIX, RECIPE, run
-from transformers.utils import logging
+from rooms_study import DEGMIX, parse_study, run, study_parser
 
 from transformers_degmix.configuration_degmix import OFFSET_POSITIONS
-from transformers_degmix.data.rooms import ROOMS_TASKS
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
 from transformers_degmix.saving import load_model_directory
 from transformers_degmix.tasks import TASK_KINDS
-from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
-from transformers_degmix.training.build import complete_tasks
+from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
 
 
@@ -36,14 +32,9 @@ TRAININGS = {"one scale": [1, 1], "scales 0.5 to 2": [0.5, 2]}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser = study_parser(__doc__, "outputs/resolution")
     parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1, 1.5, 2])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/resolution"))
-    options, overrides = parser.parse_known_args()
-    logging.disable_progress_bar()  # of saving; there is one of training
-    args = parse_arguments([str(RECIPE), *overrides])
-    tasks = complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms")
+    options, args, tasks = parse_study(parser)
 
     results = {}
     for seed in options.seeds:

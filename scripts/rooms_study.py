@@ -43,13 +43,7 @@ SINGLE_TASK = "single task"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/study"))
-    options, overrides = parser.parse_known_args()
-    logging.disable_progress_bar()  # of saving; there is one of training
-    args = parse_arguments([str(RECIPE), *overrides])
-    tasks = complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms")
+    options, args, tasks = parse_study(study_parser(__doc__, "outputs/study"))
 
     results = {}
     for seed in options.seeds:
@@ -62,6 +56,22 @@ def main():
         table = draw_table(results, options.seeds[: options.seeds.index(seed) + 1], tasks)
     (options.output_dir / "study.md").write_text(table)
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
+
+
+def study_parser(description: str, output_dir: str) -> argparse.ArgumentParser:
+    """The options of all studies."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
+    return parser
+
+
+def parse_study(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, TrainingArguments, dict]:
+    """A study's options, the recipe with the fields that the command line changes, and all of its tasks."""
+    options, overrides = parser.parse_known_args()
+    logging.disable_progress_bar()  # of saving; there is one of training
+    args = parse_arguments([str(RECIPE), *overrides])
+    return options, args, complete_tasks(ROOMS_TASKS, args.model["tasks"], "Rooms")
 
 
 def run(folder: Path, args: TrainingArguments, tasks: dict, fields: dict, all_tasks: dict, seed: int) -> dict:
