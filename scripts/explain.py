@@ -17,13 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
-import numpy as np
-from PIL import Image
 from transformers.utils import logging
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
 from transformers_degmix.evaluation.arguments import add_data_arguments, check_data_arguments, read_run
-from transformers_degmix.image_processing_pil_degmix import load_image, to_pixels
+from transformers_degmix.image_processing_pil_degmix import load_image
+from transformers_degmix.inference import prepare
 from transformers_degmix.interpretation import (
     describe_affinity,
     describe_sampling,
@@ -100,8 +99,7 @@ def explain_photo(args: argparse.Namespace, model: DeGMixForMultiTaskDensePredic
     """Writes a picture per mixer layer; prints how many points are outside."""
     image = load_image(args.image)
     try:
-        pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
-        photo = Image.fromarray(pixels)
+        photo = prepare(processor, image).photo
         chosen = args.points or [
             (int(photo.width * x), int(photo.height * y)) for y in (1 / 4, 3 / 4) for x in (1 / 6, 1 / 2, 5 / 6)
         ]
