@@ -1,22 +1,27 @@
-# Every target does its own set-up in .venv, from constraints.txt.
+# Every target does its own set-up, most of them in .venv from constraints.txt.
 PYTHON ?= python3.11
 VENV ?= .venv
 CONSTRAINTS ?= -c constraints.txt
+EXTRAS ?= train,test,dev
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest test-versions lint dist clean
+.PHONY: demo test test-oldest test-versions test-vision lint dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/rooms_demo.py $(DEMO_OPTIONS)
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest -q -n 2
+	$(VENV)/bin/python -m pytest -q -n 2 $(PYTEST_OPTIONS)
 
 # the oldest Transformers that is supported
 test-oldest:
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS="-c constraints.txt transformers==5.17.0"
 
 test-versions: test test-oldest
+
+# what needs torchvision and timm
+test-vision:
+	$(MAKE) test VENV=$(VENV)-vision CONSTRAINTS="-c constraints-vision.txt" EXTRAS=vision,timm,test PYTEST_OPTIONS="-m vision"
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -36,9 +41,9 @@ dist: $(VENV)/.installed
 	done
 
 # Written last, so that an interrupted installation is done again.
-$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.installed: setup.cfg pyproject.toml $(wildcard constraints*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q $(CONSTRAINTS) -e ".[train,test,dev]"
+	$(VENV)/bin/pip install -q $(CONSTRAINTS) -e ".[$(EXTRAS)]"
 	touch $@
 
 clean:

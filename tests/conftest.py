@@ -4,11 +4,19 @@ import os
 
 import pytest
 from hub_server import HubServer
+from transformers.utils import is_timm_available, is_torchvision_available
 
 
 # Nothing is fetched, and small tensors are quicker on one thread (tests run side by side, one process per core).
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    if not (is_torchvision_available() and is_timm_available()):
+        for item in items:
+            if item.get_closest_marker("vision"):
+                item.add_marker(pytest.mark.skip(reason="needs torchvision and timm: `make test-vision`"))
 
 
 @pytest.fixture

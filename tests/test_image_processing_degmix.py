@@ -36,12 +36,9 @@ def rng():
     return np.random.default_rng(0)
 
 
-@pytest.fixture(params=["pil", "torchvision"])
+@pytest.fixture(params=["pil", pytest.param("torchvision", marks=pytest.mark.vision)])
 def processor_class(request):
-    if request.param == "torchvision":
-        pytest.importorskip("torchvision")
-        return DeGMixImageProcessor
-    return DeGMixImageProcessorPil
+    return DeGMixImageProcessor if request.param == "torchvision" else DeGMixImageProcessorPil
 
 
 @pytest.fixture
@@ -551,9 +548,9 @@ def test_round_trip(processor_class, rng, tmp_path):
     assert processor_class.from_pretrained(tmp_path, size_divisor=8).size_divisor == 8
 
 
+@pytest.mark.vision
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
 def test_backends_agree(rng, resample):
-    pytest.importorskip("torchvision")
     assert DeGMixImageProcessor is not DeGMixImageProcessorPil
     images = [
         random_image(rng, 50, 70),
