@@ -1,6 +1,7 @@
 """Models small enough for tests: any backbone, any tasks, every parameter of influence."""
 
 import torch
+from torch import nn
 from transformers import ConvNextV2Config, Dinov2Config, ResNetConfig, SwinConfig
 
 from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction
@@ -52,7 +53,11 @@ def small_config(**fields) -> DeGMixConfig:
 
 def small_model(seed: int = 0, **fields) -> DeGMixForMultiTaskDensePrediction:
     """A model in eval mode whose parameters and statistics are random, those that start at zero included."""
-    model = DeGMixForMultiTaskDensePrediction(small_config(**fields)).eval()
+    return randomize(DeGMixForMultiTaskDensePrediction(small_config(**fields)).eval(), seed)
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The same model with random parameters and statistics, which leave values between its layers in proportion."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in [*model.named_parameters(), *model.named_buffers()]:

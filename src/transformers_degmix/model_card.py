@@ -1,6 +1,7 @@
 """Model cards in the Hub's format, all from one template: of published configurations and of training runs."""
 
 import platform
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +140,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
             "license": "other",
             "license_name": "none-stated-by-the-authors",
             "datasets": [data["id"]],
-            "base_model": recipe and recipe["pretrained_backbone"],
+            "base_model": hub_id(recipe["pretrained_backbone"]) if recipe else None,
         },
         tasks,
         results,
@@ -230,7 +231,6 @@ def run_card(
     data = DATA.get(known, UNKNOWN_DATA)
     data_id = data.get("id", Path(args.dataset).name if Path(args.dataset).exists() else args.dataset)
     from_scratch = args.dataset == "rooms" and not (args.pretrained or args.pretrained_backbone)
-    base_model = args.pretrained or args.pretrained_backbone
     rows, results = [], []
     for name in scores:
         metric = METRICS[tasks[name]["kind"]]
@@ -245,7 +245,8 @@ def run_card(
         + (f", `datasets` fingerprint `{fingerprints[part]}`" if part in fingerprints else ", streamed")
         for part, role in (("train", "training"), ("eval", "evaluation"))
     )
-    title = f"DeGMix with {model.config.backbone_config.model_type} on {data.get('title', data_id)}"
+    backbone = getattr(model.config.backbone_config, "backbone", model.config.backbone_config.model_type)
+    title = f"DeGMix with {backbone} on {data.get('title', data_id)}"
     picture = f"\n\n![Predictions above the labels, evaluation split]({PICTURE})" if has_picture else ""
     recipe = yaml.safe_dump(args.decisive(), sort_keys=False, allow_unicode=True).strip()
     return _card(
@@ -253,7 +254,7 @@ def run_card(
             "model_name": title,
             "license": "apache-2.0" if from_scratch else "unknown",
             "datasets": [data_id],
-            "base_model": base_model if base_model and not Path(base_model).exists() else None,
+            "base_model": hub_id(args.pretrained or args.pretrained_backbone),
         },
         tasks,
         results,
@@ -286,6 +287,12 @@ def run_card(
         environment=f"{environment} The energy was not measured.",
         citation=CITATIONS["DeGMix"],
     )
+
+
+def hub_id(name: str | None) -> str | None:
+    """The repository that a model or backbone comes from; none if that is a directory or a package."""
+    place = (name or "").removeprefix("hf-hub:")
+    return place if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists() else None
 
 
 def _card(metadata: dict[str, Any], tasks: dict[str, dict], results: list[EvalResult], **texts: Any) -> ModelCard:

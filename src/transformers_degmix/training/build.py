@@ -15,7 +15,7 @@ from ..data.rooms import ROOMS_TASKS
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments
-from .backbones import backbone_fields, load_backbone, processor_fields
+from .backbones import find_backbone
 from .data import open_split
 
 
@@ -26,6 +26,7 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
 
     Raises:
         ImportError: the pretrained backbone needs an extra that is not installed.
+        OSError: there is no pretrained model or backbone of that name.
         ValueError: a task is unknown or lacks a field, `freeze` names what the model does not have, or the weights are
             those of another backbone than the model's.
     """
@@ -40,17 +41,18 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
             args.pretrained, tasks=model.config.tasks, **args.image_processor
         )
     else:
-        tasks = choose_tasks(args, args.model.get("tasks"))
-        config = DeGMixConfig(**{**backbone_fields(args.pretrained_backbone), **args.model, "tasks": tasks})
-        model = DeGMixForMultiTaskDensePrediction(config)
-        # Rooms have the size of the run; photos are brought to the scale that the model has learnt.
-        resizing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
-        fields = {**(resizing if args.dataset == "rooms" else {}), **processor_fields(args.pretrained_backbone)}
-        processor = DeGMixImageProcessorPil(**{**fields, **args.image_processor, "tasks": config.tasks})
-    if args.pretrained_backbone:
-        model.model.backbone = load_backbone(
-            args.pretrained_backbone, model.config.backbone_config, type(model.model.backbone)
-        )
+        tasks, fields = choose_tasks(args, args.model.get("tasks")), {}
+        if args.dataset == "rooms":
+            # They have the size of the run; photos are brought to the scale that the model has learnt.
+            fields = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
+        pretrained = find_backbone(args.pretrained_backbone) if args.pretrained_backbone else None
+        if pretrained:
+            fields |= pretrained.processor_fields
+        backbone_config = {"backbone_config": pretrained.config} if pretrained else {}
+        model = DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**backbone_config, **args.model, "tasks": tasks}))
+        processor = DeGMixImageProcessorPil(**{**fields, **args.image_processor, "tasks": model.config.tasks})
+        if pretrained:
+            pretrained.load(model.model.backbone)
     freeze(args, model)
     return model, processor
 
