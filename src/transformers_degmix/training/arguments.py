@@ -79,8 +79,8 @@ class TrainingArguments:
             Transformers or timm (`timm/resnet18.a1_in1k`), or `efficientnet_lite0`, whose weights are in the extra
             `lite`. It brings its `backbone_config`, with four maps, and its `image_processor`, where these are not
             given.
-        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean` and `image_std`. By default
-            they are those of what the run starts from.
+        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. What makes the values of
+            pixels is by default as for the weights that the run starts from.
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
         compile: whether to train with `torch.compile`.
 

