@@ -1,6 +1,9 @@
+import itertools
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from run_script import run_main
 
 
@@ -24,7 +27,7 @@ model:
 def test_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
-    options += ["--large", 64]
+    options += ["--large", 64, "--rounds", 1]
     assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -63,6 +66,39 @@ def test_report(monkeypatch, tmp_path, capsys):
         "tasks.png",
     }
     assert (tmp_path / "report" / "report.md").read_text().strip() in capsys.readouterr().out
+
+
+def children() -> set[str]:
+    """Processes that this one has started and that are not gone."""
+    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+def test_portions_beside_busy_processes(monkeypatch, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    before, threads = children(), torch.get_num_threads()
+    options = ["--recipe", tmp_path / "recipe.yaml", "--size", "32x32", "--rounds", 1, "--busy", 8, 64]
+    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
+    table = json.loads((tmp_path / "report" / "report.json").read_text())["tables"]["Beside busy processes"]
+    assert [tuple(row[name] for name in ("head", "cores", "threads", "portion")) for row in table] == list(
+        itertools.product(("inference", "training step"), ("idle", "busy"), (1, 2), (8, 64))
+    )
+    for row in table:
+        assert 0 < row["s"] <= row["longest s"] and 0 < row["textbook s"] <= row["textbook longest s"]
+        assert row["ours / textbook"] == pytest.approx(row["s"] / row["textbook s"])
+    assert children() == before and torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--busy", 0], "portions of at least 1 pixel, got [0]"),
+        (["--busy", 64, "--device", "cuda"], "needs `--device cpu`, got 'cuda'"),
+        (["--rounds", 0], "at least 1, got 0"),
+    ],
+)
+def test_bad_options(monkeypatch, tmp_path, capsys, options, message):
+    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_errors_are_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys):
