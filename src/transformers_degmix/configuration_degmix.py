@@ -1,5 +1,6 @@
 """DeGMix model configuration."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -47,8 +48,9 @@ class DeGMixConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Any backbone that `AutoBackbone` builds; its `out_features` are the maps that are fused, the first of them
-            at the highest resolution. Defaults to Swin-T with its four stages.
+            Any backbone that `AutoBackbone` builds and that takes images of any size; its `out_features` are the maps
+            that are fused, the first of them at the highest resolution. Defaults to Swin-T with its four stages. That
+            of timm's models may have `model_args`, further arguments of `timm.create_model`.
         tasks (`dict[str, dict]`, *optional*):
             The tasks in order, name -> fields (in `config.json` a list, each task with its `name`). Defaults to
             NYUD-v2's (`semseg`, `depth`, `normals`, `edge`). Fields:
@@ -91,6 +93,10 @@ class DeGMixConfig(PreTrainedConfig):
             What of a pixel's position enters the offsets at which the deformable mixers sample: `"absolute"` its row
             and column, counted from 1, as in the released code and its checkpoints; `"normalized"` the same in the
             range from -1 to 1, which does not depend on the size of the image; `"none"` nothing.
+        size_divisor (`int`, *optional*):
+            The model pads images on all sides, with 0, to heights and widths that are multiples of it, and crops the
+            logits. Defaults to what the backbone needs to run and to see the whole image, which is found out when a
+            model is built: 1 for Swin and ResNet, 14 or 16 for vision transformers, 32 for ConvNeXt and HRNet.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message names the field, the value and what is.
@@ -122,6 +128,7 @@ class DeGMixConfig(PreTrainedConfig):
     interaction_reduction: int = 1
     head_hidden_size: int | None = None
     offset_position: str = "absolute"
+    size_divisor: int | None = None
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:
@@ -151,6 +158,11 @@ class DeGMixConfig(PreTrainedConfig):
         output = {**super().to_dict(), "custom_pipelines": CUSTOM_PIPELINES}
         output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
         return output
+
+    def padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """(height, width) of images -> (height, width) to which a model pads them."""
+        # Without negative numbers, whose quotients ONNX rounds the other way.
+        return tuple((length + self.size_divisor - 1) // self.size_divisor * self.size_divisor for length in size)
 
     def attended(self, task: str) -> list[str]:
         """The tasks that a task attends to."""
@@ -184,8 +196,9 @@ class DeGMixConfig(PreTrainedConfig):
                 "`interaction_reduction` applies to `interaction_scope='image'` only, got "
                 f"{self.interaction_reduction} with {self.interaction_scope!r}"
             )
-        if self.head_hidden_size is not None and self.head_hidden_size < 1:
-            raise ValueError(f"`head_hidden_size` must be at least 1 or None, got {self.head_hidden_size}")
+        for field in ("head_hidden_size", "size_divisor"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"`{field}` must be at least 1 or None, got {getattr(self, field)}")
 
 
 def _backbone_config_from_dict(backbone_config: dict) -> PreTrainedConfig:

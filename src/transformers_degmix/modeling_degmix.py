@@ -1,6 +1,7 @@
 """PyTorch DeGMix model: shared backbone, deformable mixers per task, task-aware gating transformer, heads per task.
 
 Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
+Maps are those of the padded image, see `DeGMixConfig.size_divisor`.
 """
 
 import weakref
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,6 +21,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from .backbone_degmix import (
+    build_backbone,
+    crop,
+    extract_feature_maps,
+    find_size_divisor,
+    find_unread_parameters,
+    pad,
+)
 from .configuration_degmix import DeGMixConfig, complete_fields
 from .loss_degmix import multi_task_loss
 
@@ -566,14 +575,16 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
     def __init__(self, config: DeGMixConfig):
         super().__init__(config)
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.backbone = build_backbone(config.backbone_config)
+        if config.size_divisor is None:
+            config.size_divisor = find_size_divisor(self.backbone)
         self.fusion = DeGMixFeatureFusion(config, self.backbone.channels)
         self.mixers = nn.ModuleDict({task: DeGMixMixer(config) for task in config.tasks})
         if config.use_decoder:
             self.interaction = DeGMixTaskInteraction(config)
             self.query = DeGMixTaskQuery(config)
             self.gating = DeGMixGating(config) if config.use_gating else nn.Identity()
-        self.unread_parameters = _find_unread_parameters(self.backbone)
+        self.unread_parameters = find_unread_parameters(self.backbone, config.padded_size((64, 64)))
         self.freeze_unread_parameters()
         self.post_init()
 
@@ -613,7 +624,9 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
         wants_hidden_states = output_hidden_states not in (False, [])
 
-        feature_maps = self.backbone(pixel_values).feature_maps
+        if self.config.size_divisor > 1:
+            pixel_values = pad(pixel_values, self.config.padded_size(pixel_values.shape[-2:]))
+        feature_maps = extract_feature_maps(self.backbone, pixel_values)
         fused = self.fusion(feature_maps)
         features = {task: self.mixers[task](fused).to(fused.device) for task in self.config.tasks}
         hidden_states = [*feature_maps, fused]
@@ -678,34 +691,6 @@ def _select(hidden_states: list[Tensor], selection: bool | int | list[int]) -> t
     indices = [selection] if isinstance(selection, int) else selection
     count = len(hidden_states)
     return tuple(x if i in indices or i - count in indices else None for i, x in enumerate(hidden_states))
-
-
-def _find_unread_parameters(backbone: nn.Module) -> list[str]:
-    """Names of the parameters that a backbone's maps do not depend on.
-
-    Swin ends in a LayerNorm that is not applied to the maps; stages may follow the last one that is fused.
-    """
-    size = getattr(backbone.config, "image_size", 64)
-    height, width = (size, size) if isinstance(size, int) else size
-    # Zeros in place of the weights, which may be on the meta device, and the graph of one pass, which tells all.
-    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
-        parameters = {
-            name: torch.zeros((), dtype=x.dtype).expand(x.shape).requires_grad_()
-            for name, x in backbone.named_parameters()
-        }
-        buffers = {name: torch.zeros_like(x, device="cpu") for name, x in backbone.named_buffers()}
-        pixel_values = torch.zeros(1, getattr(backbone.config, "num_channels", 3), height, width)
-        maps = torch.func.functional_call(backbone, {**parameters, **buffers}, (pixel_values,)).feature_maps
-    nodes = [feature_map.grad_fn for feature_map in maps]
-    seen, read = set(nodes), set()
-    while nodes:
-        node = nodes.pop()
-        if hasattr(node, "variable"):
-            read.add(node.variable)
-        following = {following for following, _ in node.next_functions if following is not None} - seen
-        seen |= following
-        nodes += following
-    return [name for name, parameter in parameters.items() if parameter not in read]
 
 
 def _stack_tasks(features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -836,8 +821,10 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
         outputs = self.model(pixel_values, output_hidden_states, output_attentions, return_dict=True)
         size, device = pixel_values.shape[-2:], pixel_values.device
         logits = {task: head(outputs.task_features[task]).to(device) for task, head in self.heads.items()}
+        padded = self.config.padded_size(size)
         logits = {
-            task: F.interpolate(x, size=size, mode="bilinear", align_corners=False) for task, x in logits.items()
+            task: crop(F.interpolate(x, size=padded, mode="bilinear", align_corners=False), size)
+            for task, x in logits.items()
         }
         loss, losses = (
             (None, None) if labels is None else multi_task_loss(logits, labels, self.config.tasks, pixel_counts)

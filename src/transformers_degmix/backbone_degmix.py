@@ -1,0 +1,129 @@
+"""The backbone of DeGMix: whatever `AutoBackbone` builds, for images of any size.
+
+Some backbones take images of any size. Others fail unless height and width are multiples of a number, or cut off what
+does not fill their last patch. The model therefore pads images to multiples of `DeGMixConfig.size_divisor`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
+
+
+# Side of an image on which a backbone is tried: a multiple of every patch in use (14, 16, 32), and of 7, 14 and 28 of
+# the largest.
+TRIED_LENGTH = 448
+
+
+def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """The backbone of a `backbone_config`, with random weights.
+
+    That of timm's models may have `model_args`, a dictionary of further arguments for `timm.create_model`.
+    """
+    if config.model_type != "timm_backbone":
+        return AutoBackbone.from_config(config)
+    model_args = getattr(config, "model_args", {})
+    try:
+        # timm's transformers then take images of other sizes than that of their position embeddings.
+        return AutoBackbone.from_config(config, **{"dynamic_img_size": True, **model_args})
+    except TypeError:
+        # Other models do not know it.
+        return AutoBackbone.from_config(config, **model_args)
+
+
+def extract_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    """Images `(B, 3, H, W)` -> maps `(B, c_i, h_i, w_i)`."""
+    return channels_first(backbone, backbone(pixel_values).feature_maps)
+
+
+def channels_first(backbone: PreTrainedModel, feature_maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Maps of a backbone -> maps `(B, c_i, h_i, w_i)`. Some of timm's have the channels last."""
+    channels_last = getattr(getattr(backbone, "_backbone", None), "output_fmt", "NCHW") == "NHWC"
+    return tuple(x.movedim(-1, 1) for x in feature_maps) if channels_last else feature_maps
+
+
+def pad(images: Tensor, size: Sequence[int]) -> Tensor:
+    """`(..., height, width)` -> `(..., *size)`, with 0 on all sides, the odd pixel below and at the right."""
+    (top, bottom), (left, right) = (
+        ((outer - inner) // 2, outer - inner - (outer - inner) // 2) for outer, inner in zip(size, images.shape[-2:])
+    )
+    return F.pad(images, (left, right, top, bottom))
+
+
+def crop(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """What [`pad`] padded: `(..., height, width)` -> `(..., *size)`."""
+    top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
+    return maps[..., top : top + size[0], left : left + size[1]]
+
+
+def find_size_divisor(backbone: PreTrainedModel) -> int:
+    """The number of which height and width must be multiples for a backbone to run and to see the whole image.
+
+    It is found by trying, without weights and pixels (on the meta device).
+
+    Raises:
+        ValueError: there is none, as where the backbone takes images of one size only; the message is one line.
+    """
+    strides = [TRIED_LENGTH // rows for rows, _ in _map_sizes(backbone, TRIED_LENGTH, TRIED_LENGTH)]
+    running, failure = [], None
+    for divisor in (1, *(max(strides) * factor for factor in (1, 2, 4))):
+        # No multiples of a stride are 97 and 130, and what they are rounded up to is none of a larger divisor.
+        height, width = (-(-length // divisor) * divisor for length in (97, 130))
+        try:
+            sizes = _map_sizes(backbone, height, width)
+        except ValueError as error:
+            failure = error
+            continue
+        if all(rows * n >= height and columns * n >= width for (rows, columns), n in zip(sizes, strides)):
+            return divisor
+        running.append(divisor)
+    if not running:
+        raise failure
+    # Convolutions without padding see the border at no size.
+    return running[0]
+
+
+def _map_sizes(backbone: PreTrainedModel, height: int, width: int) -> list[torch.Size]:
+    """The sizes of a backbone's maps of an image, or an error that says why there are none."""
+    config, training = backbone.config, backbone.training
+    state = {name: x.to("meta") for name, x in (*backbone.named_parameters(), *backbone.named_buffers())}
+    pixel_values = torch.empty(1, getattr(config, "num_channels", 3), height, width, device="meta")
+    try:
+        with torch.no_grad():
+            maps = torch.func.functional_call(backbone.eval(), state, (pixel_values,)).feature_maps
+    except Exception as error:  # of many types: each backbone checks in its own way, or fails somewhere
+        raise ValueError(
+            f"the backbone {getattr(config, 'backbone', config.model_type)!r} does not take images of any size, as "
+            f"DeGMix does: for {height} x {width} it says {' '.join(str(error).split())[:300]!r}"
+        ) from error
+    finally:
+        backbone.train(training)
+    return [x.shape[-2:] for x in channels_first(backbone, maps)]
+
+
+def find_unread_parameters(backbone: PreTrainedModel, size: Sequence[int]) -> list[str]:
+    """Names of the parameters that a backbone's maps of images of `size` do not depend on.
+
+    Swin ends in a LayerNorm that is not applied to the maps; stages may follow the last one that is fused.
+    """
+    # Zeros in place of the weights, which may be on the meta device, and the graph of one pass, which tells all.
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        parameters = {
+            name: torch.zeros((), dtype=x.dtype).expand(x.shape).requires_grad_()
+            for name, x in backbone.named_parameters()
+        }
+        buffers = {name: torch.zeros_like(x, device="cpu") for name, x in backbone.named_buffers()}
+        pixel_values = torch.zeros(1, getattr(backbone.config, "num_channels", 3), *size)
+        maps = torch.func.functional_call(backbone, {**parameters, **buffers}, (pixel_values,)).feature_maps
+    nodes = [feature_map.grad_fn for feature_map in maps]
+    seen, read = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            read.add(node.variable)
+        following = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= following
+        nodes += following
+    return [name for name, parameter in parameters.items() if parameter not in read]
