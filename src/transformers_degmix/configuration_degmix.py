@@ -155,6 +155,12 @@ class DeGMixConfig(PreTrainedConfig):
         """The tasks that a task attends to."""
         return self.tasks[task]["attends_to"] or list(self.tasks)
 
+    def attended_columns(self) -> list[slice | list[int]]:
+        """For each task the numbers of the tasks that it attends to, a slice if these are all, which needs no copy."""
+        names = list(self.tasks)
+        attended = [[names.index(other) for other in self.attended(task)] for task in names]
+        return [slice(None) if len(columns) == len(names) else columns for columns in attended]
+
     def _check_sizes(self):
         for field, lowest in (
             ("hidden_size", 1),
