@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
-from ..modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
+from ..modeling_efficientnet_lite import EfficientNetLiteConfig
 
 
 logger = logging.get_logger(__name__)
@@ -63,8 +63,6 @@ def load_backbone(name: str, config: PreTrainedConfig, backbone_class: type[PreT
     backbone, weights = backbone_class(config), efficientnet_lite0_weights()
     try:
         # Both have the tensors in the order of the layers; the classifier's, which come last, are left over.
-        if not isinstance(backbone, EfficientNetLiteBackbone):
-            raise RuntimeError(f"it is a {config.model_type!r}")
         backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values())))
     except RuntimeError as error:
         raise ValueError(
