@@ -13,6 +13,7 @@ from transformers.utils import is_torchvision_available
 from .configuration_degmix import DeGMixConfig
 from .image_processing_pil_degmix import DeGMixImageProcessorPil
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction, DeGMixModel, DeGMixPreTrainedModel
+from .modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from .pipeline_degmix import MultiTaskDensePredictionPipeline
 from .version import __version__
 
@@ -24,6 +25,7 @@ else:
     DeGMixImageProcessor = DeGMixImageProcessorPil  # type: ignore[misc]
 
 AutoConfig.register(DeGMixConfig.model_type, DeGMixConfig)
+AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig)
 AutoModel.register(DeGMixConfig, DeGMixForMultiTaskDensePrediction)
 AutoImageProcessor.register(
     DeGMixConfig, image_processor_classes={"pil": DeGMixImageProcessorPil, "torchvision": DeGMixImageProcessor}
@@ -46,6 +48,8 @@ __all__ = [
     "DeGMixImageProcessorPil",
     "DeGMixModel",
     "DeGMixPreTrainedModel",
+    "EfficientNetLiteBackbone",
+    "EfficientNetLiteConfig",
     "MultiTaskDensePredictionPipeline",
     "__version__",
 ]

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .modeling_efficientnet_lite import EfficientNetLiteConfig
 from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
@@ -195,6 +196,9 @@ class DeGMixConfig(PreTrainedConfig):
 
 def _backbone_config_from_dict(backbone_config: dict) -> PreTrainedConfig:
     model_type = backbone_config.get("model_type")
+    if model_type == EfficientNetLiteConfig.model_type:
+        # Beside the weights, without the package, this is the class of the code there, which nobody registers.
+        return EfficientNetLiteConfig.from_dict(backbone_config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"`backbone_config` needs the `model_type` of a Transformers model, got {model_type!r}")
     return CONFIG_MAPPING[model_type].from_dict(backbone_config)
