@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from small_models import ALL_KINDS, small_model
-from transformers import ResNetConfig, SwinConfig
+from transformers import ConvNextV2Config, ResNetConfig, SwinConfig, TimmBackboneConfig
 
 from transformers_degmix import DeGMixImageProcessor, EfficientNetLiteConfig
 from transformers_degmix.export import SIZES, OnnxModel, compare, export_onnx, export_program, quantize_onnx
@@ -26,6 +26,8 @@ BACKBONES = {
     "efficientnet_lite": EfficientNetLiteConfig(
         embedding_size=4, hidden_sizes=[4] * 7, depths=[1] * 7, out_features=["stage1", "stage4"]
     ),
+    # of images that the model pads
+    "convnextv2": ConvNextV2Config(hidden_sizes=[4] * 4, depths=[1] * 4, out_features=["stage1", "stage4"]),
 }
 
 
@@ -65,12 +67,29 @@ def test_onnx_file_loads_like_a_model_directory(exported):
         torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", ["swin", "efficientnet_lite"])
+@pytest.mark.parametrize("backbone", ["swin", "efficientnet_lite", "convnextv2"])
 def test_backbones_pad_at_all_sizes(tmp_path, backbone):
     # `export_onnx` compares at all of them
     path = tmp_path / "model.onnx"
     differences = export_onnx(smallest_model(backbone), path)
     assert [size for size, _ in differences] == list(SIZES) and path.exists()
+
+
+@pytest.mark.vision
+def test_timm(tmp_path):
+    config = TimmBackboneConfig(backbone="test_vit", out_indices=[1, 5])
+    model = small_model(backbone_config=config, tasks=TASKS, num_mixer_layers=1)
+    assert [size for size, _ in export_onnx(model, tmp_path / "model.onnx")] == list(SIZES)
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize(
+    "name, module", [("tf_efficientnet_lite0", "Conv2dSame"), ("swin_tiny_patch4_window7_224", "SwinTransformerBlock")]
+)
+def test_what_cannot_be_captured_is_refused_at_once(name, module):
+    model = small_model(backbone_config=TimmBackboneConfig(backbone=name, out_indices=[1, 2, 3]))
+    with pytest.raises(ValueError, match=rf"{name}.*dynamic sizes.*{module}"):
+        export_program(model)
 
 
 def test_another_model_is_told_apart(exported):

@@ -40,7 +40,7 @@ def test_card(monkeypatch, name):
 
     data = card.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-segmentation", "other")
-    assert data.license_name and data.datasets and ("Swin" in entry["backbone"]) == bool(data.base_model)
+    assert data.license_name and data.datasets and ("recipe" in entry) == bool(data.base_model)
     assert {result.task_name: result.metric_value for result in data.eval_results} == entry["scores"]
     assert {result.metric_type for result in data.eval_results} == set(data.metrics)
     for result in data.eval_results:
@@ -55,6 +55,7 @@ def test_card(monkeypatch, name):
     assert "### Measured by us\n\n**Nothing.**" in card.text
     assert "code has no licence" in card.text
     assert "recipe" not in entry or f"scripts/recipes/{entry['recipe']}.yaml" in card.text
+    assert ("convert_checkpoint.py" in card.text) == ("checkpoint" not in entry)
 
 
 def test_our_measurements_stand_apart_from_those_of_the_authors():

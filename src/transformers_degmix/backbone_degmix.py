@@ -5,11 +5,14 @@ does not fill their last patch. The model therefore pads images to multiples of 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
+from transformers import AutoBackbone, PreTrainedModel
+
+from .configuration_degmix import DeGMixConfig
 
 
 # Side of an image on which a backbone is tried: a multiple of every patch in use (14, 16, 32), and of 7, 14 and 28 of
@@ -17,24 +20,32 @@ from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 TRIED_LENGTH = 448
 
 
-def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """The backbone of a `backbone_config`, with random weights.
+def build_backbone(config: DeGMixConfig) -> PreTrainedModel:
+    """The backbone of a model, with random weights, and the `size_divisor` that it needs where there is none.
 
-    That of timm's models may have `model_args`, a dictionary of further arguments for `timm.create_model`.
+    Raises:
+        ValueError: it takes images of one size only.
     """
-    if config.model_type != "timm_backbone":
-        return AutoBackbone.from_config(config)
-    model_args = getattr(config, "model_args", {})
-    try:
-        # timm's transformers then take images of other sizes than that of their position embeddings.
-        return AutoBackbone.from_config(config, **{"dynamic_img_size": True, **model_args})
-    except TypeError:
-        # Other models do not know it.
-        return AutoBackbone.from_config(config, **model_args)
+    backbone_config: Any = config.backbone_config
+    if backbone_config.model_type == "timm_backbone":
+        model_args = getattr(backbone_config, "model_args", {})
+        try:
+            # timm's transformers then take images of other sizes than that of their position embeddings.
+            backbone = AutoBackbone.from_config(backbone_config, **{"dynamic_img_size": True, **model_args})
+        except TypeError:
+            # Other models do not know it.
+            backbone = AutoBackbone.from_config(backbone_config, **model_args)
+    else:
+        backbone = AutoBackbone.from_config(backbone_config)
+    if config.size_divisor is None:
+        config.size_divisor = find_size_divisor(backbone)
+    return backbone
 
 
-def extract_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, ...]:
-    """Images `(B, 3, H, W)` -> maps `(B, c_i, h_i, w_i)`."""
+def extract_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor, config: DeGMixConfig) -> tuple[Tensor, ...]:
+    """Images `(B, 3, H, W)`, which are padded -> maps `(B, c_i, h_i, w_i)`."""
+    if config.size_divisor > 1:
+        pixel_values = pad(pixel_values, config.padded_size(pixel_values.shape[-2:]))
     return channels_first(backbone, backbone(pixel_values).feature_maps)
 
 

@@ -159,14 +159,22 @@ class DeGMixConfig(PreTrainedConfig):
         output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
         return output
 
-    def padded_size(self, size: Sequence[int]) -> tuple[int, ...]:
+    def padded_size(self, size: Sequence[int]) -> tuple[int, int]:
         """(height, width) of images -> (height, width) to which a model pads them."""
+        divisor = self.size_divisor
         # Without negative numbers, whose quotients ONNX rounds the other way.
-        return tuple((length + self.size_divisor - 1) // self.size_divisor * self.size_divisor for length in size)
+        height, width = ((length + divisor - 1) // divisor * divisor for length in size)
+        return height, width
 
     def attended(self, task: str) -> list[str]:
         """The tasks that a task attends to."""
         return self.tasks[task]["attends_to"] or list(self.tasks)
+
+    def attended_columns(self) -> list[slice | list[int]]:
+        """For each task the numbers of the tasks that it attends to, a slice if these are all, which needs no copy."""
+        names = list(self.tasks)
+        attended = [[names.index(other) for other in self.attended(task)] for task in names]
+        return [slice(None) if len(columns) == len(names) else columns for columns in attended]
 
     def _check_sizes(self):
         for field, lowest in (

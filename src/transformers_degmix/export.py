@@ -25,6 +25,9 @@ from .modeling_degmix import DeGMixDensePredictionOutput, DeGMixForMultiTaskDens
 from .saving import write_whole
 
 
+# Modules of timm with paddings that depend on the size, over which a tracer reasons for hours.
+_ENDLESS = ("timm.layers.conv2d_same", "timm.models.swin_transformer", "timm.models.swin_transformer_v2")
+
 # Larger than any map, smaller than what overflows when multiplied.
 _LARGEST = 2**20
 
@@ -46,6 +49,14 @@ def export_program(model: DeGMixForMultiTaskDensePrediction) -> ExportedProgram:
     Raises:
         ValueError: the backbone cannot be captured; the message is one line.
     """
+    backbone_config: Any = model.config.backbone_config
+    name = getattr(backbone_config, "backbone", backbone_config.model_type)
+    endless = {type(module).__name__ for module in model.modules() if type(module).__module__ in _ENDLESS}
+    if endless:
+        raise ValueError(
+            f"a model with timm's backbone {name!r} cannot be captured with dynamic sizes, because of its "
+            f"{sorted(endless)[0]}; one with 'swin' or 'efficientnet_lite' as `model_type` can"
+        )
     model = _measure_sizes(copy.deepcopy(model).float().cpu().eval())
     # neither multiples of anything nor equal, so that no coincidence is taken for a rule
     pixel_values = torch.zeros(2, 3, 263, 301)
@@ -53,9 +64,8 @@ def export_program(model: DeGMixForMultiTaskDensePrediction) -> ExportedProgram:
     try:
         return torch.export.export(_Logits(model), (pixel_values,), dynamic_shapes=shapes)
     except Exception as error:  # of many types: what a tracer cannot follow depends on the backbone
-        backbone: Any = model.config.backbone_config
         raise ValueError(
-            f"a model with the backbone {backbone.model_type!r} cannot be captured with dynamic sizes: "
+            f"a model with the backbone {name!r} cannot be captured with dynamic sizes: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
 

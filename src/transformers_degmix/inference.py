@@ -120,7 +120,8 @@ def predict_batch(
             predictions, confidences = predictions
         if outputs.attentions:
             resized = resized_size(size, processor.size) if processor.do_resize else size
-            attentions = crop_attentions(outputs.attentions[0][index], pixel_values.shape[-2:], resized)
+            padded = model.config.padded_size(pixel_values.shape[-2:])
+            attentions = crop_attentions(outputs.attentions[0][index], padded, resized)
         results.append(Result(prepared.photo, predictions, attentions, confidences))
     return results
 

@@ -87,7 +87,7 @@ def inspect_images(model: DeGMixForMultiTaskDensePrediction, processor, data: Ma
             pixel_values, _, size = prepare_image(model, processor, image)
         except ValueError as error:
             raise ValueError(f"sample {index}: {error}") from error
-        padded = tuple(pixel_values.shape[-2:])
+        padded = model.config.padded_size(pixel_values.shape[-2:])
         distances.append(torch.zeros(num_layers, num_tasks, 2))
         outside.append(torch.zeros(num_layers, num_tasks))
 
@@ -136,7 +136,7 @@ def find_sampling_points(
     # (x, y) from here on. The map covers the padded image, in whose middle the resized photo is.
     own, resized, padded = (
         torch.tensor(size[::-1], dtype=torch.float64)
-        for size in ((height, width), resized_height_width, tuple(pixel_values.shape[-2:]))
+        for size in ((height, width), resized_height_width, model.config.padded_size(pixel_values.shape[-2:]))
     )
     start, scale = (padded - resized) // 2, resized / own
     chosen = ((torch.tensor(pixels) + 0.5) * scale + start) / padded

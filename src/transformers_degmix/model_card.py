@@ -134,6 +134,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         for key, unit in (("parameters", "million parameters"), ("gflops", "GFLOP"))
         if key in entry
     ]
+    reported_sizes = [f"The authors report {' and '.join(sizes)}; how they counted is not stated."] if sizes else []
     return _card(
         {
             "model_name": title,
@@ -147,7 +148,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         title=title,
         summary=f"[{model}]({paper}) with the backbone {backbone}: a configuration that its authors published. There "
         "are no weights beside this card, nor does it say that there are any on the Hub; see below how to get them.",
-        description=f"The authors report {' and '.join(sizes)}; how they counted is not stated." if sizes else "",
+        description=" ".join([*reported_sizes, entry.get("architecture", "")]).strip(),
         licence="The authors' code has no licence, and their weights come with none: what they allow, only they can "
         "say; ask them before you use or share converted weights. The code of transformers-degmix is Apache-2.0 and "
         "holds none of theirs. Weights that you train with it are under your licence, as far as the terms of the data "
@@ -184,18 +185,24 @@ def card_name(entry: dict[str, Any]) -> str:
 
 
 def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) -> str:
+    """How to come by a published configuration: from the authors' weights, if there are any, or by training."""
     if output_dir is None:
         return (
-            "There is neither a conversion of the authors' checkpoint nor a recipe with the backbone "
-            f"{entry['backbone']}. A model like it has an HRNet of timm as `backbone_config` (`TimmBackboneConfig`)."
+            f"{entry['checkpoint']} Nor is there a recipe. The backbone is that of "
+            "`scripts/recipes/nyud_demt_hrnet18.yaml`."
         )
-    return f"""In a checkout of transformers-degmix, convert the authors' checkpoint, if you have it and may use it:
+    checkout = "In a checkout of transformers-degmix,"
+    if "checkpoint" in entry:
+        directory, weights = f"{output_dir}/best", f"{entry['checkpoint']} {checkout} train one"
+    else:
+        weights = f"""{checkout} convert the authors' checkpoint, if you have it and may use it:
 
 ```bash
 python scripts/convert_checkpoint.py CHECKPOINT {directory} --dataset {entry["benchmark"]}
 ```
 
-or train one, which ends in `{output_dir}/best`:
+or train one"""
+    return f"""{weights}, which ends in `{output_dir}/best`:
 
 ```bash
 python scripts/prepare_dataset.py {entry["benchmark"]} ARCHIVE data/{entry["benchmark"]}

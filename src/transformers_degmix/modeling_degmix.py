@@ -4,10 +4,8 @@ Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of 
 Maps are those of the padded image, see `DeGMixConfig.size_divisor`.
 """
 
-import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +19,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_degmix import (
-    build_backbone,
-    crop,
-    extract_feature_maps,
-    find_size_divisor,
-    find_unread_parameters,
-    pad,
-)
-from .configuration_degmix import DeGMixConfig, complete_fields
+from .backbone_degmix import build_backbone, crop, extract_feature_maps, find_unread_parameters
+from .configuration_degmix import DeGMixConfig
+from .growth_degmix import GrowingTasksMixin
+from .layers_degmix import DeGMixOffsetConv, DeGMixPointwiseConv
 from .loss_degmix import multi_task_loss
+from .recomputation_degmix import gelu_and_norm, outside_transforms, recomputed
 
 
 @dataclass
@@ -105,31 +99,6 @@ class DeGMixFeatureFusion(nn.Module):
         return self.norm(first.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
-class DeGMixPointwiseConv(nn.Conv2d):
-    """A 1 x 1 convolution as a matrix product, whose backward pass is faster than PyTorch's convolution on a CPU."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(B, c, h, w)` -> `(B, c', h, w)`."""
-        weight = self.weight.flatten(1).expand(hidden_states.shape[0], -1, -1)
-        pixels = hidden_states.flatten(2)
-        product = weight @ pixels if self.bias is None else torch.baddbmm(self.bias[:, None], weight, pixels)
-        return product.unflatten(2, hidden_states.shape[-2:])
-
-
-class DeGMixOffsetConv(nn.Conv2d):
-    """A convolution in float32 (float64 for float64 inputs), under autocast and with half-precision weights too.
-
-    Positions and offsets are as large as the map: half precision would round them to half pixels and more.
-    """
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(B, c, h, w)` -> `(B, c', h, w)`."""
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        with torch.autocast(hidden_states.device.type, dtype, enabled=False):
-            return self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), bias)
-
-
 class DeGMixDeformableConv(GradientCheckpointingLayer):
     """Samples every channel at its own offsets, then mixes the channels (paper, section 3.2).
 
@@ -198,8 +167,8 @@ class DeGMixMixerLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
-        hidden_states = _gelu_and_norm(self.channel_mixing(hidden_states), self.channel_norm)
-        return hidden_states + _gelu_and_norm(self.spatial_mixing(hidden_states), self.spatial_norm)
+        hidden_states = gelu_and_norm(self.channel_mixing(hidden_states), self.channel_norm)
+        return hidden_states + gelu_and_norm(self.spatial_mixing(hidden_states), self.spatial_norm)
 
 
 class DeGMixMixer(nn.Sequential):
@@ -207,32 +176,6 @@ class DeGMixMixer(nn.Sequential):
 
     def __init__(self, config: DeGMixConfig):
         super().__init__(*(DeGMixMixerLayer(config) for _ in range(config.num_mixer_layers)))
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work, for which there are no hooks on saved tensors."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _may_recompute() -> bool:
-    """Whether the backward pass may recompute cheap steps. Captured graphs decide themselves what they keep."""
-    return not torch.compiler.is_compiling() and not _is_transformed()
-
-
-def _gelu_and_norm(hidden_states: Tensor, norm: nn.Module) -> Tensor:
-    """`norm(F.gelu(hidden_states))`, of which the backward pass recomputes the GELU instead of keeping it.
-
-    Checkpointing both would count the batch twice in the BatchNorm.
-    """
-    activated = F.gelu(hidden_states)
-    if not _may_recompute():
-        return norm(activated)
-    reference = weakref.ref(activated)  # the hooks live as long as the graph, and would keep it
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: None if saved is reference() else saved,
-        lambda saved: F.gelu(hidden_states) if saved is None else saved,
-    ):
-        return norm(activated)
 
 
 def _linear_part(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -365,7 +308,7 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         weight, bias, *others = prepared
         queries = [F.linear(x, weight, bias) for x in tokens]
         if self.config.interaction_scope == "task":
-            contexts = (tokens[columns].movedim(0, -2) for columns in attended_columns(self.config))
+            contexts = (tokens[columns].movedim(0, -2) for columns in self.config.attended_columns())
             answers = [
                 attention(attention.weigh(query, context), context, *others)
                 for query, context in zip(queries, contexts)
@@ -406,41 +349,21 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         Returns:
             Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`.
         """
-        attentions = [self.attentions[task] for task in self.config.tasks]
-        all_columns = attended_columns(self.config)
-        contexts = [answers[columns].movedim(0, -2) for columns in all_columns]
-        weights = []
-        for attention, x, context, columns, weight, bias in zip(
-            attentions, tokens, contexts, all_columns, prepared[0::4], prepared[1::4]
-        ):
-            seen = attention.weigh(F.linear(x, weight, bias), context)
-            # zero for the tasks that it does not attend to
-            weights.append(seen if columns == ALL else seen @ torch.eye(len(tokens)).to(seen)[columns])
+        attentions, columns = list(self.attentions.values()), self.config.attended_columns()
+        contexts = [answers[attended].movedim(0, -2) for attended in columns]
+        weights = [
+            attentions[i].weigh(F.linear(x, *prepared[4 * i : 4 * i + 2]), contexts[i]) for i, x in enumerate(tokens)
+        ]
+        # zero for the tasks that a task does not attend to
+        spread = torch.eye(len(tokens)).to(weights[0])
+        weights = [x if attended == slice(None) else x @ spread[attended] for x, attended in zip(weights, columns)]
         # Tokens are averaged by the weights that are returned, so that gradients pass through these.
         returned = torch.stack(weights, dim=1).permute(0, 1, 4, 5, 2, 3)
+        weights = [x.permute(0, 3, 4, 1, 2)[..., attended] for x, attended in zip(returned.unbind(1), columns)]
         queried = [
-            x + attention(seen[..., columns], context, weight, bias)
-            for attention, x, context, columns, seen, weight, bias in zip(
-                attentions,
-                tokens,
-                contexts,
-                all_columns,
-                returned.permute(1, 0, 4, 5, 2, 3),
-                prepared[2::4],
-                prepared[3::4],
-            )
+            x + attentions[i](weights[i], contexts[i], *prepared[4 * i + 2 : 4 * i + 4]) for i, x in enumerate(tokens)
         ]
         return returned, *queried
-
-
-ALL = slice(None)
-
-
-def attended_columns(config: DeGMixConfig) -> list[slice | list[int]]:
-    """For each task the numbers of the tasks that it attends to, or `ALL`, which makes no copy."""
-    names = list(config.tasks)
-    attended = [[names.index(other) for other in config.attended(task)] for task in names]
-    return [ALL if len(columns) == len(names) else columns for columns in attended]
 
 
 class DeGMixGating(GradientCheckpointingLayer):
@@ -498,10 +421,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
         super()._initialize_weights(module)
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
-        def checkpoint_outside_transforms(function, *args):
-            return function(*args) if _is_transformed() else gradient_checkpointing_func(function, *args)
-
-        super()._set_gradient_checkpointing(enable, checkpoint_outside_transforms, **kwargs)
+        super()._set_gradient_checkpointing(enable, outside_transforms(gradient_checkpointing_func), **kwargs)
 
     def train(self, mode: bool = True):
         """As in `nn.Module`, but what is frozen, parts without a parameter that takes gradients, keeps evaluating.
@@ -575,9 +495,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
     def __init__(self, config: DeGMixConfig):
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
-        if config.size_divisor is None:
-            config.size_divisor = find_size_divisor(self.backbone)
+        self.backbone = build_backbone(config)
         self.fusion = DeGMixFeatureFusion(config, self.backbone.channels)
         self.mixers = nn.ModuleDict({task: DeGMixMixer(config) for task in config.tasks})
         if config.use_decoder:
@@ -624,9 +542,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
 
         wants_hidden_states = output_hidden_states not in (False, [])
 
-        if self.config.size_divisor > 1:
-            pixel_values = pad(pixel_values, self.config.padded_size(pixel_values.shape[-2:]))
-        feature_maps = extract_feature_maps(self.backbone, pixel_values)
+        feature_maps = extract_feature_maps(self.backbone, pixel_values, self.config)
         fused = self.fusion(feature_maps)
         features = {task: self.mixers[task](fused).to(fused.device) for task in self.config.tasks}
         hidden_states = [*feature_maps, fused]
@@ -668,15 +584,12 @@ class DeGMixModel(DeGMixPreTrainedModel):
     ) -> tuple[Tensor, ...]:
         """`decode` of some rows, given what the blocks' `prepare` returned: attention weights and each task's map."""
         tokens = torch.stack([x.permute(0, 2, 3, 1) for x in maps])
-        attentions, *queried = self.query(tokens, self.interaction(tokens, *interaction), *query)
+        answers = self.interaction(tokens, *interaction)
+        attentions, *queried = self.query(tokens, answers, *query)
+        # Kept for the backward pass, results of its many cheap steps would take half of the decoder's memory.
+        gated = (recomputed(self.gating, x) for x in queried)
         # Not channels last: convolutions of such maps have slow backward passes on a CPU.
-        return attentions, *(self.gate(x).permute(0, 3, 1, 2).contiguous() for x in queried)
-
-    def gate(self, tokens: Tensor) -> Tensor:
-        """The gating. Results of its many cheap steps, kept for the backward pass, would take half of the memory."""
-        if not _may_recompute():
-            return self.gating(tokens)
-        return checkpoint(self.gating, tokens, use_reentrant=False, preserve_rng_state=False)
+        return attentions, *(x.permute(0, 3, 1, 2).contiguous() for x in gated)
 
 
 def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
@@ -699,7 +612,7 @@ def _stack_tasks(features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor
     return dict(zip(features, stacked.unbind(1))), stacked
 
 
-class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
+class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel):
     """DeGMix with a head per task: one image in, one map per task out."""
 
     # `Trainer` takes the `**kwargs` of `forward` for a promise to divide by its `num_items_in_batch`.
@@ -715,71 +628,12 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
         head_hidden_size = self.config.head_hidden_size or sum(self.model.backbone.channels) // 8
         return DeGMixHead(self.config, head_hidden_size, self.config.tasks[task]["num_labels"])
 
-    def add_task(self, name: str, task: dict[str, Any], train_only_new: bool = True):
-        """Gives the model a further task, with a mixer, a task query attention and a head of its own.
-
-        The new task attends to all tasks, unless its `attends_to` says otherwise, and none of the others attends to
-        it: their outputs stay the same to the last bit. The image processor needs to know too:
-        `DeGMixImageProcessor.from_pretrained(path, tasks=model.config.tasks)`.
-
-        Args:
-            name: of the task.
-            task: its fields, see [`DeGMixConfig`].
-            train_only_new: whether everything else is frozen. A training on labels of the new task alone then leaves
-                the other tasks' outputs as they are; `num_parameters(only_trainable=True)` counts what it trains.
-                Of several new tasks that are to be trained together, only the first is added with `True`.
-
-        Raises:
-            ValueError: there is such a task, or a field has a value that is not allowed. The model is as it was.
-        """
-        config = self.config
-        if name in config.tasks:
-            raise ValueError(f"the model has a task {name!r}; its tasks are {list(config.tasks)}")
-        closed = {other: {**fields, "attends_to": config.attended(other)} for other, fields in config.tasks.items()}
-        config.tasks = complete_fields({**closed, name: task})
-        if train_only_new:
-            self.requires_grad_(False)
-        new: list[nn.Module] = [DeGMixMixer(config), self.build_head(name), DeGMixAttention(config)]
-        for modules, module in zip(self.task_modules(), new):
-            module.apply(self._initialize_weights)
-            modules[name] = module.to(self.device, self.dtype)
-        self.train(self.training)
-
-    def remove_task(self, name: str, keep_outputs: bool = True):
-        """Takes a task from the model, with its mixer, task query attention and head.
-
-        Args:
-            name: of the task.
-            keep_outputs: whether to refuse what would change the outputs of other tasks: that a task goes to which
-                they attend. Outputs of tasks that do not attend to it stay the same to the last bit.
-
-        Raises:
-            ValueError: there is no such task or no other, or others attend to it and are to keep their outputs. The
-                model is as it was.
-        """
-        config = self.config
-        if name not in config.tasks:
-            raise ValueError(f"the model has no task {name!r}; its tasks are {list(config.tasks)}")
-        others = {other: config.attended(other) for other in config.tasks if other != name}
-        dependent = [other for other, attended in others.items() if name in attended]
-        if dependent and keep_outputs:
-            raise ValueError(
-                f"the tasks {dependent} attend to {name!r}, and their outputs would change without it; "
-                "`keep_outputs=False` allows that"
-            )
-        config.tasks = complete_fields(
-            {
-                other: {**config.tasks[other], "attends_to": [task for task in attended if task != name]}
-                for other, attended in others.items()
-            }
-        )
-        for modules in self.task_modules():
-            del modules[name]
-
-    def task_modules(self) -> list[nn.ModuleDict]:
-        """The modules that hold a part of each task."""
-        modules = [self.model.mixers, self.heads]
-        return [*modules, self.model.query.attentions] if self.config.use_decoder else modules
+    def task_parts(self) -> list[tuple[nn.ModuleDict, Callable[[str], nn.Module]]]:
+        """The modules that hold a part of each task, and what makes such a part."""
+        parts = [(self.model.mixers, lambda task: DeGMixMixer(self.config)), (self.heads, self.build_head)]
+        if self.config.use_decoder:
+            parts.append((self.model.query.attentions, lambda task: DeGMixAttention(self.config)))
+        return parts
 
     @can_return_tuple
     def forward(

@@ -263,7 +263,7 @@ def crop_attentions(attentions: Tensor, padded_size: tuple[int, int], size: tupl
 
     Args:
         attentions: of one image, `(..., h, w)`.
-        padded_size: (height, width) of the model's input, which the maps cover.
+        padded_size: (height, width) to which the model pads its input, which the maps cover.
         size: (height, width) of the image in the middle of it.
     """
     kept = [

@@ -23,7 +23,13 @@ from transformers_degmix.training.loop import train
 FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
 # The others are parts of recipes.
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("swin_"))
+# Those with backbones of timm
+VISION = ("nyud_demt_hrnet18",)
 SIZE = (64, 96)
+
+
+def recipe_params(names):
+    return [pytest.param(name, marks=pytest.mark.vision) if name in VISION else name for name in names]
 
 
 def make_benchmark(folder: Path, name: str):
@@ -78,7 +84,7 @@ def test_there_are_recipes_of_all_benchmarks_and_backbones():
     assert expected <= set(RECIPES)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", recipe_params(RECIPES))
 def test_recipe(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     args = parse_arguments([str(FOLDER / f"{name}.yaml")])
@@ -122,10 +128,11 @@ PUBLISHED = {
     "nyud_swin_small": 54_516_683,
     "nyud_swin_base": 93_102_117,
     "nyud_swin_large": 202_713_305,
+    "nyud_demt_hrnet18": 4_764_730,
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", recipe_params(PUBLISHED))
 def test_models_have_the_published_number_of_parameters(tmp_path, name):
     make_benchmark(tmp_path, "nyud")
     args = parse_arguments([str(FOLDER / f"{name}.yaml"), "--dataset", str(tmp_path), "--pretrained_backbone", "null"])

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file, is_timm_available, logging
 
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
-from ..modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
+from ..modeling_efficientnet_lite import EfficientNetLiteConfig
 
 
 logger = logging.get_logger(__name__)
@@ -49,7 +49,6 @@ class PretrainedBackbone(ABC):
     def __init__(self, name: str):
         self.name = name
 
-    @abstractmethod
     def load(self, backbone: PreTrainedModel):
         """Gives the weights to a backbone.
 
@@ -57,6 +56,17 @@ class PretrainedBackbone(ABC):
             ImportError: an extra is not installed.
             ValueError: they are those of another backbone, or not all of its weights.
         """
+        own, other = (getattr(c, "backbone", c.model_type).partition(".")[0] for c in (self.config, backbone.config))
+        if own != other:
+            raise self.refusal(f"it is a {own!r}, not a {other!r}")
+        try:
+            self.load_weights(backbone)
+        except RuntimeError as error:  # as PyTorch and timm say that weights do not fit
+            raise self.refusal(error) from error
+
+    @abstractmethod
+    def load_weights(self, backbone: PreTrainedModel):
+        """The same for a backbone of the right kind."""
 
     def refusal(self, reason: Any) -> ValueError:
         return ValueError(
@@ -102,15 +112,9 @@ class EfficientNetLite0(PretrainedBackbone):
         super().__init__(name)
         self.config = EfficientNetLiteConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
 
-    def load(self, backbone: PreTrainedModel):
-        weights = efficientnet_lite0_weights()
-        try:
-            # Both have the tensors in the order of the layers; the classifier's, which come last, are left over.
-            if not isinstance(backbone, EfficientNetLiteBackbone):
-                raise RuntimeError(f"it is a {self.config.model_type!r}, not a {backbone.config.model_type!r}")
-            backbone.load_state_dict(dict(zip(backbone.state_dict(), weights.values())))
-        except RuntimeError as error:
-            raise self.refusal(error) from error
+    def load_weights(self, backbone: PreTrainedModel):
+        # Both have the tensors in the order of the layers; the classifier's, which come last, are left over.
+        backbone.load_state_dict(dict(zip(backbone.state_dict(), efficientnet_lite0_weights().values())))
 
 
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
@@ -173,9 +177,7 @@ class TransformersModel(PretrainedBackbone):
                 field: processor[field] for field in VALUE_FIELDS if processor.get(field) is not None
             }
 
-    def load(self, backbone: PreTrainedModel):
-        if backbone.config.model_type != self.config.model_type:
-            raise self.refusal(f"it is a {self.config.model_type!r}, not a {backbone.config.model_type!r}")
+    def load_weights(self, backbone: PreTrainedModel):
         # Of the base class: that of TimmBackbone would take the directory for the name of a model.
         loaded, report = PreTrainedModel.from_pretrained.__func__(
             type(backbone),
@@ -183,6 +185,7 @@ class TransformersModel(PretrainedBackbone):
             config=backbone.config,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **getattr(backbone.config, "model_args", {}),
         )
 
         def without_numbers(name: str) -> str:
@@ -229,24 +232,18 @@ class TimmModel(PretrainedBackbone):
         )
         self.processor_fields = value_fields(settings)
 
-    def load(self, backbone: PreTrainedModel):
-        config, timm = backbone.config, _import_timm()
-        names = [getattr(c, "backbone", c.model_type).partition(".")[0] for c in (self.config, config)]
-        if names[0] != names[1]:
-            raise self.refusal(f"it is a {names[0]!r}, not a {names[1]!r}")
-        try:
-            # Whether all weights are there, timm checks of whole models only.
-            timm.create_model(self.source, pretrained=True)
-            features = timm.create_model(
-                self.source,
-                pretrained=True,
-                features_only=True,
-                out_indices=config.out_indices,
-                **getattr(config, "model_args", {}),
-            )
-            backbone._backbone.load_state_dict(features.state_dict())
-        except RuntimeError as error:
-            raise self.refusal(error) from error
+    def load_weights(self, backbone: PreTrainedModel):
+        timm = _import_timm()
+        # Whether all weights are there, timm checks of whole models only.
+        timm.create_model(self.source, pretrained=True)
+        features = timm.create_model(
+            self.source,
+            pretrained=True,
+            features_only=True,
+            out_indices=backbone.config.out_indices,
+            **getattr(backbone.config, "model_args", {}),
+        )
+        backbone._backbone.load_state_dict(features.state_dict())
 
 
 def _import_timm():
