@@ -245,6 +245,10 @@ def test_bad_settings_are_named(processor_class, rng):
         processor(image, do_center_crop=True, crop_size=32)
     with pytest.raises(ValueError, match="longest_edge"):
         processor(image, do_resize=True, size={"longest_edge": 32})
+    for resample in (9, "bicubic"):
+        for call in (lambda: processor_class(resample=resample), lambda: processor(image, resample=resample)):
+            with pytest.raises(ValueError, match=rf"`resample` must be one of .*BICUBIC \(3\).*got {resample!r}"):
+                call()
     with pytest.raises(ValueError, match=r"tasks\['rain'\].*'boundary', 'depth'.*got 'weather'"):
         processor_class(tasks={"rain": "weather"})
 
@@ -333,6 +337,49 @@ def test_images_and_labels_are_resized_alike(processor_class, rng, size, resized
     np.testing.assert_allclose(inputs.pixel_values[0], expected, atol=1.01)
     expected = np.array(Image.fromarray(label).resize(resized[::-1], Image.Resampling.NEAREST))
     np.testing.assert_array_equal(inputs.labels["semseg"][0], expected)
+
+
+@pytest.mark.parametrize("resample", Image.Resampling)
+def test_filters_are_those_of_pil(processor_class, rng, resample):
+    image = rng.integers(80, 176, (55, 71, 3), dtype=np.uint8)  # filters that overshoot stay in 8 bits
+    for height, width in ((32, 40), (80, 100)):
+        size = {"height": height, "width": width}
+        expected = np.array(Image.fromarray(image).resize((width, height), resample)).transpose(2, 0, 1)
+        plain = processor_class(do_rescale=False, do_normalize=False)
+        pixels = pixels_of(plain, image, do_resize=True, size=size, resample=resample)
+        # PIL rounds to 8 bits, rows and columns one after the other; the processor does not.
+        np.testing.assert_allclose(pixels, expected, atol=1.5)
+        for same in (int(resample), resample):
+            processor = processor_class(do_resize=True, size=size, resample=same)
+            by_default = pixels_of(processor, image, do_rescale=False, do_normalize=False)
+            np.testing.assert_array_equal(by_default, pixels)
+            assert json.loads(processor.to_json_string())["resample"] == resample
+
+
+def test_filters_may_be_those_of_torchvision(processor_class, rng, tmp_path):
+    modes = pytest.importorskip("torchvision.transforms").InterpolationMode
+    image, options = random_image(rng, 20, 30), {"do_resize": True, "size": {"height": 14, "width": 12}}
+    assert {mode.name for mode in modes} - {"NEAREST_EXACT"} == {resample.name for resample in Image.Resampling}
+    for mode in modes:
+        resample = Image.Resampling[mode.name.removesuffix("_EXACT")]
+        expected = pixels_of(processor_class(**options, resample=resample), image)
+        processor = processor_class(**options, resample=mode)
+        processor.save_pretrained(tmp_path)
+        for other in (processor, processor_class.from_pretrained(tmp_path)):
+            np.testing.assert_array_equal(pixels_of(other, image), expected)
+        np.testing.assert_array_equal(pixels_of(processor_class(**options), image, resample=mode), expected)
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=4, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_nearest_takes_the_same_pixels_of_images_and_labels(sizes):
+    height, width, *resized = sizes
+    label = np.arange(height * width, dtype=np.uint16).reshape(height, width) % 255
+    for processor_class in {DeGMixImageProcessorPil, DeGMixImageProcessor}:
+        processor = processor_class(do_resize=True, resample=0, do_rescale=False, do_normalize=False)
+        image, size = np.stack([label] * 3).astype(np.float32), dict(zip(("height", "width"), resized))
+        inputs = processor(image, {"semseg": label}, size=size, return_tensors="pt")
+        assert (inputs.pixel_values == inputs.labels["semseg"]).all()
 
 
 # Labels
@@ -551,7 +598,7 @@ def test_round_trip(processor_class, rng, tmp_path):
     assert processor_class.from_pretrained(tmp_path, size_divisor=8).size_divisor == 8
 
 
-@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("resample", Image.Resampling)
 def test_backends_agree(rng, resample):
     pytest.importorskip("torchvision")
     assert DeGMixImageProcessor is not DeGMixImageProcessorPil

@@ -245,7 +245,10 @@ def crop_centred(maps: Tensor | np.ndarray, size: Size) -> Tensor | np.ndarray:
 
 
 def resize_nearest(maps: Tensor, size: Size) -> Tensor:
-    """`(..., height, width)` -> `(..., *size)`, each pixel from the one whose centre is nearest, as PIL's NEAREST."""
+    """`(..., height, width)` -> `(..., *size)`, each pixel from the one whose centre is nearest.
+
+    Where two are equally near, PIL and torchvision take either, as they happen to round; here it is the later one.
+    """
     rows, columns = (torch.from_numpy(nearest(old, new)) for old, new in zip(maps.shape[-2:], size))
     return maps[..., rows[:, None], columns]
 
@@ -253,6 +256,30 @@ def resize_nearest(maps: Tensor, size: Size) -> Tensor:
 def nearest(old: int, new: int) -> np.ndarray:
     """For each of `new` pixels in a line, which of the `old` ones has the nearest centre."""
     return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+
+
+def resize_with_pil(image: np.ndarray, size: SizeDict, resample: PILImageResampling) -> np.ndarray:
+    """`(channels, height, width)` in float32, channel by channel: PIL rounds images of several channels to 8 bits."""
+    channels = (Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image)
+    return np.stack([np.array(channel) for channel in channels])
+
+
+def to_resampling(resample: Any) -> PILImageResampling:
+    """PIL's filter for a filter of PIL's, its number, or the `InterpolationMode` of torchvision that has its name.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    try:
+        if isinstance(resample, int):
+            return PILImageResampling(resample)
+        return PILImageResampling[resample.name.removesuffix("_EXACT")]
+    except (AttributeError, KeyError, ValueError):
+        filters = ", ".join(f"{number.name} ({number:d})" for number in PILImageResampling)
+        raise ValueError(
+            f"`resample` must be one of PIL's filters {filters}, or torchvision's `InterpolationMode` of such a name, "
+            f"got {resample!r}"
+        ) from None
 
 
 class DeGMixBatchFeature(BatchFeature):
@@ -267,12 +294,15 @@ class DeGMixBatchFeature(BatchFeature):
 
 class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
+    resample (`PILImageResampling`, `int` or torchvision's `InterpolationMode`, *optional*):
+        Filter for images. Labels take the nearest pixel.
     size_divisor (`int`, *optional*):
         Images are padded to multiples of it. `pad_size` goes before.
     tasks (`dict` or `list`, *optional*):
         Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is, or the list of them in `config.json`.
     """
 
+    resample: Any  # checked by `to_resampling`; the base class refuses an `InterpolationMode`
     size_divisor: int | None
     tasks: dict[str, Any] | list[dict[str, Any]] | None
 
@@ -280,7 +310,7 @@ class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
 class DeGMixImageProcessingMixin:
     """Everything about DeGMix' image processors that does not depend on the backend.
 
-    A backend class adds `process_image` and its `resize` of one image.
+    A backend class adds `process_image` and its `resize` of one image, with a filter of [`to_resampling`].
     """
 
     valid_kwargs = DeGMixImageProcessorKwargs
@@ -336,10 +366,17 @@ class DeGMixImageProcessingMixin:
         """
         return super().preprocess(images, labels, **kwargs)
 
-    def _standardize_kwargs(self, tasks=None, size_divisor: int | None = None, **kwargs) -> dict[str, Any]:
+    def _standardize_kwargs(
+        self, tasks=None, size_divisor: int | None = None, resample=None, **kwargs
+    ) -> dict[str, Any]:
         if size_divisor is not None and size_divisor < 1:
             raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}")
-        return {**super()._standardize_kwargs(**kwargs), "tasks": _task_kinds(tasks), "size_divisor": size_divisor}
+        return {
+            **super()._standardize_kwargs(**kwargs),
+            "tasks": _task_kinds(tasks),
+            "size_divisor": size_divisor,
+            "resample": None if resample is None else to_resampling(resample),
+        }
 
     def _validate_preprocess_kwargs(self, do_center_crop: bool | None = None, **kwargs):
         if do_center_crop:
@@ -404,7 +441,7 @@ class DeGMixImageProcessingMixin:
         image: np.ndarray | Tensor,
         size: Size,
         do_resize: bool,
-        resample: PILImageResampling | int | None,
+        resample: PILImageResampling,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
@@ -413,7 +450,9 @@ class DeGMixImageProcessingMixin:
         **kwargs,
     ) -> Tensor:
         """One image `(channels, height, width)` of the backend's type -> float32 `(channels, *size)`."""
-        if do_resize:
+        if do_resize and resample == PILImageResampling.NEAREST:
+            image = resize_nearest(torch.as_tensor(image), size)
+        elif do_resize:
             image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample)
         image = torch.as_tensor(image)
         mean, std = (
@@ -548,7 +587,8 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
         size (`dict[str, int]`, *optional*):
             `{"height", "width"}`; or, keeping the aspect ratio, `{"shortest_edge"}`, with `"longest_edge"` as a limit
             if wanted, or `{"max_height", "max_width"}`.
-        resample (`PILImageResampling`, *optional*, defaults to bilinear): filter for images; labels take the nearest.
+        resample (`PILImageResampling`, `int` or torchvision's `InterpolationMode`, *optional*, defaults to bilinear):
+            Filter for images; labels take the nearest pixel, as images do with NEAREST.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to make three channels of any image.
         do_rescale (`bool`, *optional*, defaults to `True`): whether to multiply by `rescale_factor`.
         rescale_factor (`float`, *optional*, defaults to 1/255): what to multiply by.
@@ -564,7 +604,7 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
             Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is. Defaults to NYUD-v2's.
 
     Raises:
-        ValueError: a task is of an unknown kind.
+        ValueError: a task is of an unknown kind, or `resample` is no filter.
 
     Example:
 
@@ -585,10 +625,8 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
     ) -> np.ndarray:
         return to_pixels(image, do_convert_rgb, input_data_format)
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample: PILImageResampling | int, **kwargs) -> np.ndarray:
-        """Channel by channel in float32: PIL resizes images of several channels in 8 bits only, and rounds."""
-        channels = (Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image)
-        return np.stack([np.array(channel) for channel in channels])
+    def resize(self, image: np.ndarray, size: SizeDict, resample: PILImageResampling, **kwargs) -> np.ndarray:
+        return resize_with_pil(image, size, resample)
 
 
 __all__ = ["DeGMixImageProcessorPil"]
