@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
+from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, is_torchvision_available
 
@@ -564,6 +565,48 @@ def test_post_processing_errors(processor_class):
         processor.post_process_dense_prediction(
             logits_for({"sal": "saliency", "depth": "depth", "edge": "boundary"}, 1, 32, 32)
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target_sizes", [None, [(48, 70), (80, 48)], torch.tensor([(48, 70), (80, 48)])])
+def test_maps_of_one_task_are_those_of_all(target_sizes, dtype):
+    processor = DeGMixImageProcessorPil(do_resize=True, size={"height": 40, "width": 60}, tasks=ALL_KINDS)
+    outputs = logits_for(ALL_KINDS, 2, 64, 64, dtype)
+    expected = processor.post_process_dense_prediction(outputs, target_sizes)
+    logits = outputs.logits
+
+    def assert_same(name, found):
+        assert len(found) == 2
+        assert all(torch.equal(maps, by_task[name]) for maps, by_task in zip(found, expected))
+
+    for all_or_one in (outputs, DepthEstimatorOutput(predicted_depth=logits["depth"].squeeze(1))):
+        found = processor.post_process_depth_estimation(all_or_one, target_sizes)
+        assert_same("depth", [maps["predicted_depth"] for maps in found])
+    for all_or_one in (outputs, ModelOutput(normals=logits["normals"])):
+        found = processor.post_process_normal_estimation(all_or_one, target_sizes)
+        assert_same("normals", [maps["normals"] for maps in found])
+    for all_or_one in (outputs, SemanticSegmenterOutput(logits=logits["semseg"])):
+        assert_same("semseg", processor.post_process_semantic_segmentation(all_or_one, target_sizes))
+        found = processor.post_process_semantic_segmentation(all_or_one, target_sizes, return_segmentation_scores=True)
+        assert_same("semseg", [maps.segmentation for maps in found])
+        assert_same("semseg", [maps.segmentation_scores.argmax(0) for maps in found])
+        assert all(maps.segmentation_scores.dtype == torch.float32 for maps in found)
+
+
+def test_the_task_is_chosen_where_several_are_of_a_kind():
+    kinds = {"walls": "segmentation", "floor": "segmentation", "depth": "depth"}
+    processor, outputs = DeGMixImageProcessorPil(tasks=kinds), logits_for(kinds, 1, 32, 32)
+    expected = processor.post_process_dense_prediction(outputs)[0]
+    for task in ("walls", "floor"):
+        found = processor.post_process_semantic_segmentation(outputs, task=task)[0]
+        assert torch.equal(found, expected[task])
+    for task in (None, "depth", "rain"):
+        with pytest.raises(ValueError, match=rf"`task` .*'segmentation', \['walls', 'floor'\], got {task!r}"):
+            processor.post_process_semantic_segmentation(outputs, task=task)
+    with pytest.raises(ValueError, match="no task is of the kind 'normals'; .*'floor': 'segmentation'"):
+        processor.post_process_normal_estimation(outputs)
+    with pytest.raises(ValueError, match="2 sizes for 1 images"):
+        processor.post_process_depth_estimation(outputs, [(32, 32)] * 2)
 
 
 # Saving and loading

@@ -8,6 +8,7 @@ and back again in `post_process_dense_prediction`.
 """
 
 import os
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.request import urlopen
@@ -18,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
@@ -33,7 +35,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput, TensorType
 
 from .configuration_degmix import NYUD_TASKS
-from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
+from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, task_of_kind
 
 
 if TYPE_CHECKING:
@@ -523,26 +525,105 @@ class DeGMixImageProcessingMixin:
             ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, or an image of
                 that size cannot have been in these logits.
         """
-        logits = outputs.logits
-        unknown = [task for task in logits if task not in self.tasks]
-        if unknown:
-            raise ValueError(f"`outputs` has logits of {unknown}; the tasks of the processor are {list(self.tasks)}")
-        batch_size = len(next(iter(logits.values())))
-        if target_sizes is None:
-            target_sizes = [None] * batch_size
-        elif len(target_sizes) != batch_size:
-            raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {batch_size} images")
+        kinds = self._kinds(outputs)
+        sizes = _target_sizes(target_sizes, len(next(iter(outputs.logits.values()))))
         results: list[Any] = []
-        for index, target_size in enumerate(target_sizes):
+        for index, size in enumerate(sizes):
             predictions, confidences = {}, {}
-            for task, task_logits in logits.items():
-                kind = TASK_KINDS[self.tasks[task]]
-                image_logits = self._to_target_size(task_logits[index : index + 1].float(), target_size)
+            for task, logits in outputs.logits.items():
+                kind = TASK_KINDS[kinds[task]]
+                image_logits = self._to_target_size(logits[index : index + 1].float(), size)
                 predictions[task] = kind.activation(image_logits)[0]
                 if return_confidence:
                     confidences[task] = kind.confidence(image_logits)[0]
             results.append((predictions, confidences) if return_confidence else predictions)
         return results
+
+    def post_process_depth_estimation(
+        self, outputs: ModelOutput, target_sizes: list[Size] | Tensor | None = None, task: str | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Metres of one depth task, as Transformers' depth estimators return them.
+
+        Args:
+            outputs: of [`DeGMixForDepthEstimation`], or of the model of all tasks.
+            target_sizes: (height, width) of each image, as in `post_process_dense_prediction`.
+            task: which of several depth tasks of the model of all tasks.
+
+        Returns:
+            Per image `{"predicted_depth": depth}`, float32 `(height, width)`, metres, at least 0: the map of
+            `post_process_dense_prediction`.
+
+        Raises:
+            ValueError: as there, or the model of all tasks has no depth task, or several and `task` is none of them.
+        """
+        depth = getattr(outputs, "predicted_depth", None)
+        logits = self._logits_of_kind("depth", outputs, task) if depth is None else depth.unsqueeze(1)
+        activation = TASK_KINDS["depth"].activation
+        return [{"predicted_depth": activation(x)[0]} for x in self._in_target_sizes(logits, target_sizes)]
+
+    def post_process_normal_estimation(
+        self, outputs: ModelOutput, target_sizes: list[Size] | Tensor | None = None, task: str | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Unit vectors of one task of surface normals, as Transformers' normal estimators return them.
+
+        Arguments and errors are those of `post_process_depth_estimation`, for [`DeGMixForNormalEstimation`].
+
+        Returns:
+            Per image `{"normals": normals}`, float32 `(3, height, width)`, unit length: the map of
+            `post_process_dense_prediction`.
+        """
+        logits = getattr(outputs, "normals", None)
+        if logits is None:
+            logits = self._logits_of_kind("normals", outputs, task)
+        activation = TASK_KINDS["normals"].activation
+        return [{"normals": activation(x)[0]} for x in self._in_target_sizes(logits, target_sizes)]
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: ModelOutput,
+        target_sizes: list[Size] | Tensor | None = None,
+        return_segmentation_scores: bool = False,
+        task: str | None = None,
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Class ids of one segmentation task, as Transformers' semantic segmenters return them.
+
+        Other arguments and errors are those of `post_process_depth_estimation`, for
+        [`DeGMixForSemanticSegmentation`].
+
+        Args:
+            return_segmentation_scores: whether to return the logits too.
+
+        Returns:
+            Per image int64 `(height, width)`, class ids: the map of `post_process_dense_prediction`; with scores, an
+            output whose `segmentation` is that, and `segmentation_scores` float32 `(num_labels, height, width)`.
+        """
+        logits = outputs.logits
+        if isinstance(logits, dict):
+            logits = self._logits_of_kind("segmentation", outputs, task)
+        results: list[Any] = []
+        for scores in self._in_target_sizes(logits, target_sizes):
+            segmentation = TASK_KINDS["segmentation"].activation(scores)[0]
+            if return_segmentation_scores:
+                data = {"segmentation": segmentation, "segmentation_scores": scores[0]}
+                segmentation = SemanticSegmentationPostProcessorOutput(data=data)
+            results.append(segmentation)
+        return results
+
+    def _kinds(self, outputs: ModelOutput) -> dict[str, str]:
+        """The kind of each task of the model of all tasks."""
+        unknown = [task for task in outputs.logits if task not in self.tasks]
+        if unknown:
+            raise ValueError(f"`outputs` has logits of {unknown}; the tasks of the processor are {list(self.tasks)}")
+        return {task: self.tasks[task] for task in outputs.logits}
+
+    def _logits_of_kind(self, kind: str, outputs: ModelOutput, task: str | None) -> Tensor:
+        """The logits of the task of a kind, from the outputs of the model of all tasks."""
+        return outputs.logits[task_of_kind(kind, self._kinds(outputs), task)]
+
+    def _in_target_sizes(self, logits: Tensor, target_sizes: list[Size] | Tensor | None) -> Iterator[Tensor]:
+        """Logits `(batch, num_labels, H, W)` -> float32 `(1, num_labels, height, width)` of each image."""
+        for index, size in enumerate(_target_sizes(target_sizes, len(logits))):
+            yield self._to_target_size(logits[index : index + 1].float(), size)
 
     def _to_target_size(self, logits: Tensor, target_size: Size | Tensor | None) -> Tensor:
         """Logits `(1, num_labels, H, W)` of one image -> those of its own size."""
@@ -564,6 +645,15 @@ class DeGMixImageProcessingMixin:
         """As in the base class, with both backends, and the tasks as a list: JSON sorts keys, tasks have an order."""
         tasks = [{"name": name, "kind": kind} for name, kind in self.tasks.items()]
         return {**super().to_dict(), "tasks": tasks, "auto_map": AUTO_MAP}
+
+
+def _target_sizes(target_sizes: list[Size] | Tensor | None, batch_size: int) -> list[Size | None] | Tensor:
+    """A size for each image, or `None`."""
+    if target_sizes is None:
+        return [None] * batch_size
+    if len(target_sizes) != batch_size:
+        raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {batch_size} images")
+    return target_sizes
 
 
 def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -> dict[str, str]:
