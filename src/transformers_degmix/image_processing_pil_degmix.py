@@ -566,6 +566,9 @@ class DeGMixImageProcessingMixin:
     ) -> list[dict[str, Tensor]]:
         """Unit vectors of one task of surface normals, as Transformers' normal estimators return them.
 
+        Ours have x to the right, y down and z towards the camera. Those of TIPSv2 have x to the left and y up, as the
+        pictures in its authors' notebook show (github.com/google-deepmind/tips, `TIPS_decoder_inference.ipynb`).
+
         Arguments and errors are those of `post_process_depth_estimation`, for [`DeGMixForNormalEstimation`].
 
         Returns:
