@@ -4,6 +4,10 @@
 
 The samples are Rooms with NYUD-v2's tasks, stored as all data sets are: PNG, and TIFF for depth. Times are CPU times,
 which other processes disturb least.
+
+    python scripts/benchmark_loader.py --processors [--size 425 560]
+
+compares the image processors instead: milliseconds for a photo of that size, and for larger ones resized to it.
 """
 
 import argparse
@@ -13,10 +17,12 @@ from contextlib import ExitStack
 from time import process_time
 from unittest.mock import patch
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformers_degmix import DeGMixConfig, DeGMixImageProcessorPil
+from transformers_degmix import DeGMixConfig, DeGMixImageProcessor, DeGMixImageProcessorPil
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data import augmentation
 from transformers_degmix.data.columns import MappedDataset, map_columns
@@ -36,12 +42,17 @@ STAGES = {
 }
 
 
+# one of them where torchvision is not installed
+PROCESSORS = {cls().backend: cls for cls in (DeGMixImageProcessorPil, DeGMixImageProcessor)}
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-images", type=int, default=32, help="number of rooms (default 32)")
     parser.add_argument(
         "--size", type=int, nargs=2, default=(425, 560), metavar=("H", "W"), help="of images and crops"
     )
+    parser.add_argument("--processors", action="store_true", help="compare the image processors instead")
     return parser.parse_args()
 
 
@@ -58,9 +69,31 @@ def timed(function, seconds: dict[str, float], stage: str):
     return call
 
 
+def compare_processors(size: tuple[int, int], num_calls: int = 10):
+    """Prints the least CPU time of a call of each image processor, in turns, for photos of several sizes."""
+    height, width = size
+    rng = np.random.default_rng(0)
+    print("photo         resized with  " + "".join(f"{name:>14}" for name in PROCESSORS))
+    for factor in (1, 2, 4):
+        photo = Image.fromarray(rng.integers(0, 256, (factor * height, factor * width, 3), np.uint8))
+        for resample in (None,) if factor == 1 else Image.Resampling:
+            options = {} if resample is None else {"size": {"height": height, "width": width}, "resample": resample}
+            seconds = {name: float("inf") for name in PROCESSORS}
+            for _ in range(num_calls):
+                for name, processor_class in PROCESSORS.items():
+                    processor = processor_class(do_resize=bool(options), **options)
+                    start = process_time()
+                    processor(photo, return_tensors="pt")
+                    seconds[name] = min(seconds[name], process_time() - start)
+            times = "".join(f"{seconds[name] * 1e3:11.1f} ms" for name in PROCESSORS)
+            print(f"{photo.height:4} x {photo.width:4}   {resample.name if options else '-':12}  {times}")
+
+
 def main():
     args = parse_args()
     torch.set_num_threads(1)
+    if args.processors:
+        return compare_processors(tuple(args.size))
     try:
         rooms = load_rooms("train", args.num_images, tuple(args.size))
     except ValueError as error:

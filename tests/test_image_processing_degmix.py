@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
+from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, is_torchvision_available
 
@@ -242,6 +243,10 @@ def test_bad_settings_are_named(processor_class, rng):
         processor(image, do_center_crop=True, crop_size=32)
     with pytest.raises(ValueError, match="longest_edge"):
         processor(image, do_resize=True, size={"longest_edge": 32})
+    for resample in (9, "bicubic"):
+        for call in (lambda: processor_class(resample=resample), lambda: processor(image, resample=resample)):
+            with pytest.raises(ValueError, match=rf"`resample` must be one of .*BICUBIC \(3\).*got {resample!r}"):
+                call()
     with pytest.raises(ValueError, match=r"tasks\['rain'\].*'boundary', 'depth'.*got 'weather'"):
         processor_class(tasks={"rain": "weather"})
 
@@ -330,6 +335,51 @@ def test_images_and_labels_are_resized_alike(processor_class, rng, size, resized
     np.testing.assert_allclose(inputs.pixel_values[0], expected, atol=1.01)
     expected = np.array(Image.fromarray(label).resize(resized[::-1], Image.Resampling.NEAREST))
     np.testing.assert_array_equal(inputs.labels["semseg"][0], expected)
+
+
+@pytest.mark.parametrize("resample", Image.Resampling)
+def test_filters_are_those_of_pil(processor_class, rng, resample):
+    image = rng.integers(80, 176, (55, 71, 3), dtype=np.uint8)  # filters that overshoot stay in 8 bits
+    for height, width in ((32, 40), (80, 100)):
+        size = {"height": height, "width": width}
+        expected = np.array(Image.fromarray(image).resize((width, height), resample)).transpose(2, 0, 1)
+        plain = processor_class(do_rescale=False, do_normalize=False)
+        pixels = pixels_of(plain, image, do_resize=True, size=size, resample=resample)
+        # PIL rounds to 8 bits, rows and columns one after the other; the processor does not.
+        np.testing.assert_allclose(pixels, expected, atol=1.5)
+        for same in (int(resample), resample):
+            processor = processor_class(do_resize=True, size=size, resample=same)
+            by_default = pixels_of(processor, image, do_rescale=False, do_normalize=False)
+            np.testing.assert_array_equal(by_default, pixels)
+            assert json.loads(processor.to_json_string())["resample"] == resample
+
+
+@pytest.mark.vision
+def test_filters_may_be_those_of_torchvision(processor_class, rng, tmp_path):
+    from torchvision.transforms import InterpolationMode as modes
+
+    image, options = random_image(rng, 20, 30), {"do_resize": True, "size": {"height": 14, "width": 12}}
+    assert {mode.name for mode in modes} - {"NEAREST_EXACT"} == {resample.name for resample in Image.Resampling}
+    for mode in modes:
+        resample = Image.Resampling[mode.name.removesuffix("_EXACT")]
+        expected = pixels_of(processor_class(**options, resample=resample), image)
+        processor = processor_class(**options, resample=mode)
+        processor.save_pretrained(tmp_path)
+        for other in (processor, processor_class.from_pretrained(tmp_path)):
+            np.testing.assert_array_equal(pixels_of(other, image), expected)
+        np.testing.assert_array_equal(pixels_of(processor_class(**options), image, resample=mode), expected)
+
+
+@given(sizes=st.lists(st.integers(1, 60), min_size=4, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_nearest_takes_the_same_pixels_of_images_and_labels(sizes):
+    height, width, *resized = sizes
+    label = np.arange(height * width, dtype=np.uint16).reshape(height, width) % 255
+    for processor_class in {DeGMixImageProcessorPil, DeGMixImageProcessor}:
+        processor = processor_class(do_resize=True, resample=0, do_rescale=False, do_normalize=False)
+        image, size = np.stack([label] * 3).astype(np.float32), dict(zip(("height", "width"), resized))
+        inputs = processor(image, {"semseg": label}, size=size, return_tensors="pt")
+        assert (inputs.pixel_values == inputs.labels["semseg"]).all()
 
 
 # Labels
@@ -516,6 +566,48 @@ def test_post_processing_errors(processor_class):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target_sizes", [None, [(48, 70), (80, 48)], torch.tensor([(48, 70), (80, 48)])])
+def test_maps_of_one_task_are_those_of_all(target_sizes, dtype):
+    processor = DeGMixImageProcessorPil(do_resize=True, size={"height": 40, "width": 60}, tasks=ALL_KINDS)
+    outputs = logits_for(ALL_KINDS, 2, 64, 64, dtype)
+    expected = processor.post_process_dense_prediction(outputs, target_sizes)
+    logits = outputs.logits
+
+    def assert_same(name, found):
+        assert len(found) == 2
+        assert all(torch.equal(maps, by_task[name]) for maps, by_task in zip(found, expected))
+
+    for all_or_one in (outputs, DepthEstimatorOutput(predicted_depth=logits["depth"].squeeze(1))):
+        found = processor.post_process_depth_estimation(all_or_one, target_sizes)
+        assert_same("depth", [maps["predicted_depth"] for maps in found])
+    for all_or_one in (outputs, ModelOutput(normals=logits["normals"])):
+        found = processor.post_process_normal_estimation(all_or_one, target_sizes)
+        assert_same("normals", [maps["normals"] for maps in found])
+    for all_or_one in (outputs, SemanticSegmenterOutput(logits=logits["semseg"])):
+        assert_same("semseg", processor.post_process_semantic_segmentation(all_or_one, target_sizes))
+        found = processor.post_process_semantic_segmentation(all_or_one, target_sizes, return_segmentation_scores=True)
+        assert_same("semseg", [maps.segmentation for maps in found])
+        assert_same("semseg", [maps.segmentation_scores.argmax(0) for maps in found])
+        assert all(maps.segmentation_scores.dtype == torch.float32 for maps in found)
+
+
+def test_the_task_is_chosen_where_several_are_of_a_kind():
+    kinds = {"walls": "segmentation", "floor": "segmentation", "depth": "depth"}
+    processor, outputs = DeGMixImageProcessorPil(tasks=kinds), logits_for(kinds, 1, 32, 32)
+    expected = processor.post_process_dense_prediction(outputs)[0]
+    for task in ("walls", "floor"):
+        found = processor.post_process_semantic_segmentation(outputs, task=task)[0]
+        assert torch.equal(found, expected[task])
+    for task in (None, "depth", "rain"):
+        with pytest.raises(ValueError, match=rf"`task` .*'segmentation', \['walls', 'floor'\], got {task!r}"):
+            processor.post_process_semantic_segmentation(outputs, task=task)
+    with pytest.raises(ValueError, match="no task is of the kind 'normals'; .*'floor': 'segmentation'"):
+        processor.post_process_normal_estimation(outputs)
+    with pytest.raises(ValueError, match="2 sizes for 1 images"):
+        processor.post_process_depth_estimation(outputs, [(32, 32)] * 2)
+
+
 # Saving and loading
 
 
@@ -549,7 +641,7 @@ def test_round_trip(processor_class, rng, tmp_path):
 
 
 @pytest.mark.vision
-@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("resample", Image.Resampling)
 def test_backends_agree(rng, resample):
     assert DeGMixImageProcessor is not DeGMixImageProcessorPil
     images = [

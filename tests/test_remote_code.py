@@ -48,11 +48,9 @@ for part in (model, processor):
     part.save_pretrained(copy)
 """
 
-BACKENDS = [
-    "pil",
-    pytest.param("torchvision", marks=pytest.mark.vision),
-    pytest.param("pil", marks=pytest.mark.vision, id="pil beside torchvision"),
-]
+# Where torchvision is not installed, the PIL processor takes its place.
+BACKENDS = ["pil", "torchvision"]
+BACKENDS += [pytest.param(name, marks=pytest.mark.vision, id=f"{name} where torchvision is") for name in BACKENDS]
 
 
 # One backbone of Transformers and the one whose code is here.

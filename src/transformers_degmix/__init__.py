@@ -18,8 +18,12 @@ from .pipeline_degmix import MultiTaskDensePredictionPipeline
 from .version import __version__
 
 
+# Of a backend that is not there, Transformers says so and takes the other.
+image_processor_classes = {"pil": DeGMixImageProcessorPil}
 if is_torchvision_available():
     from .image_processing_degmix import DeGMixImageProcessor
+
+    image_processor_classes["torchvision"] = DeGMixImageProcessor
 else:
     # As Transformers does with its own image processors.
     DeGMixImageProcessor = DeGMixImageProcessorPil  # type: ignore[misc]
@@ -27,9 +31,7 @@ else:
 AutoConfig.register(DeGMixConfig.model_type, DeGMixConfig)
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig)
 AutoModel.register(DeGMixConfig, DeGMixForMultiTaskDensePrediction)
-AutoImageProcessor.register(
-    DeGMixConfig, image_processor_classes={"pil": DeGMixImageProcessorPil, "torchvision": DeGMixImageProcessor}
-)
+AutoImageProcessor.register(DeGMixConfig, image_processor_classes=image_processor_classes)
 PIPELINE_REGISTRY.register_pipeline(
     "multi-task-dense-prediction", MultiTaskDensePredictionPipeline, pt_model=AutoModel, type="image"
 )

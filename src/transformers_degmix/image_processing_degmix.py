@@ -1,13 +1,19 @@
-"""Image processor of DeGMix on torchvision."""
+"""Image processor of DeGMix on torchvision; where that is not installed, the one on PIL, with a warning."""
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import ChannelDimension
+from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
+from transformers.utils import is_torchvision_available, logging
 
-from .image_processing_pil_degmix import DeGMixImageProcessingMixin, to_pixels
+from .image_processing_pil_degmix import (
+    DeGMixImageProcessingMixin,
+    DeGMixImageProcessorPil,
+    resize_with_pil,
+    to_pixels,
+)
 
 
 class DeGMixImageProcessor(DeGMixImageProcessingMixin, TorchvisionBackend):
@@ -27,6 +33,19 @@ class DeGMixImageProcessor(DeGMixImageProcessingMixin, TorchvisionBackend):
         if device is None and isinstance(image, Tensor):
             device = image.device
         return torch.from_numpy(to_pixels(image, do_convert_rgb, input_data_format)).to(device)
+
+    def resize(self, image: Tensor, size: SizeDict, resample: PILImageResampling, **kwargs) -> Tensor:
+        """The filters that torchvision lacks for tensors, on any device or in any version, are PIL's own."""
+        if resample in (PILImageResampling.BILINEAR, PILImageResampling.BICUBIC):
+            return super().resize(image, size, resample, **kwargs)
+        return torch.from_numpy(resize_with_pil(image.cpu().numpy(), size, resample)).to(image.device)
+
+
+if not is_torchvision_available():
+    logging.get_logger(__name__).warning_once(
+        "`DeGMixImageProcessor` needs torchvision, which is not installed: `DeGMixImageProcessorPil` takes its place."
+    )
+    DeGMixImageProcessor = DeGMixImageProcessorPil  # type: ignore[misc]
 
 
 __all__ = ["DeGMixImageProcessor"]

@@ -8,6 +8,7 @@ and back again in `post_process_dense_prediction`.
 """
 
 import os
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.request import urlopen
@@ -18,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
@@ -33,7 +35,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput, TensorType
 
 from .configuration_degmix import NYUD_TASKS
-from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
+from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, task_of_kind
 
 
 if TYPE_CHECKING:
@@ -245,7 +247,10 @@ def crop_centred(maps: Tensor | np.ndarray, size: Size) -> Tensor | np.ndarray:
 
 
 def resize_nearest(maps: Tensor, size: Size) -> Tensor:
-    """`(..., height, width)` -> `(..., *size)`, each pixel from the one whose centre is nearest, as PIL's NEAREST."""
+    """`(..., height, width)` -> `(..., *size)`, each pixel from the one whose centre is nearest.
+
+    Where two are equally near, PIL and torchvision take either, as they happen to round; here it is the later one.
+    """
     rows, columns = (torch.from_numpy(nearest(old, new)) for old, new in zip(maps.shape[-2:], size))
     return maps[..., rows[:, None], columns]
 
@@ -253,6 +258,30 @@ def resize_nearest(maps: Tensor, size: Size) -> Tensor:
 def nearest(old: int, new: int) -> np.ndarray:
     """For each of `new` pixels in a line, which of the `old` ones has the nearest centre."""
     return ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+
+
+def resize_with_pil(image: np.ndarray, size: SizeDict, resample: PILImageResampling) -> np.ndarray:
+    """`(channels, height, width)` in float32, channel by channel: PIL rounds images of several channels to 8 bits."""
+    channels = (Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image)
+    return np.stack([np.array(channel) for channel in channels])
+
+
+def to_resampling(resample: Any) -> PILImageResampling:
+    """PIL's filter for a filter of PIL's, its number, or the `InterpolationMode` of torchvision that has its name.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    try:
+        if isinstance(resample, int):
+            return PILImageResampling(resample)
+        return PILImageResampling[resample.name.removesuffix("_EXACT")]
+    except (AttributeError, KeyError, ValueError):
+        filters = ", ".join(f"{number.name} ({number:d})" for number in PILImageResampling)
+        raise ValueError(
+            f"`resample` must be one of PIL's filters {filters}, or torchvision's `InterpolationMode` of such a name, "
+            f"got {resample!r}"
+        ) from None
 
 
 class DeGMixBatchFeature(BatchFeature):
@@ -267,12 +296,15 @@ class DeGMixBatchFeature(BatchFeature):
 
 class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
+    resample (`PILImageResampling`, `int` or torchvision's `InterpolationMode`, *optional*):
+        Filter for images. Labels take the nearest pixel.
     size_divisor (`int`, *optional*):
         Images are padded to multiples of it. `pad_size` goes before.
     tasks (`dict` or `list`, *optional*):
         Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is, or the list of them in `config.json`.
     """
 
+    resample: Any  # checked by `to_resampling`; the base class refuses an `InterpolationMode`
     size_divisor: int | None
     tasks: dict[str, Any] | list[dict[str, Any]] | None
 
@@ -280,7 +312,7 @@ class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
 class DeGMixImageProcessingMixin:
     """Everything about DeGMix' image processors that does not depend on the backend.
 
-    A backend class adds `process_image` and its `resize` of one image.
+    A backend class adds `process_image` and its `resize` of one image, with a filter of [`to_resampling`].
     """
 
     valid_kwargs = DeGMixImageProcessorKwargs
@@ -336,10 +368,17 @@ class DeGMixImageProcessingMixin:
         """
         return super().preprocess(images, labels, **kwargs)
 
-    def _standardize_kwargs(self, tasks=None, size_divisor: int | None = None, **kwargs) -> dict[str, Any]:
+    def _standardize_kwargs(
+        self, tasks=None, size_divisor: int | None = None, resample=None, **kwargs
+    ) -> dict[str, Any]:
         if size_divisor is not None and size_divisor < 1:
             raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}")
-        return {**super()._standardize_kwargs(**kwargs), "tasks": _task_kinds(tasks), "size_divisor": size_divisor}
+        return {
+            **super()._standardize_kwargs(**kwargs),
+            "tasks": _task_kinds(tasks),
+            "size_divisor": size_divisor,
+            "resample": None if resample is None else to_resampling(resample),
+        }
 
     def _validate_preprocess_kwargs(self, do_center_crop: bool | None = None, **kwargs):
         if do_center_crop:
@@ -404,7 +443,7 @@ class DeGMixImageProcessingMixin:
         image: np.ndarray | Tensor,
         size: Size,
         do_resize: bool,
-        resample: PILImageResampling | int | None,
+        resample: PILImageResampling,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
@@ -413,7 +452,9 @@ class DeGMixImageProcessingMixin:
         **kwargs,
     ) -> Tensor:
         """One image `(channels, height, width)` of the backend's type -> float32 `(channels, *size)`."""
-        if do_resize:
+        if do_resize and resample == PILImageResampling.NEAREST:
+            image = resize_nearest(torch.as_tensor(image), size)
+        elif do_resize:
             image = self.resize(image, SizeDict(height=size[0], width=size[1]), resample)
         image = torch.as_tensor(image)
         mean, std = (
@@ -484,26 +525,108 @@ class DeGMixImageProcessingMixin:
             ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, or an image of
                 that size cannot have been in these logits.
         """
-        logits = outputs.logits
-        unknown = [task for task in logits if task not in self.tasks]
-        if unknown:
-            raise ValueError(f"`outputs` has logits of {unknown}; the tasks of the processor are {list(self.tasks)}")
-        batch_size = len(next(iter(logits.values())))
-        if target_sizes is None:
-            target_sizes = [None] * batch_size
-        elif len(target_sizes) != batch_size:
-            raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {batch_size} images")
+        kinds = self._kinds(outputs)
+        sizes = _target_sizes(target_sizes, len(next(iter(outputs.logits.values()))))
         results: list[Any] = []
-        for index, target_size in enumerate(target_sizes):
+        for index, size in enumerate(sizes):
             predictions, confidences = {}, {}
-            for task, task_logits in logits.items():
-                kind = TASK_KINDS[self.tasks[task]]
-                image_logits = self._to_target_size(task_logits[index : index + 1].float(), target_size)
+            for task, logits in outputs.logits.items():
+                kind = TASK_KINDS[kinds[task]]
+                image_logits = self._to_target_size(logits[index : index + 1].float(), size)
                 predictions[task] = kind.activation(image_logits)[0]
                 if return_confidence:
                     confidences[task] = kind.confidence(image_logits)[0]
             results.append((predictions, confidences) if return_confidence else predictions)
         return results
+
+    def post_process_depth_estimation(
+        self, outputs: ModelOutput, target_sizes: list[Size] | Tensor | None = None, task: str | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Metres of one depth task, as Transformers' depth estimators return them.
+
+        Args:
+            outputs: of [`DeGMixForDepthEstimation`], or of the model of all tasks.
+            target_sizes: (height, width) of each image, as in `post_process_dense_prediction`.
+            task: which of several depth tasks of the model of all tasks.
+
+        Returns:
+            Per image `{"predicted_depth": depth}`, float32 `(height, width)`, metres, at least 0: the map of
+            `post_process_dense_prediction`.
+
+        Raises:
+            ValueError: as there, or the model of all tasks has no depth task, or several and `task` is none of them.
+        """
+        depth = getattr(outputs, "predicted_depth", None)
+        logits = self._logits_of_kind("depth", outputs, task) if depth is None else depth.unsqueeze(1)
+        activation = TASK_KINDS["depth"].activation
+        return [{"predicted_depth": activation(x)[0]} for x in self._in_target_sizes(logits, target_sizes)]
+
+    def post_process_normal_estimation(
+        self, outputs: ModelOutput, target_sizes: list[Size] | Tensor | None = None, task: str | None = None
+    ) -> list[dict[str, Tensor]]:
+        """Unit vectors of one task of surface normals, as Transformers' normal estimators return them.
+
+        Ours have x to the right, y down and z towards the camera. Those of TIPSv2 have x to the left and y up, as the
+        pictures in its authors' notebook show (github.com/google-deepmind/tips, `TIPS_decoder_inference.ipynb`).
+
+        Arguments and errors are those of `post_process_depth_estimation`, for [`DeGMixForNormalEstimation`].
+
+        Returns:
+            Per image `{"normals": normals}`, float32 `(3, height, width)`, unit length: the map of
+            `post_process_dense_prediction`.
+        """
+        logits = getattr(outputs, "normals", None)
+        if logits is None:
+            logits = self._logits_of_kind("normals", outputs, task)
+        activation = TASK_KINDS["normals"].activation
+        return [{"normals": activation(x)[0]} for x in self._in_target_sizes(logits, target_sizes)]
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: ModelOutput,
+        target_sizes: list[Size] | Tensor | None = None,
+        return_segmentation_scores: bool = False,
+        task: str | None = None,
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Class ids of one segmentation task, as Transformers' semantic segmenters return them.
+
+        Other arguments and errors are those of `post_process_depth_estimation`, for
+        [`DeGMixForSemanticSegmentation`].
+
+        Args:
+            return_segmentation_scores: whether to return the logits too.
+
+        Returns:
+            Per image int64 `(height, width)`, class ids: the map of `post_process_dense_prediction`; with scores, an
+            output whose `segmentation` is that, and `segmentation_scores` float32 `(num_labels, height, width)`.
+        """
+        logits = outputs.logits
+        if isinstance(logits, dict):
+            logits = self._logits_of_kind("segmentation", outputs, task)
+        results: list[Any] = []
+        for scores in self._in_target_sizes(logits, target_sizes):
+            segmentation = TASK_KINDS["segmentation"].activation(scores)[0]
+            if return_segmentation_scores:
+                data = {"segmentation": segmentation, "segmentation_scores": scores[0]}
+                segmentation = SemanticSegmentationPostProcessorOutput(data=data)
+            results.append(segmentation)
+        return results
+
+    def _kinds(self, outputs: ModelOutput) -> dict[str, str]:
+        """The kind of each task of the model of all tasks."""
+        unknown = [task for task in outputs.logits if task not in self.tasks]
+        if unknown:
+            raise ValueError(f"`outputs` has logits of {unknown}; the tasks of the processor are {list(self.tasks)}")
+        return {task: self.tasks[task] for task in outputs.logits}
+
+    def _logits_of_kind(self, kind: str, outputs: ModelOutput, task: str | None) -> Tensor:
+        """The logits of the task of a kind, from the outputs of the model of all tasks."""
+        return outputs.logits[task_of_kind(kind, self._kinds(outputs), task)]
+
+    def _in_target_sizes(self, logits: Tensor, target_sizes: list[Size] | Tensor | None) -> Iterator[Tensor]:
+        """Logits `(batch, num_labels, H, W)` -> float32 `(1, num_labels, height, width)` of each image."""
+        for index, size in enumerate(_target_sizes(target_sizes, len(logits))):
+            yield self._to_target_size(logits[index : index + 1].float(), size)
 
     def _to_target_size(self, logits: Tensor, target_size: Size | Tensor | None) -> Tensor:
         """Logits `(1, num_labels, H, W)` of one image -> those of its own size."""
@@ -527,6 +650,15 @@ class DeGMixImageProcessingMixin:
         return {**super().to_dict(), "tasks": tasks, "auto_map": AUTO_MAP}
 
 
+def _target_sizes(target_sizes: list[Size] | Tensor | None, batch_size: int) -> list[Size | None] | Tensor:
+    """A size for each image, or `None`."""
+    if target_sizes is None:
+        return [None] * batch_size
+    if len(target_sizes) != batch_size:
+        raise ValueError(f"`target_sizes` has {len(target_sizes)} sizes for {batch_size} images")
+    return target_sizes
+
+
 def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -> dict[str, str]:
     """Task name -> kind, from any of the forms that [`DeGMixImageProcessorKwargs`] allows."""
     if isinstance(tasks, list):
@@ -548,7 +680,8 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
         size (`dict[str, int]`, *optional*):
             `{"height", "width"}`; or, keeping the aspect ratio, `{"shortest_edge"}`, with `"longest_edge"` as a limit
             if wanted, or `{"max_height", "max_width"}`.
-        resample (`PILImageResampling`, *optional*, defaults to bilinear): filter for images; labels take the nearest.
+        resample (`PILImageResampling`, `int` or torchvision's `InterpolationMode`, *optional*, defaults to bilinear):
+            Filter for images; labels take the nearest pixel, as images do with NEAREST.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to make three channels of any image.
         do_rescale (`bool`, *optional*, defaults to `True`): whether to multiply by `rescale_factor`.
         rescale_factor (`float`, *optional*, defaults to 1/255): what to multiply by.
@@ -564,7 +697,7 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
             Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is. Defaults to NYUD-v2's.
 
     Raises:
-        ValueError: a task is of an unknown kind.
+        ValueError: a task is of an unknown kind, or `resample` is no filter.
 
     Example:
 
@@ -585,10 +718,8 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
     ) -> np.ndarray:
         return to_pixels(image, do_convert_rgb, input_data_format)
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample: PILImageResampling | int, **kwargs) -> np.ndarray:
-        """Channel by channel in float32: PIL resizes images of several channels in 8 bits only, and rounds."""
-        channels = (Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image)
-        return np.stack([np.array(channel) for channel in channels])
+    def resize(self, image: np.ndarray, size: SizeDict, resample: PILImageResampling, **kwargs) -> np.ndarray:
+        return resize_with_pil(image, size, resample)
 
 
 __all__ = ["DeGMixImageProcessorPil"]

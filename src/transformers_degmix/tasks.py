@@ -339,3 +339,24 @@ TASK_KINDS: dict[str, TaskKind] = {
         thin=True,
     ),
 }
+
+
+def task_of_kind(kind: str, kinds: dict[str, str], task: str | None = None) -> str:
+    """The only task of a kind, or the chosen one of several.
+
+    Args:
+        kind: that it must be of.
+        kinds: task -> kind, of all tasks.
+        task: the chosen one.
+
+    Raises:
+        ValueError: no task is of that kind; or several are, and none of them is chosen; or another one is.
+    """
+    candidates = [name for name, other in kinds.items() if other == kind]
+    if not candidates:
+        raise ValueError(f"no task is of the kind {kind!r}; the tasks and their kinds are {kinds}")
+    if task is None and len(candidates) == 1:
+        return candidates[0]
+    if task not in candidates:
+        raise ValueError(f"`task` must be one of the tasks of the kind {kind!r}, {candidates}, got {task!r}")
+    return task

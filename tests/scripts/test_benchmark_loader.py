@@ -1,7 +1,9 @@
 import re
 
 import pytest
+from PIL import Image
 from run_script import run_main
+from transformers.utils import is_torchvision_available
 
 
 @pytest.fixture
@@ -21,6 +23,17 @@ def test_stages_make_up_the_whole(benchmark):
     milliseconds = [float(re.match(r" *([\d.]+) ms +\d+%  \w+", stage)[1]) for stage in stages]
     assert len(stages) == 7 and min(milliseconds) > 0
     assert sum(milliseconds) == pytest.approx(1000 / float(per_second[1]), rel=0.05)
+
+
+def test_processors_are_compared(benchmark):
+    heading, *rows = benchmark("--processors", "--size", "12", "16").splitlines()
+    backends = heading.removeprefix("photo         resized with").split()
+    assert backends == (["pil", "torchvision"] if is_torchvision_available() else ["pil"])
+    photos = [re.match(r" *(\d+ x +\d+) +(-|[A-Z]+) ", row).groups() for row in rows]
+    filters = [filter.name for filter in Image.Resampling]
+    assert photos[0] == ("12 x   16", "-")
+    assert photos[1:] == [(size, name) for size in ("24 x   32", "48 x   64") for name in filters]
+    assert all(len(re.findall(r"\d\.\d ms", row)) == len(backends) for row in rows)
 
 
 def test_rooms_that_cannot_be(benchmark):
