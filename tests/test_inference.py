@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import small_model
+from small_models import BACKBONES, small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.inference import Predictor, map_ahead, predict_batch, prepare, take_ahead
@@ -44,7 +44,7 @@ def test_results_are_those_of_photos_alone_and_in_order(model, processor, batch_
         calls.append(len(pixel_values))
         return model(pixel_values, **kwargs)
 
-    counted.device, counted.dtype = model.device, model.dtype
+    counted.device, counted.dtype, counted.config = model.device, model.dtype, model.config
     predictor = Predictor(counted, processor, batch_size, num_workers, output_attentions=True)
     found = list(predictor(range(len(inputs)), inputs.__getitem__, lambda index, result: (index, result)))
     assert [item for item, _ in found] == [index for _, (index, _) in found] == list(range(len(inputs)))
@@ -60,6 +60,16 @@ def test_results_are_those_of_photos_alone_and_in_order(model, processor, batch_
             else:
                 torch.testing.assert_close(result.predictions[task], values, atol=1e-4, rtol=1e-4)
     assert 0 < predictor.seconds["model"] <= predictor.seconds["all"]
+
+
+def test_attention_leaves_out_what_the_model_pads():
+    model = small_model(backbone_config=BACKBONES["convnextv2"])
+    prepared = prepare(DeGMixImageProcessorPil(tasks=model.config.tasks), photos((60, 48))[0])
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    (result,) = predict_batch(model, processor, [prepared], output_attentions=True)
+    outputs = model(prepared.pixel_values, output_attentions=True)
+    # 48 x 60 in the middle of 64 x 64, of which a cell of the map is 4 x 4
+    assert torch.equal(result.attentions, outputs.attentions[0][0][..., 2:14, :15])
 
 
 def test_errors_are_of_their_photo_only(model, processor):
@@ -105,7 +115,7 @@ def test_windows_are_neither_resized_nor_padded(model, processor):
         sizes.append(pixel_values.shape)
         return model(pixel_values)
 
-    counted.device, counted.dtype = model.device, model.dtype
+    counted.device, counted.dtype, counted.config = model.device, model.dtype, model.config
     predictor = Predictor(counted, processor, 3, window_size=(40, 40), output_attentions=True)
     ((_, result),) = predictor([photo], lambda photo: photo, lambda _, result: result)
     assert sizes == [(2, 3, 40, 40)] * 2 and result.attentions is None

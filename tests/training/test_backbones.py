@@ -16,10 +16,11 @@ from transformers import (
     AutoBackbone,
     AutoModel,
     Dinov2Model,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
     ResNetForImageClassification,
     SwinForImageClassification,
     Tipsv2Config,
-    Tipsv2Model,
     ViTImageProcessorPil,
 )
 
@@ -253,17 +254,35 @@ def test_classifier_of_transformers(tmp_path, name, model_class):
     torch.testing.assert_close(last, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_part_of_a_model_of_images_and_texts(tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2}
-    text = {**sizes, "intermediate_size": 16, "vocab_size": 20}
-    original = Tipsv2Model(Tipsv2Config(vision_config={**sizes, "image_size": 56}, text_config=text))
+TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 8, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    "config, part, out_features",
+    [
+        (DINOv3ViTConfig(**TRANSFORMER, intermediate_size=32), None, ["stage2", "stage4", "stage6", "stage8"]),
+        (DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]), None, STAGES),
+        (
+            Tipsv2Config(
+                vision_config={**TRANSFORMER, "image_size": 56},
+                text_config={**TRANSFORMER, "intermediate_size": 16, "vocab_size": 20},
+            ),
+            "vision_model",
+            ["stage2", "stage4", "stage6", "stage8"],
+        ),
+    ],
+    ids=["dinov3_vit", "dinov3_convnext", "tipsv2"],
+)
+def test_models_of_2026(tmp_path, config, part, out_features):
+    """Whole models, that of TIPSv2 with its half for texts."""
+    original = randomize(AutoModel.from_config(config))
     original.save_pretrained(tmp_path / "source")
     model, _ = build_model(arguments(tmp_path, pretrained_backbone=str(tmp_path / "source")))
-    assert model.config.backbone_config.out_features == ["stage2", "stage4", "stage6", "stage8"]
-    expected = original.vision_model.state_dict()
+    assert model.config.backbone_config.out_features == out_features
+    expected = (getattr(original, part) if part else original).state_dict()
     weights = model.model.backbone.state_dict()
-    assert weights.keys() == expected.keys()
-    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert not weights.keys() - expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in weights)
 
 
 LAYER = "resnet.encoder.stages.1.layers.0.layer.0.convolution.weight"
