@@ -89,7 +89,7 @@ def test_timm(tmp_path):
 
 @pytest.mark.vision
 @pytest.mark.parametrize(
-    "name, module", [("tf_efficientnet_lite0", "Conv2dSame"), ("swin_tiny_patch4_window7_224", "SwinTransformerBlock")]
+    "name, module", [("tf_efficientnet_lite0", "conv2d_same"), ("swin_tiny_patch4_window7_224", "swin_transformer")]
 )
 def test_what_cannot_be_captured_is_refused_at_once(name, module):
     model = small_model(backbone_config=TimmBackboneConfig(backbone=name, out_indices=[1, 2, 3]))

@@ -51,11 +51,11 @@ def export_program(model: DeGMixForMultiTaskDensePrediction) -> ExportedProgram:
     """
     backbone_config: Any = model.config.backbone_config
     name = getattr(backbone_config, "backbone", backbone_config.model_type)
-    endless = {type(module).__name__ for module in model.modules() if type(module).__module__ in _ENDLESS}
+    endless = {type(module).__module__ for module in model.modules()}.intersection(_ENDLESS)
     if endless:
         raise ValueError(
-            f"a model with timm's backbone {name!r} cannot be captured with dynamic sizes, because of its "
-            f"{sorted(endless)[0]}; one with 'swin' or 'efficientnet_lite' as `model_type` can"
+            f"a model with timm's backbone {name!r} cannot be captured with dynamic sizes, because of the paddings in "
+            f"{endless.pop()}; one with 'swin' or 'efficientnet_lite' as `model_type` can"
         )
     model = _measure_sizes(copy.deepcopy(model).float().cpu().eval())
     # neither multiples of anything nor equal, so that no coincidence is taken for a rule

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,10 +28,13 @@ from transformers import (
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.model_card import hub_id
 from transformers_degmix.saving import load_model_directory
-from transformers_degmix.training.arguments import TrainingArguments
+from transformers_degmix.training.arguments import TrainingArguments, read_config
 from transformers_degmix.training.backbones import spread
 from transformers_degmix.training.build import build_model
 from transformers_degmix.training.loop import train
+
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 
 
 def arguments(tmp_path, **fields):
@@ -185,6 +189,28 @@ def test_timm(tmp_path, name):
 
 
 @pytest.mark.vision
+def test_timm_with_arguments_of_its_own(tmp_path):
+    original = save_timm_model("test_vit", tmp_path / "timm", img_size=96)
+    model, _ = build_model(arguments(tmp_path, pretrained_backbone=str(tmp_path / "timm")))
+    assert model.config.backbone_config.model_args == {"img_size": [96, 96]}
+    with torch.no_grad():
+        expected = original.forward_intermediates(photo(96, 96), indices=[1, 2, 4, 5], intermediates_only=True)
+    assert_equal(feature_maps(model.model.backbone, photo(96, 96)), expected)
+
+
+@pytest.mark.vision
+def test_hrnet_of_the_recipe(tmp_path):
+    original = save_timm_model("hrnet_w18_small_v2", tmp_path / "timm").state_dict()
+    recipe = read_config(RECIPES / "nyud_demt_hrnet18.yaml")
+    for directory in (tmp_path / "timm", tmp_path / "backbone"):  # of timm, then a saved `TimmBackbone`
+        model, _ = build_model(arguments(tmp_path, model=recipe["model"], pretrained_backbone=str(directory)))
+        weights = model.model.backbone._backbone.state_dict()
+        assert model.model.backbone.channels == [18, 36, 72, 144]
+        assert all(torch.equal(weights[key], original[key]) for key in weights)
+        model.model.backbone.save_pretrained(tmp_path / "backbone")
+
+
+@pytest.mark.vision
 def test_frozen_statistics_stay(tmp_path):
     original = save_timm_model("test_resnet", tmp_path / "timm")
     place = f"local-dir:{tmp_path / 'timm'}"
@@ -203,7 +229,7 @@ import sys
 
 import torch
 from huggingface_hub import create_repo, upload_folder
-from transformers_degmix.training.arguments import TrainingArguments
+from transformers_degmix.training.arguments import TrainingArguments, read_config
 from transformers_degmix.training.build import build_model
 
 *names, source, output = sys.argv[1:]
