@@ -93,10 +93,11 @@ def test_only_the_new_parts_are_trained_batch_norms_included():
     leaves = {f"{name}.": module for name, module in model.named_modules() if not list(module.children())}
     assert all(module.training == name.startswith(new) for name, module in leaves.items())
     model.requires_grad_(True).train()
-    assert all(module.training for module in model.modules())
+    unread = "model.backbone.swin.layernorm"
+    assert all(module.training == (name != unread) for name, module in model.named_modules())
 
     _, model = grown_model(train_only_new=False)
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.requires_grad == (unread not in name) for name, parameter in model.named_parameters())
     assert model.train().model.mixers["depth"].training
 
 
@@ -149,10 +150,11 @@ def test_tasks_added_one_after_the_other_go_in_any_order():
 def test_tasks_that_cannot_be_added_leave_the_model_alone(name, task, message):
     model = small_model(tasks=OLD)
     names, tasks = list(model.state_dict()), copy.deepcopy(model.config.tasks)
+    trained = [parameter.requires_grad for parameter in model.parameters()]
     with pytest.raises(ValueError, match=message):
         model.add_task(name, task)
     assert list(model.state_dict()) == names and model.config.tasks == tasks
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
 
 
 def test_tasks_that_cannot_be_removed_leave_the_model_alone():

@@ -38,7 +38,7 @@ def model_with_offsets(offsets: torch.Tensor, **fields):
         for mixers in model.model.mixers.values():
             for mixer in mixers:
                 mixer.spatial_mixing.channel_offsets.weight.zero_()
-                mixer.spatial_mixing.channel_offsets.bias.copy_(offsets.flatten())
+                mixer.spatial_mixing.channel_offsets.bias.copy_(offsets.flip(1).flatten())
     return model
 
 

@@ -22,7 +22,9 @@ def textbook_head(model, maps: tuple[Tensor, ...], image_size: tuple[int, int]) 
     base, config = model.model, model.config
     size = maps[0].shape[-2:]
     fused = torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], dim=1)
-    fused = base.fusion.norm(base.fusion.projection(fused.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    weight = torch.cat([projection.weight.flatten(1) for projection in base.fusion.projections], dim=1)
+    fused = F.linear(fused.permute(0, 2, 3, 1), weight, base.fusion.projections[0].bias)
+    fused = base.fusion.norm(fused).permute(0, 3, 1, 2)
 
     tokens = []
     for mixer in base.mixers.values():
@@ -108,7 +110,7 @@ def deformable(module, y: Tensor, offset_position: str) -> Tensor:
     }[offset_position]
     points = [k // 3 - 1 + seen[0] for k in range(9)] + [k % 3 - 1 + seen[1] for k in range(9)]
     offsets = module.channel_offsets(module.point_offsets(y) + torch.stack(points))
-    sampled = sample_channels(y, rows + offsets[:, 0::2], columns + offsets[:, 1::2])
+    sampled = sample_channels(y, rows + offsets[:, 1::2], columns + offsets[:, 0::2])
     return module.projection(sampled)
 
 

@@ -155,13 +155,6 @@ class DeGMixConfig(PreTrainedConfig):
         """The tasks that a task attends to."""
         return self.tasks[task]["attends_to"] or list(self.tasks)
 
-    def attention_groups(self) -> list[tuple[list[str], list[str]]]:
-        """Tasks that attend to the same tasks, and these; a group comes after those that it attends to."""
-        groups: dict[tuple[str, ...], list[str]] = {}
-        for task in self.tasks:
-            groups.setdefault(tuple(self.attended(task)), []).append(task)
-        return [(tasks, list(attended)) for attended, tasks in sorted(groups.items(), key=lambda group: len(group[0]))]
-
     def _check_sizes(self):
         for field, lowest in (
             ("hidden_size", 1),

@@ -54,6 +54,17 @@ def _packed(index: int) -> Layout:
     return Layout(lambda shape: (3 * shape[0], *shape[1:]), lambda packed: packed.chunk(3)[index])
 
 
+def _fusion_level(level: int) -> Layout:
+    """One backbone map's columns of the linear map over all; each map of Swin has twice the channels of the last."""
+    before, own, total = 2**level - 1, 2**level, 2**NUM_STAGES - 1
+
+    def restore(weight: Tensor) -> Tensor:
+        channels = weight.shape[1] // total
+        return weight[:, before * channels :][:, : own * channels, None, None]
+
+    return Layout(lambda shape: (shape[0], shape[1] * total // own), restore)
+
+
 def _regroup_merged_patches(merged: Tensor) -> Tensor:
     """Last axis from `nn.Unfold`'s channel * 4 + 2 * y + x to Transformers' (2 * x + y) * channels + channel."""
     return merged.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)
@@ -61,6 +72,8 @@ def _regroup_merged_patches(merged: Tensor) -> Tensor:
 
 AS_IS = Layout(tuple, lambda tensor: tensor)
 MERGED_PATCHES = Layout(tuple, _regroup_merged_patches)
+# From (y, x) to the (x, y) of `F.grid_sample`
+SWAPPED_PAIRS = Layout(tuple, lambda offsets: offsets.unflatten(0, (-1, 2)).flip(1).flatten(0, 1))
 POINTWISE_CONV = Layout(lambda shape: (*shape, 1), lambda kernel: kernel.squeeze(-1))
 
 
@@ -93,12 +106,16 @@ PLACES = (
     Place(_SWIN_BLOCK[0] + "mlp.fc2.", _SWIN_BLOCK[1] + "ffn.layers.1."),
     Place(_SWIN_LAYER[0] + "downsample.", _SWIN_LAYER[1] + "downsample.", MERGED_PATCHES),
     *(Place(f"model.backbone.hidden_states_norms.stage{i + 1}.", f"backbone.norm{i}.") for i in range(NUM_STAGES)),
-    Place("model.fusion.projection.", "head.linear1.0."),
+    Place("model.fusion.projections.0.bias", "head.linear1.0.bias"),
+    *(
+        Place(f"model.fusion.projections.{i}.weight", "head.linear1.0.weight", _fusion_level(i))
+        for i in range(NUM_STAGES)
+    ),
     Place("model.fusion.norm.", "head.linear1.1."),
     Place(_MIXER[0] + "channel_mixing.", _MIXER[1] + "0."),
     Place(_MIXER[0] + "channel_norm.", _MIXER[1] + "2."),
     Place(_MIXER[0] + "spatial_mixing.point_offsets.", _MIXER[1] + "3.fn.0.get_offset.p_conv."),
-    Place(_MIXER[0] + "spatial_mixing.channel_offsets.", _MIXER[1] + "3.fn.0.get_offset.opt."),
+    Place(_MIXER[0] + "spatial_mixing.channel_offsets.", _MIXER[1] + "3.fn.0.get_offset.opt.", SWAPPED_PAIRS),
     Place(_MIXER[0] + "spatial_mixing.projection.", _MIXER[1] + "3.fn.0."),
     Place(_MIXER[0] + "spatial_norm.", _MIXER[1] + "3.fn.2."),
     Place("model.interaction.attention.in_proj.", "head.task_fusion.in_proj_"),

@@ -16,6 +16,11 @@ from torch.nn import functional as F
 from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
+# Gradients grow as one over the length of the predicted vector, which is 0 where a new head's features are. PyTorch's
+# own limit is 1e-12.
+SHORTEST_NORMAL = 1e-3
+
+
 def count_pixels(labels: dict[str, Tensor]) -> dict[str, Tensor]:
     """Per task an int64 tensor `(2,)`: how many pixels are valid, and how many of them have the label 0.
 
@@ -100,9 +105,13 @@ def l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor)
 
 
 def normalized_l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
-    """Normals: absolute error of the unit vectors, summed over components, mean over the valid pixels."""
+    """Normals: absolute error of the unit vectors, summed over components, mean over the valid pixels.
+
+    Predictions shorter than `SHORTEST_NORMAL` are divided by it instead of their length.
+    """
     valid = (label != IGNORE_INDEX).all(dim=1, keepdim=True)
-    return torch.where(valid, (F.normalize(logits, dim=1) - label).abs(), 0).sum() / counts[0].clamp(min=1)
+    normals = F.normalize(logits, dim=1, eps=SHORTEST_NORMAL)
+    return torch.where(valid, (normals - label).abs(), 0).sum() / counts[0].clamp(min=1)
 
 
 def balanced_binary_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:

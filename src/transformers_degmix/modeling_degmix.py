@@ -3,7 +3,7 @@
 Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
 """
 
-from collections import defaultdict
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +34,10 @@ class DeGMixModelOutput(ModelOutput):
             The backbone's maps fused at the resolution of the first.
         task_features (`dict[str, torch.Tensor]`, each of shape `(batch_size, hidden_size, h, w)`):
             Features of each task after the decoder.
-        hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
+        hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states`):
             The backbone's feature maps, then the fused features, then the features of all tasks,
-            `(batch_size, num_tasks, hidden_size, h, w)`, after the mixers and after the decoder.
+            `(batch_size, num_tasks, hidden_size, h, w)`, after the mixers and after the decoder. `None` for those that
+            were not asked for.
         attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
             One tensor `(batch_size, num_tasks, num_attention_heads, num_tasks, h, w)`: how much the query of a task
             (second axis) takes from each task (fourth axis, sums to 1, 0 for tasks that it does not attend to) at each
@@ -72,63 +73,52 @@ class DeGMixDensePredictionOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class DeGMixLinear(nn.Linear):
-    """A layer that, called without inputs, gives its weight and bias to the module around it.
-
-    Accelerate loads weights that it keeps on another device or on disk when their own layer is called, and only then.
-    """
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return super().forward(*inputs) if inputs else _weight_and_bias(self)
-
-
-class DeGMixConv2d(nn.Conv2d):
-    """The same as [`DeGMixLinear`] for convolutions."""
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return super().forward(*inputs) if inputs else _weight_and_bias(self)
-
-
-def _weight_and_bias(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
-    # In inference mode, PyTorch's module tracker (that of `FlopCounterMode`) cannot take modules that give parameters.
-    parameters = layer.weight, layer.bias
-    return parameters if torch.is_grad_enabled() else tuple(x.detach() for x in parameters)
-
-
 class DeGMixFeatureFusion(nn.Module):
     """Concatenation of all backbone maps at the first one's size, Linear and LayerNorm per pixel.
 
-    The linear map commutes with bilinear upsampling, so each map is projected at its own resolution by its slice of
-    the weight, then upsampled and summed.
+    The linear map commutes with bilinear upsampling. Each map is therefore projected at its own resolution, by a
+    convolution that holds its columns of the linear map, then upsampled and added.
     """
 
     def __init__(self, config: DeGMixConfig, channels: list[int]):
         super().__init__()
-        self.channels = channels
-        self.projection = DeGMixLinear(sum(channels), config.hidden_size)
+        self.projections = nn.ModuleList(
+            nn.Conv2d(num_channels, config.hidden_size, 1, bias=level == 0)
+            for level, num_channels in enumerate(channels)
+        )
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, feature_maps: tuple[Tensor, ...]) -> Tensor:
         """Maps `(B, c_i, h_i, w_i)` -> `(B, C, h, w)`."""
-        size = feature_maps[0].shape[-2:]
-        weight, bias = self.projection()
-        weights = weight[:, :, None, None].split(self.channels, dim=1)
-        fused = F.conv2d(feature_maps[0], weights[0], bias)
-        for feature_map, weight in zip(feature_maps[1:], weights[1:]):
-            fused += F.interpolate(F.conv2d(feature_map, weight), size=size, mode="bilinear", align_corners=False)
-        return self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+        first, *others = (projection(x) for projection, x in zip(self.projections, feature_maps))
+        for x in others:
+            first = first + F.interpolate(x, size=first.shape[-2:], mode="bilinear", align_corners=False)
+        return self.norm(first.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
 class DeGMixPointwiseConv(nn.Conv2d):
-    """A 1 x 1 convolution as a matrix product: about half of the time of PyTorch's own in training on a CPU."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 1)
+    """A 1 x 1 convolution as a matrix product, whose backward pass is faster than PyTorch's convolution on a CPU."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> `(B, C, h, w)`."""
+        """`(B, c, h, w)` -> `(B, c', h, w)`."""
         weight = self.weight.flatten(1).expand(hidden_states.shape[0], -1, -1)
-        return torch.baddbmm(self.bias[:, None], weight, hidden_states.flatten(2)).view_as(hidden_states)
+        pixels = hidden_states.flatten(2)
+        product = weight @ pixels if self.bias is None else torch.baddbmm(self.bias[:, None], weight, pixels)
+        return product.unflatten(2, hidden_states.shape[-2:])
+
+
+class DeGMixOffsetConv(nn.Conv2d):
+    """A convolution in float32 (float64 for float64 inputs), under autocast and with half-precision weights too.
+
+    Positions and offsets are as large as the map: half precision would round them to half pixels and more.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(B, c, h, w)` -> `(B, c', h, w)`."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        with torch.autocast(hidden_states.device.type, dtype, enabled=False):
+            return self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), bias)
 
 
 class DeGMixDeformableConv(GradientCheckpointingLayer):
@@ -145,46 +135,31 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
         super().__init__()
         channels, points = config.hidden_size, self.KERNEL_SIZE**2
         self.offset_position = config.offset_position
-        self.point_offsets = DeGMixConv2d(channels, 2 * points, self.KERNEL_SIZE, padding=1)
-        self.channel_offsets = DeGMixConv2d(2 * points, 2 * channels, self.KERNEL_SIZE, padding=1, groups=2)
-        self.projection = DeGMixPointwiseConv(channels)
+        self.point_offsets = DeGMixOffsetConv(channels, 2 * points, self.KERNEL_SIZE, padding=1)
+        self.channel_offsets = DeGMixOffsetConv(2 * points, 2 * channels, self.KERNEL_SIZE, padding=1, groups=2)
+        self.projection = DeGMixPointwiseConv(channels, channels, 1)
 
     def sampling_grid(self, hidden_states: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> where each channel is sampled, `(B, C, h, w, 2)` as (x, y) in [-1, 1] (`F.grid_sample`).
-
-        Absolute positions and their offsets are as large as the map: half precision would round them to half pixels
-        and more, so the whole path stays in float32 (float64 for a float64 model), under autocast too.
-        """
+        """`(B, C, h, w)` -> where channels are sampled, `(B, C, h, w, 2)`, (x, y) in [-1, 1] as in `F.grid_sample`."""
         height, width = hidden_states.shape[-2:]
-        device, dtype = hidden_states.device, torch.promote_types(hidden_states.dtype, torch.float32)
-        with torch.autocast(device.type, enabled=False):
-            rows = torch.arange(height, device=device, dtype=dtype).view(-1, 1).expand(-1, width)
-            columns = torch.arange(width, device=device, dtype=dtype).expand(height, -1)
-            steps = torch.arange(self.KERNEL_SIZE, device=device, dtype=dtype) - self.KERNEL_SIZE // 2
-            position = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
-            column_position, row_position = {
-                "absolute": (columns + 1, rows + 1),
-                "normalized": position,
-                "none": torch.zeros_like(position),
-            }[self.offset_position]
-            # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...)
-            row_steps = steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1) + row_position
-            column_steps = steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1) + column_position
-            weight, bias = (x.to(dtype) for x in self.point_offsets())
-            points = F.conv2d(hidden_states.to(dtype), weight, bias, padding=1) + torch.cat((row_steps, column_steps))
-
-            # The grid has fractions (x, y) of the map, not offsets (y, x) in pixels. Rather than 2C maps, the weights
-            # are changed, and the pixel's own position is two more points that the middle of the kernel passes on.
-            scale = 2 / torch.tensor([width, height], device=device, dtype=dtype)
-            weight, bias = (x.to(dtype).unflatten(0, (-1, 2)).flip(1) for x in self.channel_offsets())
-            weight, bias = weight * scale.view(2, 1, 1, 1), bias * scale
-            middle = F.pad(torch.eye(2, device=device, dtype=dtype).view(2, 2, 1, 1), (1, 1, 1, 1))
-            weight = torch.cat((weight, middle.expand(weight.shape[0], -1, -1, -1, -1)), dim=2).flatten(0, 1)
-            position = position.expand(points.shape[0], -1, -1, -1)
-            row_points, column_points = points.chunk(2, dim=1)
-            points = torch.cat((row_points, position, column_points, position), dim=1)
-            grid = F.conv2d(points, weight, bias.flatten(), padding=1, groups=2)
-            return grid.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2)
+        points = self.point_offsets(hidden_states)
+        columns, rows = (torch.arange(n).to(points) for n in (width, height))
+        columns, rows = columns.expand(height, -1), rows[:, None].expand(-1, width)
+        centres = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
+        column_position, row_position = {
+            "absolute": (columns + 1, rows + 1),
+            "normalized": centres,
+            "none": torch.zeros_like(centres),
+        }[self.offset_position]
+        steps = torch.arange(self.KERNEL_SIZE).to(points) - self.KERNEL_SIZE // 2
+        # nine row steps (-1 -1 -1 0 0 0 1 1 1) and nine column steps (-1 0 1 -1 0 1 ...)
+        row_points = row_position + steps.repeat_interleave(self.KERNEL_SIZE).view(-1, 1, 1)
+        column_points = column_position + steps.repeat(self.KERNEL_SIZE).view(-1, 1, 1)
+        points = points + torch.cat((row_points, column_points))
+        # In pixels (x, y); `F.grid_sample` counts from -1 to 1.
+        offsets = self.channel_offsets(points).unflatten(1, (-1, 2))
+        scale = 2 / torch.tensor([width, height]).to(offsets)
+        return torch.addcmul(centres, offsets, scale.view(2, 1, 1)).permute(0, 1, 3, 4, 2)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
@@ -207,7 +182,7 @@ class DeGMixMixerLayer(nn.Module):
 
     def __init__(self, config: DeGMixConfig):
         super().__init__()
-        self.channel_mixing = DeGMixPointwiseConv(config.hidden_size)
+        self.channel_mixing = DeGMixPointwiseConv(config.hidden_size, config.hidden_size, 1)
         self.channel_norm = nn.BatchNorm2d(config.hidden_size)
         self.spatial_mixing = DeGMixDeformableConv(config)
         self.spatial_norm = nn.BatchNorm2d(config.hidden_size)
@@ -225,83 +200,108 @@ class DeGMixMixer(nn.Sequential):
         super().__init__(*(DeGMixMixerLayer(config) for _ in range(config.num_mixer_layers)))
 
 
-def _gelu_and_norm(hidden_states: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+def _is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work, for which there are no hooks on saved tensors."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _may_recompute() -> bool:
+    """Whether the backward pass may recompute cheap steps. Captured graphs decide themselves what they keep."""
+    return not torch.compiler.is_compiling() and not _is_transformed()
+
+
+def _gelu_and_norm(hidden_states: Tensor, norm: nn.Module) -> Tensor:
     """`norm(F.gelu(hidden_states))`, of which the backward pass recomputes the GELU instead of keeping it.
 
-    Checkpointing both would count the batch twice in the BatchNorm. Captured graphs decide themselves what they keep.
+    Checkpointing both would count the batch twice in the BatchNorm.
     """
     activated = F.gelu(hidden_states)
-    if torch.compiler.is_compiling():
+    if not _may_recompute():
         return norm(activated)
-    identity = id(activated)  # the hooks stay, and would keep it
+    reference = weakref.ref(activated)  # the hooks live as long as the graph, and would keep it
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: None if id(saved) == identity else saved,
+        lambda saved: None if saved is reference() else saved,
         lambda saved: F.gelu(hidden_states) if saved is None else saved,
     ):
         return norm(activated)
 
 
-class DeGMixAttention(nn.Module):
-    """Parameters of a multi-head attention and of the Linear and LayerNorm that follow it, merged for short sequences.
+def _linear_part(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs `(n, c')` of a layer without its bias, for inputs `(n, c)`, and the bias `(c')`, its output for zero.
 
-    The projections stay packed as in `nn.MultiheadAttention`: parameters that a scope or the softmax leave without
-    influence (query and key in scope "token"; every key bias) get zero gradients instead of none, so that weight decay
-    and distributed training treat them as the released code does.
+    Adapters, quantisers or offloading, whatever wraps the layer, see it called with an input.
+    """
+    outputs = layer(torch.cat((inputs, torch.zeros_like(inputs[:1]))))
+    return outputs[:-1] - outputs[-1], outputs[-1]
+
+
+class DeGMixAttention(nn.Module):
+    """A multi-head attention, and the Linear and LayerNorm that follow it, for the few tokens of a pixel.
+
+    With a token per task, projections of all tokens to keys and values would cost far more than the attention itself.
+    All projections are linear, so they are merged into one before the softmax and one behind it.
+
+    The projections stay packed as in `nn.MultiheadAttention`: query and key of scope "token", which have no influence,
+    get zero gradients instead of none, so that weight decay and distributed training treat them as the released code
+    does.
     """
 
     def __init__(self, config: DeGMixConfig):
         super().__init__()
         self.num_heads = config.num_attention_heads
-        self.in_proj = DeGMixLinear(config.hidden_size, 3 * config.hidden_size)
-        self.out_proj = DeGMixLinear(config.hidden_size, config.hidden_size)
-        self.linear = DeGMixLinear(config.hidden_size, config.hidden_size)
+        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.linear = nn.Linear(config.hidden_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def merged_query(self) -> tuple[Tensor, Tensor]:
-        """Query and key projections as one: `(heads * C, C)` and `(heads * C)`, scale included.
-
-        A score is (Wq x + bq)^T (Wk z + bk) per head; bk adds the same to every score of a query and drops out of the
-        softmax, so x can be mapped into the space of z once, instead of every z into the space of the keys.
-        """
-        (query, key, _), (query_bias, _, _) = (x.unflatten(0, (3, self.num_heads, -1)) for x in self.in_proj())
-        scaled_key = key.transpose(1, 2) * key.shape[1] ** -0.5
-        return (scaled_key @ query).flatten(0, 1), (scaled_key @ query_bias.unsqueeze(2)).flatten()
-
-    def merged_value(self) -> tuple[Tensor, Tensor]:
-        """Value, output projection and Linear as one: `(C, heads * C)` and `(C)`.
-
-        All three are linear and attention weights sum to 1, so the tokens themselves can be averaged first.
-        """
-        value, value_bias = (x.chunk(3)[2] for x in self.in_proj())
-        value = value.unflatten(0, (self.num_heads, -1))
-        (out_weight, out_bias), (linear_weight, linear_bias) = self.out_proj(), self.linear()
-        output = linear_weight @ out_weight
-        weight = torch.einsum("chd,hde->che", output.unflatten(1, (self.num_heads, -1)), value)
-        bias = output @ value_bias + F.linear(out_bias, linear_weight, linear_bias)
-        return weight.flatten(1), bias
-
-    @staticmethod
-    def attend(query: Tensor, tokens: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Softmax attention of one task to all tasks at each pixel.
+    def input_projections(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights `(3, heads, C / heads, C)` and biases `(3, heads, C / heads)` of query, key and value.
 
         Args:
-            query: `(B, n, heads * C)`, mapped by `merged_query`.
-            tokens: `(T, B, n, C)`, keys and values.
-            weights: `(B, n, heads, T)`, if they are known; the query then does not matter.
+            like: any tensor of the inputs' type and device.
+        """
+        weight, bias = _linear_part(self.in_proj, torch.eye(self.in_proj.in_features).to(like))
+        return weight.T.unflatten(0, (3, self.num_heads, -1)), bias.unflatten(0, (3, self.num_heads, -1))
+
+    def merged_projections(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Query and key as one, then value, output projection and Linear as one.
+
+        A score is (Wq x + bq)^T (Wk z + bk) per head. bk adds the same to every score of a query and drops out of the
+        softmax, so x can be mapped into the space of z once, instead of every z into the space of the keys. Attention
+        weights sum to 1, so the tokens z can be averaged before the other projections.
 
         Returns:
-            Averaged tokens `(B, n, heads * C)`, to be mapped by `merged_value`, and weights `(B, n, heads, T)`.
+            Weights `(heads * C, C)` and biases `(heads * C)` of the query, the softmax's scale included; weights
+            `(C, heads * C)` and biases `(C)` for the averaged tokens of all heads.
         """
-        tokens = tokens.permute(1, 2, 0, 3)
-        query = query.unflatten(-1, (-1, tokens.shape[-1]))
+        (query, key, value), (query_bias, _, value_bias) = self.input_projections(like)
+        scaled_key = key.mT * key.shape[1] ** -0.5
+        query_weight = (scaled_key @ query).flatten(0, 1)
+        query_bias = (scaled_key @ query_bias.unsqueeze(2)).flatten()
+
+        # The values of a unit vector in one head, zero in the others; last, the values' bias
+        heads = torch.eye(self.num_heads).to(value)
+        values = (value.mT.unsqueeze(2) * heads[:, None, :, None]).flatten(2).flatten(0, 1)
+        outputs, out_bias = _linear_part(self.out_proj, torch.cat((values, value_bias.view(1, -1))))
+        outputs = torch.cat((outputs[:-1], outputs[-1:] + out_bias))
+        outputs, linear_bias = _linear_part(self.linear, outputs)
+        return query_weight, query_bias, outputs[:-1].T, outputs[-1] + linear_bias
+
+    def weigh(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """Attention weights `(B, h, w, heads, S)` of queries `(B, h, w, heads * C)` over tokens `(B, h, w, S, C)`."""
+        query = query.unflatten(-1, (self.num_heads, -1))
         if torch.compiler.is_dynamo_compiling():
             # Inductor fuses a product with its sum; batches of small matrix products it calls one by one.
-            if weights is None:
-                weights = (query.unsqueeze(-2) * tokens.unsqueeze(-3)).sum(dim=-1).softmax(dim=-1)
-            return (weights.unsqueeze(-1) * tokens.unsqueeze(-3)).sum(dim=-2).flatten(-2), weights
-        if weights is None:
-            weights = (query @ tokens.mT).softmax(dim=-1)
-        return (weights.to(tokens.dtype) @ tokens).flatten(-2), weights
+            return (query.unsqueeze(-2) * tokens.unsqueeze(-3)).sum(dim=-1).softmax(dim=-1)
+        return (query @ tokens.mT).softmax(dim=-1)
+
+    def forward(self, weights: Tensor, tokens: Tensor, value_weight: Tensor, value_bias: Tensor) -> Tensor:
+        """Tokens `(B, h, w, S, C)`, averaged by `weights` `(B, h, w, heads, S)` and projected: `(B, h, w, C)`."""
+        if torch.compiler.is_dynamo_compiling():
+            averaged = (weights.unsqueeze(-1) * tokens.unsqueeze(-3)).sum(dim=-2)
+        else:
+            averaged = weights.to(tokens.dtype) @ tokens
+        return self.norm(F.linear(averaged.flatten(-2), value_weight, value_bias))
 
 
 def _eager_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
@@ -316,59 +316,62 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
     def __init__(self, config: DeGMixConfig):
         super().__init__()
         self.config = config
-        self.scope = config.interaction_scope
-        self.reduction = config.interaction_reduction
         self.attention = DeGMixAttention(config)
 
-    def prepare(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the tokens of all pixels share, from the maps `(B, C, h, w)` of the tasks that they attend to."""
-        attention = self.attention
-        if self.scope == "image":
+    def prepare(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What all pixels share, from the maps `(B, C, h, w)` of all tasks."""
+        if self.config.interaction_scope == "image":
             return self.image_context(maps)
-        weight, bias = attention.merged_value()
-        if self.scope == "task":
-            return *attention.merged_query(), weight, bias
+        *query_projection, weight, bias = self.attention.merged_projections(next(iter(maps.values())))
+        if self.config.interaction_scope == "task":
+            return *query_projection, weight, bias
         # Every head attends to the token itself, so that the heads' maps add up.
-        return weight.unflatten(1, (attention.num_heads, -1)).sum(dim=1), bias
+        return weight.unflatten(1, (self.attention.num_heads, -1)).sum(dim=1), bias
 
-    def image_context(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens of an image, each averaged over `reduction` ** 2 pixels."""
-        # Squares at the right and lower border may be cut off: average what is inside.
-        pooled = [F.avg_pool2d(x, self.reduction, ceil_mode=True).flatten(2) for x in maps]
-        context = torch.cat(pooled, dim=2).transpose(1, 2)
-        _, *projections = zip(*(x.chunk(3) for x in self.attention.in_proj()))
-        context = context.to(projections[0][0].device)  # where Accelerate puts this block
-        key, value = (self.split_heads(F.linear(context, *projection)) for projection in projections)
-        return key, value
+    def image_context(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Weight and bias of the query, then for each task the keys and values that it attends to.
 
-    def split_heads(self, tokens: Tensor) -> Tensor:
-        """`(B, S, C)` -> `(B, heads, S, C / heads)`."""
-        return tokens.unflatten(-1, (self.attention.num_heads, -1)).transpose(1, 2)
-
-    def forward(self, tokens: Tensor, attended: Tensor, *prepared: Tensor) -> Tensor:
-        """Tokens of some pixels `(T, B, n, C)`.
-
-        Args:
-            tokens: of the tasks that ask.
-            attended: of the tasks that they attend to.
-            prepared: what `prepare` returned.
-
-        Returns:
-            Interaction tokens of the tasks that ask, `(T, B, n, C)`.
+        There is a key and a value `(B, heads, S, C / heads)` for each square of `interaction_reduction` ** 2 pixels.
         """
+        side, num_heads = self.config.interaction_reduction, self.attention.num_heads
+        weights, biases = self.attention.input_projections(next(iter(maps.values())))
+        # Squares at the right and lower border may be cut off: average what is inside.
+        pooled = {task: F.avg_pool2d(x, side, ceil_mode=True).flatten(2).mT for task, x in maps.items()}
+        contexts = {}
+        for names in {tuple(self.config.attended(task)) for task in maps}:
+            tokens = torch.cat([pooled[name] for name in names], dim=1).to(weights.device)  # where Accelerate puts it
+            packed = F.linear(tokens, weights[1:].flatten(0, 2), biases[1:].flatten())
+            contexts[names] = packed.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return (
+            weights[0].flatten(0, 1),
+            biases[0].flatten(),
+            *(x for task in maps for x in contexts[tuple(self.config.attended(task))]),
+        )
+
+    def forward(self, tokens: Tensor, *prepared: Tensor) -> Tensor:
+        """Tokens of all tasks in some rows `(T, B, h, w, C)`, what `prepare` returned -> interaction tokens."""
         attention = self.attention
-        if self.scope == "image":
-            query = F.linear(tokens, *(x.chunk(3)[0] for x in attention.in_proj()))
-            query = self.split_heads(query.transpose(0, 1).flatten(1, 2))
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
-            answers = attend(self, query, *prepared, attention_mask=None, is_causal=False)[0].flatten(2)
-            answers = answers.unflatten(1, (tokens.shape[0], -1)).transpose(0, 1)
-            return attention.norm(attention.linear(attention.out_proj(answers)))
-        *query_projection, weight, bias = prepared
-        if self.scope == "task":
-            queries = F.linear(tokens, *query_projection)
-            tokens = torch.stack([attention.attend(query, attended)[0] for query in queries])
-        return attention.norm(F.linear(tokens, weight, bias))
+        if self.config.interaction_scope == "token":
+            return torch.stack([attention.norm(F.linear(x, *prepared)) for x in tokens])
+        weight, bias, *others = prepared
+        queries = [F.linear(x, weight, bias) for x in tokens]
+        if self.config.interaction_scope == "task":
+            contexts = (tokens[columns].movedim(0, -2) for columns in attended_columns(self.config))
+            answers = [
+                attention(attention.weigh(query, context), context, *others)
+                for query, context in zip(queries, contexts)
+            ]
+        else:
+            answers = [self.attend_to_image(*x) for x in zip(queries, others[::2], others[1::2])]
+        return torch.stack(answers)
+
+    def attend_to_image(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Queries `(B, h, w, C)`, keys and values `(B, heads, S, C / heads)` -> `(B, h, w, C)`."""
+        attention = self.attention
+        split = query.flatten(1, 2).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
+        answers = attend(self, split, key, value, attention_mask=None, is_causal=False)[0]
+        return attention.norm(attention.linear(attention.out_proj(answers.reshape(query.shape))))
 
 
 class DeGMixTaskQuery(GradientCheckpointingLayer):
@@ -376,38 +379,59 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
 
     def __init__(self, config: DeGMixConfig):
         super().__init__()
+        self.config = config
         self.attentions = nn.ModuleDict({task: DeGMixAttention(config) for task in config.tasks})
 
-    def prepare(self, tasks: Sequence[str]) -> list[Tensor]:
-        """What all pixels share: weights and biases of the merged query, and of the merged value, of some tasks."""
-        attentions = (self.attentions[task] for task in tasks)
-        merged = ((*attention.merged_query(), *attention.merged_value()) for attention in attentions)
-        return [torch.stack(parameters) for parameters in zip(*merged)]
+    def prepare(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What all pixels share, from the maps `(B, C, h, w)` of all tasks: `merged_projections`, task after task."""
+        return tuple(x for task, like in maps.items() for x in self.attentions[task].merged_projections(like))
 
-    def forward(
-        self, tasks: Sequence[str], tokens: Tensor, attended: Tensor, known: Sequence[Tensor | None], *prepared: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Some pixels of the tasks that ask.
+    def forward(self, tokens: Tensor, answers: Tensor, *prepared: Tensor) -> tuple[Tensor, ...]:
+        """Some rows of the map.
 
         Args:
-            tasks: their names.
-            tokens: their tokens `(T, B, n, C)`.
-            attended: interaction tokens `(S, B, n, C)` of the tasks that they attend to.
-            known: for each of them attention weights `(B, n, heads, S)`, or `None` where they are to be computed.
+            tokens: of all tasks `(T, B, h, w, C)`.
+            answers: interaction tokens of all tasks `(T, B, h, w, C)`.
             prepared: what `prepare` returned.
 
         Returns:
-            Tokens `(T, B, n, C)` and attention weights `(T, B, n, heads, S)`.
+            Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`.
         """
-        outputs, attentions = [], []
-        for task, x, weights, query_weight, query_bias, value_weight, value_bias in zip(
-            tasks, tokens, known, *prepared
+        attentions = [self.attentions[task] for task in self.config.tasks]
+        all_columns = attended_columns(self.config)
+        contexts = [answers[columns].movedim(0, -2) for columns in all_columns]
+        weights = []
+        for attention, x, context, columns, weight, bias in zip(
+            attentions, tokens, contexts, all_columns, prepared[0::4], prepared[1::4]
         ):
-            attention = self.attentions[task]
-            averaged, weights = attention.attend(F.linear(x, query_weight, query_bias), attended, weights)
-            outputs.append(x + attention.norm(F.linear(averaged, value_weight, value_bias)))
-            attentions.append(weights)
-        return torch.stack(outputs), torch.stack(attentions)
+            seen = attention.weigh(F.linear(x, weight, bias), context)
+            # zero for the tasks that it does not attend to
+            weights.append(seen if columns == ALL else seen @ torch.eye(len(tokens)).to(seen)[columns])
+        # Tokens are averaged by the weights that are returned, so that gradients pass through these.
+        returned = torch.stack(weights, dim=1).permute(0, 1, 4, 5, 2, 3)
+        queried = [
+            x + attention(seen[..., columns], context, weight, bias)
+            for attention, x, context, columns, seen, weight, bias in zip(
+                attentions,
+                tokens,
+                contexts,
+                all_columns,
+                returned.permute(1, 0, 4, 5, 2, 3),
+                prepared[2::4],
+                prepared[3::4],
+            )
+        ]
+        return returned, *queried
+
+
+ALL = slice(None)
+
+
+def attended_columns(config: DeGMixConfig) -> list[slice | list[int]]:
+    """For each task the numbers of the tasks that it attends to, or `ALL`, which makes no copy."""
+    names = list(config.tasks)
+    attended = [[names.index(other) for other in config.attended(task)] for task in names]
+    return [ALL if len(columns) == len(names) else columns for columns in attended]
 
 
 class DeGMixGating(GradientCheckpointingLayer):
@@ -464,29 +488,38 @@ class DeGMixPreTrainedModel(PreTrainedModel):
         # `_init_weights` overwrites loaded weights. Ours does not, and such modules know how their parts start.
         super()._initialize_weights(module)
 
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
+        def checkpoint_outside_transforms(function, *args):
+            return function(*args) if _is_transformed() else gradient_checkpointing_func(function, *args)
+
+        super()._set_gradient_checkpointing(enable, checkpoint_outside_transforms, **kwargs)
+
     def train(self, mode: bool = True):
         """As in `nn.Module`, but what is frozen, parts without a parameter that takes gradients, keeps evaluating.
 
-        Otherwise training would go on to change the statistics of its batch norms.
+        Otherwise training would go on to change the statistics of its batch norms. Parameters of the backbone that
+        nothing reads never take gradients.
         """
         super().train(mode)
-        for module in self.modules() if mode else ():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
+        # Here too, as `from_pretrained` replaces parameters, and ends with this.
+        self.base_model.freeze_unread_parameters()
+        if mode:
+            _evaluate_frozen(self)
         return self
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
         """As in `nn.Module`; parameters may also have the names that they have in files of `save_pretrained`.
 
         For some backbones (Swin, in newer versions of Transformers) those differ, and `Trainer` hands files over as
-        they are when it resumes or returns to its best model: parameters would silently keep their values.
+        they are when it resumes or returns to its best model: parameters would silently keep their values. Not needed
+        once the oldest supported version has https://github.com/huggingface/transformers/pull/49022, which mends issue
+        48805 there; 5.24 has not.
         """
         own = self.state_dict()
         if any(name not in own for name in state_dict):
-            names = {tensor.data_ptr(): name for name, tensor in own.items()}
+            names = {id(tensor): name for name, tensor in own.items()}
             saved = revert_weight_conversion(self, own)
-            renamed = {name: names.get(tensor.data_ptr()) for name, tensor in saved.items()}
+            renamed = {name: names.get(id(tensor)) for name, tensor in saved.items()}
             state_dict = {renamed.get(name) or name: tensor for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -495,6 +528,11 @@ class DeGMixPreTrainedModel(PreTrainedModel):
         """PyTorch's defaults, but for the attentions, offsets, gates and classifiers (released code)."""
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
+        elif isinstance(module, DeGMixFeatureFusion):
+            # As one linear layer over all maps
+            bound = sum(projection.in_channels for projection in module.projections) ** -0.5
+            for parameter in module.projections.parameters():
+                init.uniform_(parameter, -bound, bound)
         elif isinstance(module, DeGMixAttention):
             init.xavier_uniform_(module.in_proj.weight)
             init.zeros_(module.in_proj.bias)
@@ -509,6 +547,15 @@ class DeGMixPreTrainedModel(PreTrainedModel):
             init.zeros_(module.classifier.bias)
         else:
             super()._init_weights(module)
+
+
+def _evaluate_frozen(module: nn.Module) -> set[bool]:
+    """`requires_grad` of all parameters of a module, which goes to eval mode if it has any and all are frozen."""
+    found = {parameter.requires_grad for parameter in module.parameters(recurse=False)}
+    found.update(*(_evaluate_frozen(child) for child in module.children()))
+    if found == {False}:
+        module.eval()
+    return found
 
 
 class DeGMixModel(DeGMixPreTrainedModel):
@@ -526,13 +573,20 @@ class DeGMixModel(DeGMixPreTrainedModel):
             self.interaction = DeGMixTaskInteraction(config)
             self.query = DeGMixTaskQuery(config)
             self.gating = DeGMixGating(config) if config.use_gating else nn.Identity()
+        self.unread_parameters = _find_unread_parameters(self.backbone)
+        self.freeze_unread_parameters()
         self.post_init()
+
+    def freeze_unread_parameters(self):
+        """Distributed training would wait for gradients of the backbone's parameters that nothing reads."""
+        for name in self.unread_parameters:
+            self.backbone.get_parameter(name).requires_grad_(False)
 
     @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> DeGMixModelOutput:
@@ -540,7 +594,8 @@ class DeGMixModel(DeGMixPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images, at least 32 x 32, any size above.
-            output_hidden_states (`bool`, *optional*): whether to return the maps between the blocks.
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
+                Whether to return the maps between the blocks, or which of them.
             output_attentions (`bool`, *optional*): whether to return the task queries' attention over tasks.
 
         Raises:
@@ -556,82 +611,101 @@ class DeGMixModel(DeGMixPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
 
+        wants_hidden_states = output_hidden_states not in (False, [])
+
         feature_maps = self.backbone(pixel_values).feature_maps
         fused = self.fusion(feature_maps)
         features = {task: self.mixers[task](fused).to(fused.device) for task in self.config.tasks}
-        hidden_states, attentions = None, None
-        if output_hidden_states:
+        hidden_states = [*feature_maps, fused]
+        if wants_hidden_states:
             features, stacked = _stack_tasks(features)
-            hidden_states = (*feature_maps, fused, stacked)
+            hidden_states.append(stacked)
+        attentions = None
         if self.config.use_decoder:
-            mixed = features
-            features, attentions = self.decode(mixed)
-            if output_attentions and torch.is_grad_enabled():
-                # Once more, by these weights: as in other models, gradients pass through those that are returned.
-                features, _ = self.decode(mixed, attentions)
-        if hidden_states:
+            features, attentions = self.decode(features, output_attentions)
+        if wants_hidden_states:
             features, stacked = _stack_tasks(features)
-            hidden_states += (stacked,)
+            hidden_states.append(stacked)
         return DeGMixModelOutput(
             fused_features=fused,
             task_features=features,
-            hidden_states=hidden_states,
+            hidden_states=_select(hidden_states, output_hidden_states) if wants_hidden_states else None,
             attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
 
-    def decode(self, features: dict[str, Tensor], known: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    def decode(self, features: dict[str, Tensor], output_attentions: bool) -> tuple[dict[str, Tensor], Tensor]:
         """Maps of each task `(B, C, h, w)` -> such maps, and attention weights `(B, T, heads, T, h, w)`.
 
-        The weights are computed or, if they are known, those.
-
-        Only the interaction looks beyond a pixel. On a CPU, pixels therefore go through all blocks in portions that
-        stay in its cache; captured graphs have to hold for all sizes and take them at once.
-
-        Tasks that attend to the same tasks go together, those that are attended to first. Nothing that is computed for
-        them depends on other groups, not even the portions, so that it is the same to the last bit without these.
+        Only the interaction looks beyond a pixel. On a CPU, a few rows at a time therefore go through all blocks, so
+        that they stay in its cache. Captured graphs have to hold for all sizes, and attentions through which gradients
+        are to pass must be one tensor: these take all rows at once.
         """
-        groups, names = self.config.attention_groups(), list(features)
-        maps = [maps.flatten(2) for maps in features.values()]
-        batch_size, _, height, width = features[names[0]].shape
-        if known is not None:
-            maps.append(known.flatten(4))
-        portions: Iterable[Sequence[Tensor]] = [maps]
-        if maps[0].device.type == "cpu" and not torch.compiler.is_compiling():
-            portions = zip(*(x.split(max(1, self.CPU_PORTION // batch_size), dim=-1) for x in maps))
-        prepared = [
-            (self.interaction.prepare([features[task] for task in attended]), self.query.prepare(tasks))
-            for tasks, attended in groups
-        ]
-        decoded, attentions = defaultdict(list), defaultdict(list)
-        for portion in portions:
-            tokens = {task: pixels.transpose(1, 2) for task, pixels in zip(names, portion)}  # (B, n, C)
-            interaction_tokens: dict[str, Tensor] = {}
-            for (tasks, attended), (interaction_prepared, query_prepared) in zip(groups, prepared):
-                asking = torch.stack([tokens[task] for task in tasks])
-                context = asking if tasks == attended else torch.stack([tokens[task] for task in attended])
-                answers = self.interaction(asking, context, *interaction_prepared)
-                interaction_tokens.update(zip(tasks, answers))
-                if tasks != attended:
-                    answers = torch.stack([interaction_tokens[task] for task in attended])
-                rows, columns = ([names.index(task) for task in some] for some in (tasks, attended))
-                given: Any = [None] * len(tasks)
-                if known is not None:
-                    given = portion[-1].permute(1, 0, 4, 2, 3)[rows][..., columns]
-                queried, weights = self.query(tasks, asking, answers, given, *query_prepared)
-                # Many cheap steps: their results, kept for the backward pass, take half of the decoder's memory.
-                gated = checkpoint(self.gating, queried, use_reentrant=False, preserve_rng_state=False)
-                if len(columns) < len(names):
-                    seen, weights = weights, weights.new_zeros(*weights.shape[:-1], len(names))
-                    weights[..., columns] = seen
-                for task, pixels, pixel_weights in zip(tasks, gated, weights):
-                    decoded[task].append(pixels)
-                    attentions[task].append(pixel_weights)
-        size = (height, width)
-        weights = torch.stack([torch.cat(attentions[task], dim=1) for task in names], dim=1)
-        return (
-            {task: torch.cat(decoded[task], dim=1).unflatten(1, size).permute(0, 3, 1, 2) for task in names},
-            weights.unflatten(2, size).permute(0, 1, 4, 5, 2, 3),
-        )
+        prepared = self.interaction.prepare(features), self.query.prepare(features)
+        batch_size, _, _, width = next(iter(features.values())).shape
+        on_cpu = next(iter(features.values())).device.type == "cpu"
+        portions: Iterable[Sequence[Tensor]] = [list(features.values())]
+        if on_cpu and not torch.compiler.is_compiling() and not (output_attentions and torch.is_grad_enabled()):
+            num_rows = max(1, self.CPU_PORTION // (batch_size * width))
+            portions = zip(*(maps.split(num_rows, dim=2) for maps in features.values()))
+        attentions, *decoded = zip(*(self.decode_rows(rows, *prepared) for rows in portions))
+        return {task: _join(decoded.pop(0), dim=2) for task in features}, _join(attentions, dim=-2)
+
+    def decode_rows(
+        self, maps: Sequence[Tensor], interaction: tuple[Tensor, ...], query: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """`decode` of some rows, given what the blocks' `prepare` returned: attention weights and each task's map."""
+        tokens = torch.stack([x.permute(0, 2, 3, 1) for x in maps])
+        attentions, *queried = self.query(tokens, self.interaction(tokens, *interaction), *query)
+        # Not channels last: convolutions of such maps have slow backward passes on a CPU.
+        return attentions, *(self.gate(x).permute(0, 3, 1, 2).contiguous() for x in queried)
+
+    def gate(self, tokens: Tensor) -> Tensor:
+        """The gating. Results of its many cheap steps, kept for the backward pass, would take half of the memory."""
+        if not _may_recompute():
+            return self.gating(tokens)
+        return checkpoint(self.gating, tokens, use_reentrant=False, preserve_rng_state=False)
+
+
+def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Parts of a tensor along an axis -> the tensor; a single part is returned itself, not a copy."""
+    return torch.cat(parts, dim=dim) if len(parts) > 1 else parts[0]
+
+
+def _select(hidden_states: list[Tensor], selection: bool | int | list[int]) -> tuple[Tensor | None, ...]:
+    """All hidden states, or those at some indices and `None` for the others, as in Transformers."""
+    if selection is True:
+        return tuple(hidden_states)
+    indices = [selection] if isinstance(selection, int) else selection
+    count = len(hidden_states)
+    return tuple(x if i in indices or i - count in indices else None for i, x in enumerate(hidden_states))
+
+
+def _find_unread_parameters(backbone: nn.Module) -> list[str]:
+    """Names of the parameters that a backbone's maps do not depend on.
+
+    Swin ends in a LayerNorm that is not applied to the maps; stages may follow the last one that is fused.
+    """
+    size = getattr(backbone.config, "image_size", 64)
+    height, width = (size, size) if isinstance(size, int) else size
+    # Zeros in place of the weights, which may be on the meta device, and the graph of one pass, which tells all.
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        parameters = {
+            name: torch.zeros((), dtype=x.dtype).expand(x.shape).requires_grad_()
+            for name, x in backbone.named_parameters()
+        }
+        buffers = {name: torch.zeros_like(x, device="cpu") for name, x in backbone.named_buffers()}
+        pixel_values = torch.zeros(1, getattr(backbone.config, "num_channels", 3), height, width)
+        maps = torch.func.functional_call(backbone, {**parameters, **buffers}, (pixel_values,)).feature_maps
+    nodes = [feature_map.grad_fn for feature_map in maps]
+    seen, read = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            read.add(node.variable)
+        following = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= following
+        nodes += following
+    return [name for name, parameter in parameters.items() if parameter not in read]
 
 
 def _stack_tasks(features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
@@ -728,7 +802,7 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
         pixel_values: Tensor,
         labels: dict[str, Tensor] | None = None,
         pixel_counts: dict[str, Tensor] | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> DeGMixDensePredictionOutput:
@@ -744,7 +818,8 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
                 Where the images are part of a batch (gradient accumulation, several processes):
                 [`~loss_degmix.count_pixels`] of the labels of all parts, with which the losses of the parts add up to
                 that of the batch.
-            output_hidden_states (`bool`, *optional*): whether to return the maps between the blocks.
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
+                Whether to return the maps between the blocks, or which of them.
             output_attentions (`bool`, *optional*): whether to return the task queries' attention over tasks.
 
         Raises:

@@ -467,7 +467,7 @@ def test_frozen_modules_stay_as_they_are(tmp_path):
     after = AutoModel.from_pretrained(tmp_path / "run" / "last").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert not [name for name in changed if name.startswith(("model.backbone.", "model.mixers.depth."))]
-    assert "model.mixers.semseg.0.channel_norm.running_mean" in changed and "model.fusion.projection.weight" in changed
+    assert {"model.mixers.semseg.0.channel_norm.running_mean", "model.fusion.projections.0.weight"} <= changed
     with pytest.raises(ValueError, match=r"`freeze` names \['backbone'\]; the model has modules such as \['model'"):
         build_model(arguments(tmp_path, freeze=["backbone"]))
 
@@ -481,7 +481,7 @@ def test_backbone_has_its_own_learning_rate(tmp_path):
     for (name, old), new in zip(before.named_parameters(), after.parameters()):
         if name.startswith("model.backbone."):
             assert torch.equal(old, new), name
-    assert not torch.equal(before.model.fusion.projection.weight, after.model.fusion.projection.weight)
+    assert not torch.equal(before.model.fusion.projections[0].weight, after.model.fusion.projections[0].weight)
 
 
 def test_moving_average(tmp_path):
