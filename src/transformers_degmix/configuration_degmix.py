@@ -27,6 +27,15 @@ NYUD_TASKS: dict[str, dict[str, Any]] = {
     "edge": {"kind": "boundary", "pos_weight": 0.8},
 }
 
+# Where auto classes find the code beside the weights, with `trust_remote_code=True`.
+AUTO_MAP = {
+    "AutoConfig": "configuration_degmix.DeGMixConfig",
+    "AutoModel": "modeling_degmix.DeGMixForMultiTaskDensePrediction",
+    "AutoModelForDepthEstimation": "modeling_degmix_single_task.DeGMixForDepthEstimation",
+    "AutoModelForNormalEstimation": "modeling_degmix_single_task.DeGMixForNormalEstimation",
+    "AutoModelForSemanticSegmentation": "modeling_degmix_single_task.DeGMixForSemanticSegmentation",
+}
+
 # Where `pipeline(..., trust_remote_code=True)` finds the class, beside the weights.
 CUSTOM_PIPELINES = {
     "multi-task-dense-prediction": {
@@ -90,6 +99,9 @@ class DeGMixConfig(PreTrainedConfig):
             What of a pixel's position enters the offsets at which the deformable mixers sample: `"absolute"` its row
             and column, counted from 1, as in the released code and its checkpoints; `"normalized"` the same in the
             range from -1 to 1, which does not depend on the size of the image; `"none"` nothing.
+        single_task (`str`, *optional*):
+            The task that the models of one task predict, such as [`DeGMixForSemanticSegmentation`]; needed where
+            several are of their kind. The model of all tasks does not read it.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message names the field, the value and what is.
@@ -121,6 +133,7 @@ class DeGMixConfig(PreTrainedConfig):
     interaction_reduction: int = 1
     head_hidden_size: int | None = None
     offset_position: str = "absolute"
+    single_task: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:
@@ -146,8 +159,8 @@ class DeGMixConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **{name: kwargs.pop(name) for name in names}}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the base class, with the pipeline, and the tasks as a list: JSON sorts keys, tasks have an order."""
-        output = {**super().to_dict(), "custom_pipelines": CUSTOM_PIPELINES}
+        """As in the base class, with the code's places, and tasks as a list: JSON sorts keys, tasks have an order."""
+        output = {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
         output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
         return output
 

@@ -621,7 +621,7 @@ class DeGMixImageProcessingMixin:
 
     def _logits_of_kind(self, kind: str, outputs: ModelOutput, task: str | None) -> Tensor:
         """The logits of the task of a kind, from the outputs of the model of all tasks."""
-        return outputs.logits[task_of_kind(kind, self._kinds(outputs), task)]
+        return outputs.logits[task_of_kind(kind, self._kinds(outputs), task, "task")]
 
     def _in_target_sizes(self, logits: Tensor, target_sizes: list[Size] | Tensor | None) -> Iterator[Tensor]:
         """Logits `(batch, num_labels, H, W)` -> float32 `(1, num_labels, height, width)` of each image."""

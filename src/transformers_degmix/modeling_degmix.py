@@ -6,7 +6,7 @@ Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of 
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_degmix import DeGMixConfig, complete_fields
 from .loss_degmix import multi_task_loss
+
+
+if TYPE_CHECKING:
+    # `save_pretrained` copies what is imported relatively; these too are to lie there for `trust_remote_code=True`.
+    from .modeling_degmix_single_task import DeGMixForSingleTask  # noqa: F401
 
 
 @dataclass
@@ -356,7 +361,7 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         weight, bias, *others = prepared
         queries = [F.linear(x, weight, bias) for x in tokens]
         if self.config.interaction_scope == "task":
-            contexts = (tokens[columns].movedim(0, -2) for columns in attended_columns(self.config))
+            contexts = (tokens[columns].movedim(0, -2) for columns in attended_columns(self.config).values())
             answers = [
                 attention(attention.weigh(query, context), context, *others)
                 for query, context in zip(queries, contexts)
@@ -375,7 +380,10 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
 
 
 class DeGMixTaskQuery(GradientCheckpointingLayer):
-    """Task query block: each task's token asks the interaction tokens of the tasks it attends to, at its pixel."""
+    """Task query block: each task's token asks the interaction tokens of the tasks it attends to, at its pixel.
+
+    Only tasks that have an attention ask; a model of one task has no other.
+    """
 
     def __init__(self, config: DeGMixConfig):
         super().__init__()
@@ -384,7 +392,9 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
 
     def prepare(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """What all pixels share, from the maps `(B, C, h, w)` of all tasks: `merged_projections`, task after task."""
-        return tuple(x for task, like in maps.items() for x in self.attentions[task].merged_projections(like))
+        return tuple(
+            x for task, attention in self.attentions.items() for x in attention.merged_projections(maps[task])
+        )
 
     def forward(self, tokens: Tensor, answers: Tensor, *prepared: Tensor) -> tuple[Tensor, ...]:
         """Some rows of the map.
@@ -395,14 +405,15 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
             prepared: what `prepare` returned.
 
         Returns:
-            Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`.
+            Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`, of those that ask.
         """
-        attentions = [self.attentions[task] for task in self.config.tasks]
-        all_columns = attended_columns(self.config)
+        names, columns_of = list(self.config.tasks), attended_columns(self.config)
+        asking = [tokens[names.index(task)] for task in self.attentions]
+        all_columns = [columns_of[task] for task in self.attentions]
         contexts = [answers[columns].movedim(0, -2) for columns in all_columns]
         weights = []
         for attention, x, context, columns, weight, bias in zip(
-            attentions, tokens, contexts, all_columns, prepared[0::4], prepared[1::4]
+            self.attentions.values(), asking, contexts, all_columns, prepared[0::4], prepared[1::4]
         ):
             seen = attention.weigh(F.linear(x, weight, bias), context)
             # zero for the tasks that it does not attend to
@@ -412,8 +423,8 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         queried = [
             x + attention(seen[..., columns], context, weight, bias)
             for attention, x, context, columns, seen, weight, bias in zip(
-                attentions,
-                tokens,
+                self.attentions.values(),
+                asking,
                 contexts,
                 all_columns,
                 returned.permute(1, 0, 4, 5, 2, 3),
@@ -427,11 +438,11 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
 ALL = slice(None)
 
 
-def attended_columns(config: DeGMixConfig) -> list[slice | list[int]]:
+def attended_columns(config: DeGMixConfig) -> dict[str, slice | list[int]]:
     """For each task the numbers of the tasks that it attends to, or `ALL`, which makes no copy."""
     names = list(config.tasks)
-    attended = [[names.index(other) for other in config.attended(task)] for task in names]
-    return [ALL if len(columns) == len(names) else columns for columns in attended]
+    attended = {task: [names.index(other) for other in config.attended(task)] for task in names}
+    return {task: ALL if len(columns) == len(names) else columns for task, columns in attended.items()}
 
 
 class DeGMixGating(GradientCheckpointingLayer):
@@ -648,7 +659,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
             num_rows = max(1, self.CPU_PORTION // (batch_size * width))
             portions = zip(*(maps.split(num_rows, dim=2) for maps in features.values()))
         attentions, *decoded = zip(*(self.decode_rows(rows, *prepared) for rows in portions))
-        return {task: _join(decoded.pop(0), dim=2) for task in features}, _join(attentions, dim=-2)
+        return {task: _join(decoded.pop(0), dim=2) for task in self.query.attentions}, _join(attentions, dim=-2)
 
     def decode_rows(
         self, maps: Sequence[Tensor], interaction: tuple[Tensor, ...], query: tuple[Tensor, ...]
