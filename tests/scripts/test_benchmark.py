@@ -24,7 +24,7 @@ model:
 def test_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
-    options += ["--large", 64]
+    options += ["--large", 64, "--single-task"]
     assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -55,6 +55,17 @@ def test_report(monkeypatch, tmp_path, capsys):
     assert [(row["size"], row["way"]) for row in large] == [
         ("64 x 64", way) for way in ("resized", "windows", "whole")
     ]
+    model, *single = report["tables"]["Models of one task"]
+    assert [(row["predicts"], row["attends to"]) for row in single] == [
+        (task, attended) for task in ("semseg", "depth", "normals") for attended in ("all", "itself")
+    ]
+    for row in single:
+        assert row["parameters, millions"] < model["parameters, millions"] and row["s / all"] > 0
+        assert row["G multiply-adds"] < model["G multiply-adds"]
+    # Twice 3 mixers' channel mixing, which attention to the others costs, and more
+    for everything, alone in zip(single[::2], single[1::2]):
+        difference = everything["G multiply-adds"] - alone["G multiply-adds"]
+        assert difference > 1e-9 * pixels * channels**2 * 2 * 3
     assert [row["tasks"] for row in report["tables"]["Time against the number of tasks"]] == [1, 2]
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "report.json",
