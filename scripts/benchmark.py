@@ -5,22 +5,32 @@
     python scripts/benchmark.py --compile --onnx --published --output outputs/benchmark
     python scripts/benchmark.py --large 1024 2048 4096 --output outputs/benchmark
     python scripts/benchmark.py --single-task --output outputs/benchmark
+    python scripts/benchmark.py --busy 512 1024 2048 4096 --output outputs/benchmark
 
 The textbook (tests/textbook.py) has the same parameters and gives the same numbers with explicit tokens,
 `nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. What is compared runs in turns, and of each the
 shortest time is taken: ratios hold on a machine that does other things as well, seconds may not. "Head" is all that
 follows the backbone. Parameters and images are random. Writes report.json, report.md and pictures.
+
+On a CPU, the decoder takes pixels in portions (`DeGMixModel.CPU_PORTION`). `--busy` compares portions of several
+sizes, with one thread and with two, on idle cores and beside a process that computes on each of them: what is quickest
+alone need not be so on a machine that does other things. There, the shortest time says little, since threads wait for
+each other. The table has medians, and the longest time of a single pass.
 """
 
 import argparse
 import copy
 import json
+import os
 import platform
 import shlex
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -62,7 +72,6 @@ from small_models import random_labels  # noqa: E402
 from textbook import textbook_head  # noqa: E402
 
 
-ROUNDS = 5
 SINGLE_TASK_CLASSES = {
     model_class.kind: model_class
     for model_class in (DeGMixForDepthEstimation, DeGMixForNormalEstimation, DeGMixForSemanticSegmentation)
@@ -77,6 +86,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, default=RECIPES / "nyud.yaml", help="default: nyud.yaml, Swin-T")
     parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH (default: the benchmark's, 425x560 for NYUD-v2)")
     parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
     parser.add_argument("--against", default="textbook", choices=["textbook"], help="what the model is compared with")
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[], help="show time against image size")
     parser.add_argument("--tasks", type=int, nargs="+", default=[], help="show time against the number of tasks")
@@ -91,12 +101,27 @@ def parse_args() -> argparse.Namespace:
         help="images resized to that of the benchmark, in windows of its size, or whole at their own (default: all)",
     )
     parser.add_argument("--single-task", action="store_true", help="compare with the models of one task")
+    parser.add_argument(
+        "--busy",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="PIXELS",
+        help="compare portions of so many pixels, on idle and on busy cores, with one thread and two (Linux): minutes",
+    )
     parser.add_argument("--published", action="store_true", help="count operations beside the authors' figures")
     parser.add_argument("--compile", action="store_true", help="the head by torch.compile too")
     parser.add_argument("--onnx", action="store_true", help="the whole model in onnxruntime too: minutes")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="by autocast")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    if args.busy and args.device != "cpu":
+        parser.error(f"--busy compares portions, which only a CPU takes: it needs `--device cpu`, got {args.device!r}")
+    if any(portion < 1 for portion in args.busy):
+        parser.error(f"--busy needs portions of at least 1 pixel, got {args.busy}")
+    return args
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -121,9 +146,10 @@ class FixedBackbone(nn.Module):
 class Machine:
     """Runs and measures on a device."""
 
-    def __init__(self, device: str, dtype: str):
+    def __init__(self, device: str, dtype: str, rounds: int):
         self.device = torch.device(device)
         self.dtype = getattr(torch, dtype)
+        self.rounds = rounds
 
     def run(self, function: Callable[[], Any]) -> float:
         """Seconds that one call takes."""
@@ -137,12 +163,16 @@ class Machine:
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
-    def compare(self, functions: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-        """Shortest seconds of each, called in turns after a call that does not count."""
+    def compare(self, functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
+        """Shortest seconds of each, see `take_turns`."""
+        return {name: min(times) for name, times in self.take_turns(functions).items()}
+
+    def take_turns(self, functions: dict[Any, Callable[[], Any]]) -> dict[Any, list[float]]:
+        """Seconds of all calls of each, called in turns after a call that does not count."""
         for function in functions.values():
             self.run(function)
-        times = [{name: self.run(function) for name, function in functions.items()} for _ in range(rounds)]
-        return {name: min(round_[name] for round_ in times) for name in functions}
+        rows = [{name: self.run(function) for name, function in functions.items()} for _ in range(self.rounds)]
+        return {name: [row[name] for row in rows] for name in functions}
 
     def peak_memory(self, function: Callable[[], Any]) -> int:
         """Bytes that a call allocates at most beyond what is there before it."""
@@ -194,28 +224,33 @@ def build_model(run: TrainingArguments, tasks: dict[str, dict] | None = None) ->
     return DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**run.model, "tasks": tasks}))
 
 
-def measure_inference(
-    machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor
-) -> tuple[Table, Table, float]:
-    """Time and memory of the head against the textbook's, where its time goes, and operations a second of a GEMM."""
+@contextmanager
+def inference_passes(
+    model: DeGMixForMultiTaskDensePrediction, images: Tensor
+) -> Iterator[dict[str, Callable[[], Any]]]:
+    """The head, and the textbook's."""
     model.eval()
-    product = MatrixProduct(machine.device)
-    size = tuple(images.shape[-2:])
     backbone = model.model.backbone
     with torch.inference_mode():
         feature_maps = backbone(images).feature_maps
         model.model.backbone = FixedBackbone(feature_maps)
-        functions = {
-            "product": product,
-            "backbone": lambda: backbone(images),
+        yield {
             "ours": lambda: model(images),
-            "textbook": lambda: textbook_head(model, feature_maps, size),
+            "textbook": lambda: textbook_head(model, feature_maps, tuple(images.shape[-2:])),
         }
-        seconds = machine.compare(functions)
-        memory = {name: machine.peak_memory(functions[name]) for name in ("ours", "textbook")}
+    model.model.backbone = backbone
+
+
+def measure_inference(
+    machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor
+) -> tuple[Table, Table, float]:
+    """Time and memory of the head against the textbook's, where its time goes, and operations a second of a GEMM."""
+    product, backbone = MatrixProduct(machine.device), model.model.backbone
+    with inference_passes(model, images) as passes:
+        seconds = machine.compare({"product": product, "backbone": lambda: backbone(images), **passes})
+        memory = {name: machine.peak_memory(function) for name, function in passes.items()}
         gemm_rate = product.operations / seconds["product"]
         blocks = profile_blocks(machine, model, images, gemm_rate)
-    model.model.backbone = backbone
     table = [
         compared("head, inference: time", "s", seconds["ours"], seconds["textbook"]),
         compared("head, inference: peak memory", "MB", memory["ours"] / 1e6, memory["textbook"] / 1e6),
@@ -226,8 +261,11 @@ def measure_inference(
     return table, blocks, gemm_rate
 
 
-def measure_training(machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor) -> Table:
-    """Forward, loss, backward and update of the head against the textbook's."""
+@contextmanager
+def training_steps(
+    machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor
+) -> Iterator[dict[str, Callable[[], None]]]:
+    """Forward, loss, backward and update of the head, and the same of the textbook's."""
     model.train()
     size = tuple(images.shape[-2:])
     labels = {
@@ -245,17 +283,91 @@ def measure_training(machine: Machine, model: DeGMixForMultiTaskDensePrediction,
         optimizer.step()
         optimizer.zero_grad()
 
-    functions = {
+    yield {
         "ours": lambda: step(lambda: model(images).logits),
         "textbook": lambda: step(lambda: textbook_head(model, feature_maps, size)[0]),
     }
-    seconds = machine.compare(functions, rounds=3)
-    memory = {name: machine.peak_memory(function) for name, function in functions.items()}
     model.model.backbone = backbone
+
+
+def measure_training(machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor) -> Table:
+    """A training step of the head against the textbook's."""
+    with training_steps(machine, model, images) as steps:
+        seconds = machine.compare(steps)
+        memory = {name: machine.peak_memory(step) for name, step in steps.items()}
     return [
         compared("head, training step: time", "s", seconds["ours"], seconds["textbook"]),
         compared("head, training step: peak memory", "MB", memory["ours"] / 1e6, memory["textbook"] / 1e6),
     ]
+
+
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """A process on each core that this one may use computes until the end, or until this process is gone."""
+    program = (
+        "import os, sys\n"
+        "os.sched_setaffinity(0, [int(sys.argv[1])])\n"
+        "print(flush=True)\n"
+        "while os.getppid() == int(sys.argv[2]):\n"
+        "    sum(range(100_000))\n"
+    )
+    processes = []
+    try:
+        for core in os.sched_getaffinity(0):
+            command = [sys.executable, "-c", program, str(core), str(os.getpid())]
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        for process in processes:
+            process.stdout.readline()
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def measure_busy(
+    machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor, portions: list[int]
+) -> Table:
+    """Time of the head in portions of several sizes against the textbook's, on idle cores and on busy ones."""
+
+    def in_portions(portion: int, function: Callable[[], Any]) -> Callable[[], Any]:
+        def call():
+            model.model.CPU_PORTION = portion
+            function()
+
+        return call
+
+    table, num_threads = [], torch.get_num_threads()
+    ways = {"inference": inference_passes(model, images), "training step": training_steps(machine, model, images)}
+    loads = {"idle": nullcontext, "busy": busy_cores}
+    with tqdm(total=8, desc="busy") as progress:
+        for what, way in ways.items():
+            with way as functions:
+                turns = {portion: in_portions(portion, functions["ours"]) for portion in portions}
+                turns["textbook"] = functions["textbook"]
+                for (cores, load), threads in product(loads.items(), (1, 2)):
+                    torch.set_num_threads(threads)
+                    with load():
+                        seconds = machine.take_turns(turns)
+                    textbook = seconds.pop("textbook")
+                    for portion, ours in seconds.items():
+                        table.append(
+                            {
+                                "head": what,
+                                "cores": cores,
+                                "threads": threads,
+                                "portion": portion,
+                                "ours / textbook": statistics.median(ours) / statistics.median(textbook),
+                                "s": statistics.median(ours),
+                                "longest s": max(ours),
+                                "textbook s": statistics.median(textbook),
+                                "textbook longest s": max(textbook),
+                            }
+                        )
+                    progress.update()
+    torch.set_num_threads(num_threads)
+    del model.model.CPU_PORTION  # that of the class again
+    return table
 
 
 def compared(what: str, unit: str, ours: float, textbook: float) -> dict[str, Any]:
@@ -280,7 +392,7 @@ def profile_blocks(
         "heads": list(model.heads.values()),
     }
     seconds, operations = {}, {}
-    for _ in range(ROUNDS):
+    for _ in range(machine.rounds):
         spent, starts, handles = dict.fromkeys(blocks, 0.0), {}, []
         for name, modules in blocks.items():
 
@@ -326,14 +438,10 @@ def block_figures(seconds: float, operations: float, total: float, gemm_rate: fl
 
 def measure_compiled(machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor) -> Table:
     """The head compiled for one size against the head in eager mode."""
-    model.eval()
-    backbone = model.model.backbone
-    with torch.inference_mode():
-        model.model.backbone = FixedBackbone(backbone(images).feature_maps)
+    with inference_passes(model, images) as passes:
         compiled = torch.compile(model, fullgraph=True)
         preparation = machine.run(lambda: compiled(images))
-        seconds = machine.compare({"eager": lambda: model(images), "compiled": lambda: compiled(images)})
-    model.model.backbone = backbone
+        seconds = machine.compare({"eager": passes["ours"], "compiled": lambda: compiled(images)})
     return against_eager("head, inference", seconds, {"compiled": preparation})
 
 
@@ -370,7 +478,7 @@ def measure_sizes(machine: Machine, model: DeGMixForMultiTaskDensePrediction, si
         for height, width in tqdm(sizes, desc="sizes"):
             images = torch.randn(1, 3, height, width, device=machine.device)
             functions = {"model": lambda: model(images), "backbone": lambda: model.model.backbone(images)}
-            seconds = machine.compare(functions, rounds=3)
+            seconds = machine.compare(functions)
             pixels = height * width / 1e6
             table.append(
                 {
@@ -429,7 +537,7 @@ def measure_tasks(machine: Machine, run: TrainingArguments, images: Tensor, coun
             tasks = {f"task_{i}": kinds[i % len(kinds)] for i in range(count)}
             model = build_model(run, tasks).eval().to(machine.device)
             functions = {"model": lambda: model(images), "backbone": lambda: model.model.backbone(images)}
-            seconds = machine.compare(functions, rounds=3)
+            seconds = machine.compare(functions)
             head = seconds["model"] - seconds["backbone"]
             table.append({"tasks": count, "model s": seconds["model"], "head s": head, "head s / task": head / count})
     return table
@@ -442,7 +550,7 @@ def measure_single_task(machine: Machine, model: DeGMixForMultiTaskDensePredicti
     """
     model.eval()
     size = tuple(images.shape[-2:])
-    table = [{"predicts": "all tasks", **count(lambda: type(model)(model.config), size), "s / all": 1.0}]
+    table = [{"predicts": "all tasks", **count_work(lambda: type(model)(model.config), size), "s / all": 1.0}]
     for task, fields in tqdm(model.config.tasks.items(), desc="single task"):
         if fields["kind"] not in SINGLE_TASK_CLASSES:
             continue
@@ -453,23 +561,24 @@ def measure_single_task(machine: Machine, model: DeGMixForMultiTaskDensePredicti
             build = partial(SINGLE_TASK_CLASSES[fields["kind"]], config)
             single = build().eval().to(machine.device)
             with torch.inference_mode():
-                seconds = machine.compare({"all": partial(model, images), "one": partial(single, images)}, rounds=3)
+                seconds = machine.compare({"all": partial(model, images), "one": partial(single, images)})
             table.append(
                 {
                     "predicts": task,
                     "attends to": attends_to,
-                    **count(build, size),
+                    **count_work(build, size),
                     "s / all": seconds["one"] / seconds["all"],
                 }
             )
     return table
 
 
-def count(build: Callable[[], nn.Module], size: tuple[int, int]) -> dict[str, float]:
+def count_work(build: Callable[[], nn.Module], size: tuple[int, int]) -> dict[str, float]:
     """Parameters of a model, and operations on one image of (height, width)."""
-    with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = build().eval()
-        model(torch.empty(1, 3, *size))
+    with FakeTensorMode(), torch.no_grad():
+        model = build().eval()  # which runs the backbone too
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, *size))
     return {
         "parameters, millions": model.num_parameters() / 1e6,
         "G multiply-adds": counter.get_total_flops() / 2e9,
@@ -483,7 +592,7 @@ def count_published() -> Table:
         if "recipe" not in published or published["benchmark"] != "nyud":
             continue
         run = parse_arguments([str(RECIPES / f"{published['recipe']}.yaml")])
-        figures = count(partial(build_model, run), run.image_size)
+        figures = count_work(partial(build_model, run), run.image_size)
         table.append(
             {
                 "model": f"{published['model']} {published['backbone']}",
@@ -540,7 +649,7 @@ def main():
     try:
         check_writable(args.output)
         torch.manual_seed(0)
-        machine = Machine(args.device, args.dtype)
+        machine = Machine(args.device, args.dtype, args.rounds)
         run = parse_arguments([str(args.recipe)])
         model = build_model(run).to(machine.device)
     except (ValueError, OSError, RuntimeError) as error:
@@ -553,6 +662,8 @@ def main():
         against += measure_training(machine, model, images)
         progress.update()
     tables = {"Against the textbook": against, "Where the head's time goes": blocks}
+    if args.busy:
+        tables["Beside busy processes"] = measure_busy(machine, model, images, args.busy)
     if args.compile:
         tables["Compiled"] = measure_compiled(machine, model, images)
     if args.onnx:

@@ -1,7 +1,7 @@
 """Models small enough for tests: any backbone, any tasks, every parameter of influence."""
 
 import torch
-from transformers import ConvNextV2Config, Dinov2Config, ResNetConfig, SwinConfig
+from transformers import ConvNextV2Config, Dinov2Config, PreTrainedModel, ResNetConfig, SwinConfig
 
 from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction
 
@@ -88,3 +88,9 @@ def random_labels(tasks: dict, batch_size: int, height: int, width: int, seed: i
         label[ignored.unsqueeze(1).expand_as(label) if label.ndim == 4 else ignored] = 255
         labels[name] = label
     return labels
+
+
+def enable_checkpointing(model: PreTrainedModel, use_reentrant: bool | None = None):
+    """Gradient checkpointing, under either of the names that it has in the supported range of Transformers."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(None if use_reentrant is None else {"use_reentrant": use_reentrant})

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 import torch
-from accelerate import dispatch_model
+from accelerate import cpu_offload, dispatch_model
 from safetensors.torch import load_file, save_file
-from small_models import ALL_KINDS, BACKBONES, random_labels, small_config, small_model
+from small_models import ALL_KINDS, BACKBONES, STAGES, random_labels, small_config, small_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
@@ -113,6 +113,34 @@ def test_hidden_states_and_attentions_carry_gradients(model_class, scope):
     model.zero_grad()
     model(images(), output_attentions=True).attentions[0].square().sum().backward()
     assert model.base_model.query.attentions["edge"].in_proj.weight.grad.any()
+
+
+@both_classes
+def test_some_hidden_states(model_class):
+    # From 5.24 on, Transformers' own models keep `None` in the place of others, and pass over what is not there.
+    model = small(model_class)
+    with torch.no_grad():
+        hidden_states = model(images(), output_hidden_states=True).hidden_states
+        for selection, chosen in (([0, 5], {0, 5}), ([-1], {6}), ((1, -2), {1, 5}), ([2, 7, -8], {2}), (3, {3})):
+            options = {"output_hidden_states": selection, "output_attentions": True}
+            selected = model(images(), **options).hidden_states
+            assert len(selected) == len(hidden_states) == 7
+            for i, (actual, expected) in enumerate(zip(selected, hidden_states)):
+                assert torch.equal(actual, expected) if i in chosen else actual is None
+            unnamed = model(images(), **options, return_dict=False)[-2]
+            torch.testing.assert_close(unnamed, selected, rtol=0, atol=0)
+        assert model(images(), output_hidden_states=[]).hidden_states is None
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_flags_of_the_backbone_change_nothing(backbone):
+    model = small(DeGMixForMultiTaskDensePrediction, backbone=backbone)
+    model.set_attn_implementation("eager")
+    expected = tensors_of(model(images(1, 56, 56)))
+    model.config.backbone_config.output_hidden_states = True
+    model.config.backbone_config.output_attentions = True
+    actual = tensors_of(model(images(1, 56, 56)))
+    assert actual.keys() == expected.keys() and all(torch.equal(x, expected[place]) for place, x in actual.items())
 
 
 # Attention
@@ -258,6 +286,16 @@ def test_copies_and_pickles(model_class, backbone):
         assert all(torch.equal(tensor, expected[place]) for place, tensor in run(other).items())
 
 
+def test_state_dicts_take_the_place_of_files(tmp_path):
+    model = small(DeGMixForMultiTaskDensePrediction)
+    made = DeGMixForMultiTaskDensePrediction.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert_same_parameters(made, model)
+    # Conversions between names and layouts leave no views behind.
+    model.save_pretrained(tmp_path)
+    for each in (model, made, DeGMixForMultiTaskDensePrediction.from_pretrained(tmp_path)):
+        assert all(x.is_contiguous() for x in each.state_dict().values())
+
+
 # Another number of classes
 
 
@@ -320,6 +358,66 @@ def test_parts_may_stay_on_disk(scope, share, tmp_path):
     )
     assert "disk" in loaded.hf_device_map.values() and any(x.is_meta for x in loaded.parameters())
     assert all(torch.equal(*pair) for pair in zip(run(loaded).values(), run(model).values()))
+
+
+@all_scopes
+def test_every_layer_may_be_loaded_when_it_is_called(scope):
+    model = small(DeGMixForMultiTaskDensePrediction, scope)
+    expected = run(model)
+    cpu_offload(model, execution_device="cpu")
+    assert all(x.is_meta for x in model.parameters())
+    assert all(torch.equal(*pair) for pair in zip(run(model).values(), expected.values()))
+
+
+@pytest.mark.parametrize(
+    "scope, backbone", [("task", "resnet"), ("image", "resnet"), *(("token", name) for name in sorted(BACKBONES))]
+)
+def test_shapes_are_known_without_memory(scope, backbone):
+    model = small(DeGMixForMultiTaskDensePrediction, scope, backbone)
+    pixel_values, labels = images(2, 56, 70), random_labels(TASKS, 2, 56, 70)
+    options = {"output_hidden_states": True, "output_attentions": True}
+    expected = tensors_of(model(pixel_values, labels, **options))
+    labels = {task: label.to("meta") for task, label in labels.items()}
+    outputs = tensors_of(model.to("meta")(pixel_values.to("meta"), labels, **options))
+    assert outputs.keys() == expected.keys()
+    for place, tensor in outputs.items():
+        assert tensor.is_meta and (tensor.shape, tensor.dtype) == (expected[place].shape, expected[place].dtype), place
+
+
+@pytest.mark.parametrize(
+    "backbone, device, strict",
+    [("swin", "cpu", False), ("swin", "meta", False), ("swin", "meta", True), ("dinov2", "meta", True)],
+)
+def test_files_are_assigned_as_they_are(backbone, device, strict, tmp_path):
+    model = small(DeGMixForMultiTaskDensePrediction, backbone=backbone)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    with torch.device(device):
+        empty = DeGMixForMultiTaskDensePrediction(model.config)
+    result = empty.load_state_dict(saved, strict=strict, assign=True)
+    assert not result.missing_keys and not result.unexpected_keys
+    assert_same_parameters(empty, model)
+    assert [x.requires_grad for x in empty.parameters()] == [x.requires_grad for x in model.parameters()]
+    assert {x.data_ptr() for x in empty.state_dict().values()} == {x.data_ptr() for x in saved.values()}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_parts_of_files_are_assigned(device, tmp_path):
+    model = small(DeGMixForMultiTaskDensePrediction)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    # The first of the backbone has another name in Swin's files.
+    for left_out in (min(name for name in saved if "backbone" in name), "heads.edge.conv.weight"):
+        part = {name: x for name, x in saved.items() if name != left_out}
+        with torch.device(device):
+            empty = DeGMixForMultiTaskDensePrediction(model.config)
+        result = empty.load_state_dict({**part, "heads.flow.weight": torch.zeros(1)}, strict=False, assign=True)
+        assert result.unexpected_keys == ["heads.flow.weight"]
+        (missing,) = result.missing_keys
+        for name, x in model.state_dict().items():
+            assert name == missing or torch.equal(empty.state_dict()[name], x), name
+        with pytest.raises(RuntimeError, match=f"Missing key.*{missing}"):
+            empty.load_state_dict(part, assign=True)
 
 
 def undivided_blocks(model):
@@ -408,6 +506,12 @@ def test_initialisation_depends_on_the_seed_alone():
 # Training
 
 
+def backward(model):
+    outputs = model(images(2, 56, 56))
+    maps = getattr(outputs, "logits", None) or outputs.task_features
+    sum(x.square().mean() for x in maps.values()).backward()
+
+
 @both_classes
 @pytest.mark.parametrize(
     "backbone, unread",
@@ -419,12 +523,81 @@ def test_initialisation_depends_on_the_seed_alone():
 )
 def test_training_reaches_all_that_is_read(model_class, backbone, unread):
     model = small(model_class, backbone=backbone).train()
-    outputs = model(images(2, 56, 56))
-    maps = getattr(outputs, "logits", None) or outputs.task_features
-    sum(x.square().mean() for x in maps.values()).backward()
+    backward(model)
     without = [name.split("backbone.")[-1] for name, x in model.named_parameters() if x.grad is None]
     assert without == unread
     assert all(x.grad.isfinite().all() for x in model.parameters() if x.grad is not None)
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize("stages, fields", [(4, {}), (2, {}), (2, {"use_decoder": False, "num_mixer_layers": 0})])
+def test_what_takes_gradients_has_them(backbone, stages, fields):
+    # Distributed training waits for the gradient of every parameter that takes one.
+    backbone_config = copy.deepcopy(BACKBONES[backbone])
+    backbone_config.out_features = STAGES[:stages]
+    config = small_config(tasks=TASKS, backbone_config=backbone_config, **fields)
+    model = DeGMixForMultiTaskDensePrediction(config).train()
+    backward(model)
+    assert all(x.requires_grad == (x.grad is not None) for x in model.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["swin", "dinov2"])
+def test_what_takes_no_gradients_is_kept(backbone, tmp_path):
+    model = small(DeGMixForMultiTaskDensePrediction, backbone=backbone)
+    assert {x.requires_grad for x in model.parameters()} == {True, False}
+    model.save_pretrained(tmp_path)
+    for other in (DeGMixForMultiTaskDensePrediction.from_pretrained(tmp_path), copy.deepcopy(model)):
+        assert_same_parameters(other, model)
+        assert [x.requires_grad for x in other.parameters()] == [x.requires_grad for x in model.parameters()]
+
+
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_frozen_parts_keep_evaluating(backbone):
+    model = small(DeGMixForMultiTaskDensePrediction, backbone=backbone)
+    wrapped, frozen = nn.Sequential(model), [model.model.backbone, model.model.mixers["edge"], model.model.gating]
+    trained = [model.model.mixers["semseg"], model.model.query, model.heads]
+
+    def training_of(parts):
+        return {module.training for part in parts for module in part.modules()}
+
+    for part in frozen:
+        part.requires_grad_(False)
+    for train in (wrapped.train, model.train, model.train):
+        train()
+        assert training_of(frozen) == {False} and training_of(trained) == {True}
+        statistics = [x.clone() for part in frozen for x in part.buffers()]
+        model(images(), labels=random_labels(TASKS, 2, 41, 35)).loss.backward()
+        assert all(torch.equal(*pair) for pair in zip(statistics, (x for part in frozen for x in part.buffers())))
+        model.eval()
+        assert not any(module.training for module in model.modules())
+    model.requires_grad_(True).train()
+    assert all(x.training for x in model.modules() if all(p.requires_grad for p in x.parameters()))
+
+
+def test_one_batch_is_learnt():
+    torch.manual_seed(0)
+    config = small_config(tasks=TASKS, backbone_config=BACKBONES["resnet"], num_mixer_layers=1)
+    model, losses = DeGMixForMultiTaskDensePrediction(config).train(), []
+    left = (torch.arange(32) < 16).expand(2, 32, 32)
+    normals = torch.stack([0.6 * left, 1 - left.float(), 0.8 * left], dim=1)
+    labels = {"semseg": left.long(), "normals": normals, "edge": left.float()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(40):
+        outputs = model(images(2, 32, 32), labels=labels)
+        outputs.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append({task: loss.item() for task, loss in outputs.losses.items()})
+    for task, first in losses[0].items():
+        assert losses[-1][task] < 0.5 * first, task
+
+
+@both_classes
+def test_gradient_checkpointing_is_a_field_of_the_configuration(model_class):
+    model = model_class(small_config(tasks=TASKS, gradient_checkpointing=True))
+    assert {x.gradient_checkpointing for x in model.modules() if hasattr(x, "gradient_checkpointing")} == {True}
+    model = model_class(small_config(tasks=TASKS))
+    assert {x.gradient_checkpointing for x in model.modules() if hasattr(x, "gradient_checkpointing")} == {False}
 
 
 @pytest.mark.parametrize("backbone", ["swin", "resnet"])

@@ -116,6 +116,15 @@ def test_ignored_pixels_have_no_gradient(task):
     assert ignored.any() and not gradient[ignored].any() and (gradient[~ignored] > 0).all()
 
 
+@pytest.mark.parametrize("length", [0, 1e-30, 1e-6, 1])
+def test_normals_of_any_length_have_small_gradients(length):
+    logits = (length * random_logits(1, 4, 5)["normals"].detach()).requires_grad_()
+    labels = {"normals": random_labels(TASKS, 1, 4, 5)["normals"]}
+    loss, _ = multi_task_loss({"normals": logits}, labels, TASKS)
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all() and logits.grad.abs().max() < 1e4
+
+
 def test_half_precision_logits_are_summed_in_float32():
     logits = {"depth": torch.full((1, 1, 300, 300), 3.0, dtype=torch.float16)}
     loss, _ = multi_task_loss(logits, {"depth": torch.zeros(1, 300, 300)}, TASKS)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small_models import ALL_KINDS, BACKBONES, STAGES, random_labels, small_config, small_model
+from small_models import ALL_KINDS, BACKBONES, STAGES, enable_checkpointing, random_labels, small_config, small_model
 from textbook import sample_channels, sample_channels_one_by_one, textbook_forward
 from transformers import AutoConfig, AutoModel, SwinConfig
 
@@ -197,11 +197,6 @@ def test_autocast_is_close_to_float32():
     torch.testing.assert_close(outputs.loss, expected, rtol=0.05, atol=0)
 
 
-def enable_checkpointing(model):
-    # renamed within the supported range of Transformers
-    (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
-
-
 @pytest.mark.parametrize("scope", SCOPES)
 def test_gradient_checkpointing_changes_nothing(scope):
     plain = small_model(interaction_scope=scope).train()
@@ -240,6 +235,19 @@ def test_parameters_without_influence_have_zero_gradients():
     assert torch.equal(query_and_key, torch.zeros(32, 16)) and value.abs().sum() > 0
     key_bias = model.model.query.attentions["depth"].in_proj.bias.grad[16:32]
     torch.testing.assert_close(key_bias, torch.zeros(16), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_normals_of_length_zero_do_not_spoil_a_step(seed):
+    # A classifier's bias starts at zero: where no feature is positive, so is the prediction.
+    torch.manual_seed(seed)
+    tasks = {"normals": ALL_KINDS["normals"]}
+    model = DeGMixForMultiTaskDensePrediction(
+        small_config(backbone_config=BACKBONES["resnet"], tasks=tasks, hidden_size=32, head_hidden_size=6)
+    )
+    outputs = model(torch.rand(4, 3, 32, 32), labels=random_labels(tasks, 4, 32, 32))
+    outputs.loss.backward()
+    assert torch.stack([x.grad.norm() for x in model.parameters() if x.grad is not None]).norm() < 1000
 
 
 def test_initialisation_is_the_released_one():

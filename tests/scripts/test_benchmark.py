@@ -1,7 +1,13 @@
+import itertools
 import json
+from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from run_script import run_main
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoBackbone, AutoConfig
 
 
 RECIPE = """
@@ -24,7 +30,7 @@ model:
 def test_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
-    options += ["--large", 64, "--single-task"]
+    options += ["--large", 64, "--rounds", 1, "--single-task"]
     assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -56,16 +62,20 @@ def test_report(monkeypatch, tmp_path, capsys):
         ("64 x 64", way) for way in ("resized", "windows", "whole")
     ]
     model, *single = report["tables"]["Models of one task"]
+    backbone = AutoBackbone.from_config(AutoConfig.for_model(**yaml.safe_load(RECIPE)["model"]["backbone_config"]))
+    with FlopCounterMode(display=False) as counter:
+        backbone(torch.empty(1, 3, 160, 192))
+    assert 2 * model["G multiply-adds"] == pytest.approx(head["GFLOP"] + counter.get_total_flops() / 1e9, rel=0.01)
     assert [(row["predicts"], row["attends to"]) for row in single] == [
         (task, attended) for task in ("semseg", "depth", "normals") for attended in ("all", "itself")
     ]
     for row in single:
         assert row["parameters, millions"] < model["parameters, millions"] and row["s / all"] > 0
         assert row["G multiply-adds"] < model["G multiply-adds"]
-    # Twice 3 mixers' channel mixing, which attention to the others costs, and more
+    # The channel mixing of 3 mixers of 2 layers, and more
     for everything, alone in zip(single[::2], single[1::2]):
         difference = everything["G multiply-adds"] - alone["G multiply-adds"]
-        assert difference > 1e-9 * pixels * channels**2 * 2 * 3
+        assert difference > 1e-9 * pixels * channels**2 * 3 * 2
     assert [row["tasks"] for row in report["tables"]["Time against the number of tasks"]] == [1, 2]
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "report.json",
@@ -74,6 +84,39 @@ def test_report(monkeypatch, tmp_path, capsys):
         "tasks.png",
     }
     assert (tmp_path / "report" / "report.md").read_text().strip() in capsys.readouterr().out
+
+
+def children() -> set[str]:
+    """Processes that this one has started and that are not gone."""
+    return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
+
+
+def test_portions_beside_busy_processes(monkeypatch, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    before, threads = children(), torch.get_num_threads()
+    options = ["--recipe", tmp_path / "recipe.yaml", "--size", "32x32", "--rounds", 1, "--busy", 8, 64]
+    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
+    table = json.loads((tmp_path / "report" / "report.json").read_text())["tables"]["Beside busy processes"]
+    assert [tuple(row[name] for name in ("head", "cores", "threads", "portion")) for row in table] == list(
+        itertools.product(("inference", "training step"), ("idle", "busy"), (1, 2), (8, 64))
+    )
+    for row in table:
+        assert 0 < row["s"] <= row["longest s"] and 0 < row["textbook s"] <= row["textbook longest s"]
+        assert row["ours / textbook"] == pytest.approx(row["s"] / row["textbook s"])
+    assert children() == before and torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--busy", 0], "portions of at least 1 pixel, got [0]"),
+        (["--busy", 64, "--device", "cuda"], "needs `--device cpu`, got 'cuda'"),
+        (["--rounds", 0], "at least 1, got 0"),
+    ],
+)
+def test_bad_options(monkeypatch, tmp_path, capsys, options, message):
+    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") == 2
+    assert message in capsys.readouterr().err
 
 
 def test_errors_are_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys):
