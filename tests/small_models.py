@@ -3,7 +3,7 @@
 import torch
 from transformers import ConvNextV2Config, Dinov2Config, PreTrainedModel, ResNetConfig, SwinConfig
 
-from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction
+from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction, EfficientNetLiteConfig
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -27,6 +27,9 @@ BACKBONES = {
         image_size=56,
         out_features=STAGES,
         reshape_hidden_states=True,
+    ),
+    "efficientnet_lite": EfficientNetLiteConfig(
+        embedding_size=8, hidden_sizes=[8, 8, 8, 8, 12, 12, 16], depths=[1, 2, 1, 1, 1, 1, 1], out_features=STAGES
     ),
 }
 

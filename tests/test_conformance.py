@@ -470,7 +470,7 @@ def test_every_tensor_has_a_defined_start(backbone, monkeypatch):
             x.fill_(float("nan") if x.is_floating_point() else 99)
     model.init_weights()
     for name, x in model.named_parameters():
-        assert x.isfinite().all() and x.abs().max() <= 2 and abs(x.mean()) <= 1, name
+        assert x.isfinite().all() and x.abs().max() <= 3 and abs(x.mean()) <= 1, name
     for (name, x), expected in zip(model.named_buffers(), built.buffers()):
         assert torch.equal(x, expected), name
     assert all(x.isfinite().all() for x in tensors_of(model.eval()(images(1, 56, 56))).values())
@@ -518,6 +518,7 @@ def backward(model):
     [
         ("swin", ["swin.layernorm.weight", "swin.layernorm.bias"]),
         ("resnet", []),
+        ("efficientnet_lite", []),
         ("dinov2", ["embeddings.mask_token"]),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from small_models import ALL_KINDS, small_model
 from transformers import ResNetConfig, SwinConfig
 
-from transformers_degmix import DeGMixImageProcessor
+from transformers_degmix import DeGMixImageProcessor, EfficientNetLiteConfig
 from transformers_degmix.export import SIZES, OnnxModel, compare, export_onnx, export_program, quantize_onnx
 from transformers_degmix.saving import load_model_directory
 
@@ -22,6 +22,10 @@ BACKBONES = {
     ),
     # a shifted window, and all that pads: patches, pairs of them, windows
     "swin": SwinConfig(embed_dim=8, depths=[1, 2], num_heads=[1, 2], out_features=STAGES),
+    # pads odd and even sizes differently, at every stride
+    "efficientnet_lite": EfficientNetLiteConfig(
+        embedding_size=4, hidden_sizes=[4] * 7, depths=[1] * 7, out_features=["stage1", "stage4"]
+    ),
 }
 
 
@@ -61,10 +65,11 @@ def test_onnx_file_loads_like_a_model_directory(exported):
         torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
 
 
-def test_swin_pads_at_all_sizes(tmp_path):
+@pytest.mark.parametrize("backbone", ["swin", "efficientnet_lite"])
+def test_backbones_pad_at_all_sizes(tmp_path, backbone):
     # `export_onnx` compares at all of them
-    path = tmp_path / "swin.onnx"
-    differences = export_onnx(smallest_model("swin"), path)
+    path = tmp_path / "model.onnx"
+    differences = export_onnx(smallest_model(backbone), path)
     assert [size for size, _ in differences] == list(SIZES) and path.exists()
 
 

@@ -24,6 +24,7 @@ from .modeling_degmix_single_task import (
     DeGMixForNormalEstimation,
     DeGMixForSemanticSegmentation,
 )
+from .modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from .pipeline_degmix import MultiTaskDensePredictionPipeline
 from .version import __version__
 
@@ -39,6 +40,7 @@ else:
     DeGMixImageProcessor = DeGMixImageProcessorPil  # type: ignore[misc]
 
 AutoConfig.register(DeGMixConfig.model_type, DeGMixConfig)
+AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig)
 AutoModel.register(DeGMixConfig, DeGMixForMultiTaskDensePrediction)
 AutoModelForDepthEstimation.register(DeGMixConfig, DeGMixForDepthEstimation)
 AutoModelForNormalEstimation.register(DeGMixConfig, DeGMixForNormalEstimation)
@@ -68,6 +70,8 @@ __all__ = [
     "DeGMixImageProcessorPil",
     "DeGMixModel",
     "DeGMixPreTrainedModel",
+    "EfficientNetLiteBackbone",
+    "EfficientNetLiteConfig",
     "MultiTaskDensePredictionPipeline",
     "__version__",
 ]

@@ -8,10 +8,14 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .modeling_efficientnet_lite import EfficientNetLiteConfig
 from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
 if TYPE_CHECKING:
+    # `save_pretrained` copies what is imported relatively: all of `AUTO_MAP` is to lie there.
+    from .modeling_degmix_single_task import DeGMixForSingleTask  # noqa: F401
+
     Tasks = dict[str, dict[str, Any]]  # as it is after `__post_init__`
 else:
     Tasks = dict[str, dict[str, Any]] | list[dict[str, Any]] | None
@@ -168,6 +172,12 @@ class DeGMixConfig(PreTrainedConfig):
         """The tasks that a task attends to."""
         return self.tasks[task]["attends_to"] or list(self.tasks)
 
+    def attended_columns(self) -> list[slice | list[int]]:
+        """For each task the numbers of the tasks that it attends to, a slice if these are all, which needs no copy."""
+        names = list(self.tasks)
+        attended = [[names.index(other) for other in self.attended(task)] for task in names]
+        return [slice(None) if len(columns) == len(names) else columns for columns in attended]
+
     def _check_sizes(self):
         for field, lowest in (
             ("hidden_size", 1),
@@ -202,6 +212,9 @@ class DeGMixConfig(PreTrainedConfig):
 
 def _backbone_config_from_dict(backbone_config: dict) -> PreTrainedConfig:
     model_type = backbone_config.get("model_type")
+    if model_type == EfficientNetLiteConfig.model_type:
+        # Beside the weights, without the package, this is the class of the code there, which nobody registers.
+        return EfficientNetLiteConfig.from_dict(backbone_config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"`backbone_config` needs the `model_type` of a Transformers model, got {model_type!r}")
     return CONFIG_MAPPING[model_type].from_dict(backbone_config)

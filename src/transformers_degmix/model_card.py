@@ -14,6 +14,7 @@ from .data.benchmarks import BENCHMARKS
 from .evaluation import BENCHMARK_METRICS, METRICS
 from .evaluation.metric import StreamingMetric
 from .tasks import TASK_KINDS
+from .training.backbones import EFFICIENTNET_LITE0
 from .version import __version__
 
 
@@ -231,6 +232,8 @@ def run_card(
     data_id = data.get("id", Path(args.dataset).name if Path(args.dataset).exists() else args.dataset)
     from_scratch = args.dataset == "rooms" and not (args.pretrained or args.pretrained_backbone)
     base_model = args.pretrained or args.pretrained_backbone
+    if base_model and (base_model == EFFICIENTNET_LITE0 or Path(base_model).exists()):
+        base_model = None  # it names a repository on the Hub
     rows, results = [], []
     for name in scores:
         metric = METRICS[tasks[name]["kind"]]
@@ -253,7 +256,7 @@ def run_card(
             "model_name": title,
             "license": "apache-2.0" if from_scratch else "unknown",
             "datasets": [data_id],
-            "base_model": base_model if base_model and not Path(base_model).exists() else None,
+            "base_model": base_model,
         },
         tasks,
         results,

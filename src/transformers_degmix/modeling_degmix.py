@@ -3,10 +3,8 @@
 Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
 """
 
-import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +18,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_degmix import DeGMixConfig, complete_fields
+from .backbone_degmix import find_unread_parameters
+from .configuration_degmix import DeGMixConfig
+from .growth_degmix import GrowingTasksMixin
+from .layers_degmix import DeGMixOffsetConv, DeGMixPointwiseConv
 from .loss_degmix import multi_task_loss
-
-
-if TYPE_CHECKING:
-    # `save_pretrained` copies what is imported relatively; these too are to lie there for `trust_remote_code=True`.
-    from .modeling_degmix_single_task import DeGMixForSingleTask  # noqa: F401
+from .recomputation_degmix import gelu_and_norm, outside_transforms, recomputed
 
 
 @dataclass
@@ -101,31 +98,6 @@ class DeGMixFeatureFusion(nn.Module):
         return self.norm(first.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
-class DeGMixPointwiseConv(nn.Conv2d):
-    """A 1 x 1 convolution as a matrix product, whose backward pass is faster than PyTorch's convolution on a CPU."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(B, c, h, w)` -> `(B, c', h, w)`."""
-        weight = self.weight.flatten(1).expand(hidden_states.shape[0], -1, -1)
-        pixels = hidden_states.flatten(2)
-        product = weight @ pixels if self.bias is None else torch.baddbmm(self.bias[:, None], weight, pixels)
-        return product.unflatten(2, hidden_states.shape[-2:])
-
-
-class DeGMixOffsetConv(nn.Conv2d):
-    """A convolution in float32 (float64 for float64 inputs), under autocast and with half-precision weights too.
-
-    Positions and offsets are as large as the map: half precision would round them to half pixels and more.
-    """
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`(B, c, h, w)` -> `(B, c', h, w)`."""
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        with torch.autocast(hidden_states.device.type, dtype, enabled=False):
-            return self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), bias)
-
-
 class DeGMixDeformableConv(GradientCheckpointingLayer):
     """Samples every channel at its own offsets, then mixes the channels (paper, section 3.2).
 
@@ -194,8 +166,8 @@ class DeGMixMixerLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
-        hidden_states = _gelu_and_norm(self.channel_mixing(hidden_states), self.channel_norm)
-        return hidden_states + _gelu_and_norm(self.spatial_mixing(hidden_states), self.spatial_norm)
+        hidden_states = gelu_and_norm(self.channel_mixing(hidden_states), self.channel_norm)
+        return hidden_states + gelu_and_norm(self.spatial_mixing(hidden_states), self.spatial_norm)
 
 
 class DeGMixMixer(nn.Sequential):
@@ -203,32 +175,6 @@ class DeGMixMixer(nn.Sequential):
 
     def __init__(self, config: DeGMixConfig):
         super().__init__(*(DeGMixMixerLayer(config) for _ in range(config.num_mixer_layers)))
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work, for which there are no hooks on saved tensors."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _may_recompute() -> bool:
-    """Whether the backward pass may recompute cheap steps. Captured graphs decide themselves what they keep."""
-    return not torch.compiler.is_compiling() and not _is_transformed()
-
-
-def _gelu_and_norm(hidden_states: Tensor, norm: nn.Module) -> Tensor:
-    """`norm(F.gelu(hidden_states))`, of which the backward pass recomputes the GELU instead of keeping it.
-
-    Checkpointing both would count the batch twice in the BatchNorm.
-    """
-    activated = F.gelu(hidden_states)
-    if not _may_recompute():
-        return norm(activated)
-    reference = weakref.ref(activated)  # the hooks live as long as the graph, and would keep it
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: None if saved is reference() else saved,
-        lambda saved: F.gelu(hidden_states) if saved is None else saved,
-    ):
-        return norm(activated)
 
 
 def _linear_part(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -361,7 +307,7 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
         weight, bias, *others = prepared
         queries = [F.linear(x, weight, bias) for x in tokens]
         if self.config.interaction_scope == "task":
-            contexts = (tokens[columns].movedim(0, -2) for columns in attended_columns(self.config).values())
+            contexts = (tokens[columns].movedim(0, -2) for columns in self.config.attended_columns())
             answers = [
                 attention(attention.weigh(query, context), context, *others)
                 for query, context in zip(queries, contexts)
@@ -382,7 +328,7 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
 class DeGMixTaskQuery(GradientCheckpointingLayer):
     """Task query block: each task's token asks the interaction tokens of the tasks it attends to, at its pixel.
 
-    Only tasks that have an attention ask; a model of one task has no other.
+    Tasks without an attention do not ask; a model of one task has no other.
     """
 
     def __init__(self, config: DeGMixConfig):
@@ -392,9 +338,7 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
 
     def prepare(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """What all pixels share, from the maps `(B, C, h, w)` of all tasks: `merged_projections`, task after task."""
-        return tuple(
-            x for task, attention in self.attentions.items() for x in attention.merged_projections(maps[task])
-        )
+        return tuple(x for task in self.attentions for x in self.attentions[task].merged_projections(maps[task]))
 
     def forward(self, tokens: Tensor, answers: Tensor, *prepared: Tensor) -> tuple[Tensor, ...]:
         """Some rows of the map.
@@ -407,42 +351,23 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         Returns:
             Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`, of those that ask.
         """
-        names, columns_of = list(self.config.tasks), attended_columns(self.config)
-        asking = [tokens[names.index(task)] for task in self.attentions]
-        all_columns = [columns_of[task] for task in self.attentions]
-        contexts = [answers[columns].movedim(0, -2) for columns in all_columns]
-        weights = []
-        for attention, x, context, columns, weight, bias in zip(
-            self.attentions.values(), asking, contexts, all_columns, prepared[0::4], prepared[1::4]
-        ):
-            seen = attention.weigh(F.linear(x, weight, bias), context)
-            # zero for the tasks that it does not attend to
-            weights.append(seen if columns == ALL else seen @ torch.eye(len(tokens)).to(seen)[columns])
+        asking = [list(self.config.tasks).index(task) for task in self.attentions]
+        attentions, columns = list(self.attentions.values()), self.config.attended_columns()
+        tokens, columns = [tokens[i] for i in asking], [columns[i] for i in asking]
+        contexts = [answers[attended].movedim(0, -2) for attended in columns]
+        weights = [
+            attentions[i].weigh(F.linear(x, *prepared[4 * i : 4 * i + 2]), contexts[i]) for i, x in enumerate(tokens)
+        ]
+        # zero for the tasks that a task does not attend to
+        spread = torch.eye(len(answers)).to(weights[0])
+        weights = [x if attended == slice(None) else x @ spread[attended] for x, attended in zip(weights, columns)]
         # Tokens are averaged by the weights that are returned, so that gradients pass through these.
         returned = torch.stack(weights, dim=1).permute(0, 1, 4, 5, 2, 3)
+        weights = [x.permute(0, 3, 4, 1, 2)[..., attended] for x, attended in zip(returned.unbind(1), columns)]
         queried = [
-            x + attention(seen[..., columns], context, weight, bias)
-            for attention, x, context, columns, seen, weight, bias in zip(
-                self.attentions.values(),
-                asking,
-                contexts,
-                all_columns,
-                returned.permute(1, 0, 4, 5, 2, 3),
-                prepared[2::4],
-                prepared[3::4],
-            )
+            x + attentions[i](weights[i], contexts[i], *prepared[4 * i + 2 : 4 * i + 4]) for i, x in enumerate(tokens)
         ]
         return returned, *queried
-
-
-ALL = slice(None)
-
-
-def attended_columns(config: DeGMixConfig) -> dict[str, slice | list[int]]:
-    """For each task the numbers of the tasks that it attends to, or `ALL`, which makes no copy."""
-    names = list(config.tasks)
-    attended = {task: [names.index(other) for other in config.attended(task)] for task in names}
-    return {task: ALL if len(columns) == len(names) else columns for task, columns in attended.items()}
 
 
 class DeGMixGating(GradientCheckpointingLayer):
@@ -500,10 +425,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
         super()._initialize_weights(module)
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
-        def checkpoint_outside_transforms(function, *args):
-            return function(*args) if _is_transformed() else gradient_checkpointing_func(function, *args)
-
-        super()._set_gradient_checkpointing(enable, checkpoint_outside_transforms, **kwargs)
+        super()._set_gradient_checkpointing(enable, outside_transforms(gradient_checkpointing_func), **kwargs)
 
     def train(self, mode: bool = True):
         """As in `nn.Module`, but what is frozen, parts without a parameter that takes gradients, keeps evaluating.
@@ -584,7 +506,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
             self.interaction = DeGMixTaskInteraction(config)
             self.query = DeGMixTaskQuery(config)
             self.gating = DeGMixGating(config) if config.use_gating else nn.Identity()
-        self.unread_parameters = _find_unread_parameters(self.backbone)
+        self.unread_parameters = find_unread_parameters(self.backbone)
         self.freeze_unread_parameters()
         self.post_init()
 
@@ -666,15 +588,12 @@ class DeGMixModel(DeGMixPreTrainedModel):
     ) -> tuple[Tensor, ...]:
         """`decode` of some rows, given what the blocks' `prepare` returned: attention weights and each task's map."""
         tokens = torch.stack([x.permute(0, 2, 3, 1) for x in maps])
-        attentions, *queried = self.query(tokens, self.interaction(tokens, *interaction), *query)
+        answers = self.interaction(tokens, *interaction)
+        attentions, *queried = self.query(tokens, answers, *query)
+        # Kept for the backward pass, results of its many cheap steps would take half of the decoder's memory.
+        gated = (recomputed(self.gating, x) for x in queried)
         # Not channels last: convolutions of such maps have slow backward passes on a CPU.
-        return attentions, *(self.gate(x).permute(0, 3, 1, 2).contiguous() for x in queried)
-
-    def gate(self, tokens: Tensor) -> Tensor:
-        """The gating. Results of its many cheap steps, kept for the backward pass, would take half of the memory."""
-        if not _may_recompute():
-            return self.gating(tokens)
-        return checkpoint(self.gating, tokens, use_reentrant=False, preserve_rng_state=False)
+        return attentions, *(x.permute(0, 3, 1, 2).contiguous() for x in gated)
 
 
 def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
@@ -691,41 +610,13 @@ def _select(hidden_states: list[Tensor], selection: bool | int | list[int]) -> t
     return tuple(x if i in indices or i - count in indices else None for i, x in enumerate(hidden_states))
 
 
-def _find_unread_parameters(backbone: nn.Module) -> list[str]:
-    """Names of the parameters that a backbone's maps do not depend on.
-
-    Swin ends in a LayerNorm that is not applied to the maps; stages may follow the last one that is fused.
-    """
-    size = getattr(backbone.config, "image_size", 64)
-    height, width = (size, size) if isinstance(size, int) else size
-    # Zeros in place of the weights, which may be on the meta device, and the graph of one pass, which tells all.
-    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
-        parameters = {
-            name: torch.zeros((), dtype=x.dtype).expand(x.shape).requires_grad_()
-            for name, x in backbone.named_parameters()
-        }
-        buffers = {name: torch.zeros_like(x, device="cpu") for name, x in backbone.named_buffers()}
-        pixel_values = torch.zeros(1, getattr(backbone.config, "num_channels", 3), height, width)
-        maps = torch.func.functional_call(backbone, {**parameters, **buffers}, (pixel_values,)).feature_maps
-    nodes = [feature_map.grad_fn for feature_map in maps]
-    seen, read = set(nodes), set()
-    while nodes:
-        node = nodes.pop()
-        if hasattr(node, "variable"):
-            read.add(node.variable)
-        following = {following for following, _ in node.next_functions if following is not None} - seen
-        seen |= following
-        nodes += following
-    return [name for name, parameter in parameters.items() if parameter not in read]
-
-
 def _stack_tasks(features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     """Maps of each task `(B, C, h, w)` as one tensor `(B, T, C, h, w)`, and as parts of it, in their memory format."""
     stacked = torch.cat(list(features.values())).unflatten(0, (len(features), -1)).transpose(0, 1)
     return dict(zip(features, stacked.unbind(1))), stacked
 
 
-class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
+class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel):
     """DeGMix with a head per task: one image in, one map per task out."""
 
     # `Trainer` takes the `**kwargs` of `forward` for a promise to divide by its `num_items_in_batch`.
@@ -741,71 +632,12 @@ class DeGMixForMultiTaskDensePrediction(DeGMixPreTrainedModel):
         head_hidden_size = self.config.head_hidden_size or sum(self.model.backbone.channels) // 8
         return DeGMixHead(self.config, head_hidden_size, self.config.tasks[task]["num_labels"])
 
-    def add_task(self, name: str, task: dict[str, Any], train_only_new: bool = True):
-        """Gives the model a further task, with a mixer, a task query attention and a head of its own.
-
-        The new task attends to all tasks, unless its `attends_to` says otherwise, and none of the others attends to
-        it: their outputs stay the same to the last bit. The image processor needs to know too:
-        `DeGMixImageProcessor.from_pretrained(path, tasks=model.config.tasks)`.
-
-        Args:
-            name: of the task.
-            task: its fields, see [`DeGMixConfig`].
-            train_only_new: whether everything else is frozen. A training on labels of the new task alone then leaves
-                the other tasks' outputs as they are; `num_parameters(only_trainable=True)` counts what it trains.
-                Of several new tasks that are to be trained together, only the first is added with `True`.
-
-        Raises:
-            ValueError: there is such a task, or a field has a value that is not allowed. The model is as it was.
-        """
-        config = self.config
-        if name in config.tasks:
-            raise ValueError(f"the model has a task {name!r}; its tasks are {list(config.tasks)}")
-        closed = {other: {**fields, "attends_to": config.attended(other)} for other, fields in config.tasks.items()}
-        config.tasks = complete_fields({**closed, name: task})
-        if train_only_new:
-            self.requires_grad_(False)
-        new: list[nn.Module] = [DeGMixMixer(config), self.build_head(name), DeGMixAttention(config)]
-        for modules, module in zip(self.task_modules(), new):
-            module.apply(self._initialize_weights)
-            modules[name] = module.to(self.device, self.dtype)
-        self.train(self.training)
-
-    def remove_task(self, name: str, keep_outputs: bool = True):
-        """Takes a task from the model, with its mixer, task query attention and head.
-
-        Args:
-            name: of the task.
-            keep_outputs: whether to refuse what would change the outputs of other tasks: that a task goes to which
-                they attend. Outputs of tasks that do not attend to it stay the same to the last bit.
-
-        Raises:
-            ValueError: there is no such task or no other, or others attend to it and are to keep their outputs. The
-                model is as it was.
-        """
-        config = self.config
-        if name not in config.tasks:
-            raise ValueError(f"the model has no task {name!r}; its tasks are {list(config.tasks)}")
-        others = {other: config.attended(other) for other in config.tasks if other != name}
-        dependent = [other for other, attended in others.items() if name in attended]
-        if dependent and keep_outputs:
-            raise ValueError(
-                f"the tasks {dependent} attend to {name!r}, and their outputs would change without it; "
-                "`keep_outputs=False` allows that"
-            )
-        config.tasks = complete_fields(
-            {
-                other: {**config.tasks[other], "attends_to": [task for task in attended if task != name]}
-                for other, attended in others.items()
-            }
-        )
-        for modules in self.task_modules():
-            del modules[name]
-
-    def task_modules(self) -> list[nn.ModuleDict]:
-        """The modules that hold a part of each task."""
-        modules = [self.model.mixers, self.heads]
-        return [*modules, self.model.query.attentions] if self.config.use_decoder else modules
+    def task_parts(self) -> list[tuple[nn.ModuleDict, Callable[[str], nn.Module]]]:
+        """The modules that hold a part of each task, and what makes such a part."""
+        parts = [(self.model.mixers, lambda task: DeGMixMixer(self.config)), (self.heads, self.build_head)]
+        if self.config.use_decoder:
+            parts.append((self.model.query.attentions, lambda task: DeGMixAttention(self.config)))
+        return parts
 
     @can_return_tuple
     def forward(

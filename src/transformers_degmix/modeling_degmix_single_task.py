@@ -65,7 +65,7 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
         attended = {name: [other for other in config.attended(name) if other in needed] for name in needed}
         config.tasks = complete_fields({name: {**config.tasks[name], "attends_to": attended[name]} for name in needed})
         super().__init__(config)
-        for modules in self.task_modules():
+        for modules, _ in self.task_parts():
             if modules is not self.model.mixers:
                 for other in set(needed) - {task}:
                     del modules[other]

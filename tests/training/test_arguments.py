@@ -75,6 +75,8 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out\nlearning_rate: -1", [], "`learning_rate`.*-1"),
         ("output_dir: out\nlearning_rate: fast", [], "learning_rate.*'fast'"),
         ("output_dir: out\npretrained: a\nmodel: {hidden_size: 8}", [], "`pretrained`"),
+        ("output_dir: out\nimage_processor: {mean: 0.5}", [], r"`image_processor`.*\['mean'\].*'image_mean'"),
+        ("output_dir: out\nimage_processor: {tasks: {}}", [], r"`image_processor`.*\['tasks'\]"),
         ("output_dir: out\ncolumns: {depth: d}", [], "`columns`.*rooms"),
         ("output_dir: out\nstreaming: true", [], "`streaming`.*rooms"),
         ("output_dir: out\nshuffle_buffer_size: 0", [], "`shuffle_buffer_size`.*0"),

@@ -36,6 +36,13 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
+# Of `image_processor`; its `tasks` are the model's.
+PROCESSOR_FIELDS = (
+    "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
+    "image_std", "do_pad", "pad_size", "size_divisor",
+)  # fmt: skip
+
+
 @strict
 @dataclass(kw_only=True)
 class TrainingArguments:
@@ -68,7 +75,10 @@ class TrainingArguments:
         new_tasks: tasks to add to the `pretrained` model, name -> fields, of which those of a benchmark or of Rooms
             need none (`normals: {}`). The model's other tasks do not attend to them, see its `add_task`.
         train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.
-        pretrained_backbone: directory or Hub id with the backbone's weights, for example ImageNet's.
+        pretrained_backbone: directory or Hub id with the backbone's weights, for example ImageNet's; or
+            `efficientnet_lite0`, which brings its own `backbone_config` and ImageNet's weights from the extra `lite`.
+        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. What makes the values of
+            pixels is by default as for the weights that the run starts from (their `preprocessor_config.json`).
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
         compile: whether to train with `torch.compile`.
 
@@ -129,6 +139,7 @@ class TrainingArguments:
     new_tasks: dict[str, Any] = field(default_factory=dict)
     train_only_new: bool = True
     pretrained_backbone: str | None = None
+    image_processor: dict[str, Any] = field(default_factory=dict)
     freeze: list[str] = field(default_factory=list)
     compile: bool = False
 
@@ -193,7 +204,8 @@ class TrainingArguments:
                 raise ValueError(f"`{name}` must have the fields of each task under its name, got {tasks!r}")
         if self.new_tasks and not self.pretrained:
             raise ValueError("`new_tasks` are added to a `pretrained` model; those of a new one are its `model.tasks`")
-        _check_augmentation(self.augmentation or {})
+        _check_names("augmentation", self.augmentation or {}, [f.name for f in fields(Augmentation)])
+        _check_names("image_processor", self.image_processor, PROCESSOR_FIELDS)
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
             raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: give only one of them")
 
@@ -202,11 +214,10 @@ class TrainingArguments:
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
 
 
-def _check_augmentation(given: dict[str, Any]):
-    known = [f.name for f in fields(Augmentation)]
-    unknown = sorted(set(given) - set(known))
+def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
+    unknown = sorted(set(given) - set(allowed))
     if unknown:
-        raise ValueError(f"`augmentation` has the fields {unknown}; allowed are {known}")
+        raise ValueError(f"`{name}` has the fields {unknown}; allowed are {list(allowed)}")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:

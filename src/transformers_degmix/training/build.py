@@ -15,6 +15,7 @@ from ..data.rooms import ROOMS_TASKS
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments
+from .backbones import backbone_fields, load_backbone, processor_fields
 from .data import open_split
 
 
@@ -24,7 +25,9 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
     What `args.freeze` names gets no gradients, nor does what was there before new tasks if only these are trained.
 
     Raises:
-        ValueError: a task is unknown or lacks a field, or `freeze` names what the model does not have.
+        ImportError: the pretrained backbone needs an extra that is not installed.
+        ValueError: a task is unknown or lacks a field, `freeze` names what the model does not have, or the weights are
+            those of another backbone than the model's.
     """
     if args.pretrained:
         model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
@@ -33,17 +36,21 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
             model.requires_grad_(False)
         for name, task in new_tasks.items():
             model.add_task(name, task, train_only_new=False)
-        processor = DeGMixImageProcessorPil.from_pretrained(args.pretrained, tasks=model.config.tasks)
+        processor = DeGMixImageProcessorPil.from_pretrained(
+            args.pretrained, tasks=model.config.tasks, **args.image_processor
+        )
     else:
-        config = DeGMixConfig(**{**args.model, "tasks": choose_tasks(args, args.model.get("tasks"))})
+        tasks = choose_tasks(args, args.model.get("tasks"))
+        config = DeGMixConfig(**{**backbone_fields(args.pretrained_backbone), **args.model, "tasks": tasks})
         model = DeGMixForMultiTaskDensePrediction(config)
         # Rooms have the size of the run; photos are brought to the scale that the model has learnt.
         resizing = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
-        processor = DeGMixImageProcessorPil(tasks=config.tasks, **(resizing if args.dataset == "rooms" else {}))
+        fields = {**(resizing if args.dataset == "rooms" else {}), **processor_fields(args.pretrained_backbone)}
+        processor = DeGMixImageProcessorPil(**{**fields, **args.image_processor, "tasks": config.tasks})
     if args.pretrained_backbone:
-        # The class rather than AutoBackbone, which takes no local directory.
-        backbone_class, backbone_config = type(model.model.backbone), model.config.backbone_config
-        model.model.backbone = backbone_class.from_pretrained(args.pretrained_backbone, config=backbone_config)
+        model.model.backbone = load_backbone(
+            args.pretrained_backbone, model.config.backbone_config, type(model.model.backbone)
+        )
     freeze(args, model)
     return model, processor
 

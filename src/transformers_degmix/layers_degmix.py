@@ -1,0 +1,29 @@
+"""Convolutions that are faster or more exact than PyTorch's own, and otherwise the same."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DeGMixPointwiseConv(nn.Conv2d):
+    """A 1 x 1 convolution as a matrix product, whose backward pass is faster than PyTorch's convolution on a CPU."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(B, c, h, w)` -> `(B, c', h, w)`."""
+        weight = self.weight.flatten(1).expand(hidden_states.shape[0], -1, -1)
+        pixels = hidden_states.flatten(2)
+        product = weight @ pixels if self.bias is None else torch.baddbmm(self.bias[:, None], weight, pixels)
+        return product.unflatten(2, hidden_states.shape[-2:])
+
+
+class DeGMixOffsetConv(nn.Conv2d):
+    """A convolution in float32 (float64 for float64 inputs), under autocast and with half-precision weights too.
+
+    Positions and offsets are as large as the map: half precision would round them to half pixels and more.
+    """
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`(B, c, h, w)` -> `(B, c', h, w)`."""
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        with torch.autocast(hidden_states.device.type, dtype, enabled=False):
+            return self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), bias)
