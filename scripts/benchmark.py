@@ -550,7 +550,8 @@ def measure_single_task(machine: Machine, model: DeGMixForMultiTaskDensePredicti
     """
     model.eval()
     size = tuple(images.shape[-2:])
-    table = [{"predicts": "all tasks", **count_work(lambda: type(model)(model.config), size), "s / all": 1.0}]
+    work = count_work(lambda: type(model)(model.config), size)
+    table = [{"predicts": "all tasks", "attends to": "all", **work, "s / all": 1.0}]
     for task, fields in tqdm(model.config.tasks.items(), desc="single task"):
         if fields["kind"] not in SINGLE_TASK_CLASSES:
             continue
