@@ -8,7 +8,7 @@ from small_models import ALL_KINDS, small_model
 from transformers import ResNetConfig, SwinConfig
 
 from transformers_degmix import DeGMixImageProcessor, EfficientNetLiteConfig
-from transformers_degmix.export import SIZES, OnnxModel, compare, export_onnx, export_program, quantize_onnx
+from transformers_degmix.export import SIZES, compare, export_onnx, export_program, quantize_onnx
 from transformers_degmix.saving import load_model_directory
 
 
@@ -24,13 +24,13 @@ BACKBONES = {
     "swin": SwinConfig(embed_dim=8, depths=[1, 2], num_heads=[1, 2], out_features=STAGES),
     # pads odd and even sizes differently, at every stride
     "efficientnet_lite": EfficientNetLiteConfig(
-        embedding_size=4, hidden_sizes=[4] * 7, depths=[1] * 7, out_features=["stage1", "stage4"]
+        embedding_size=4, hidden_sizes=[8] * 7, depths=[1] * 7, out_features=["stage2"]
     ),
 }
 
 
-def smallest_model(backbone="resnet", seed=0):
-    return small_model(seed, backbone_config=BACKBONES[backbone], tasks=TASKS, num_mixer_layers=1)
+def smallest_model(seed=0):
+    return small_model(seed, backbone_config=BACKBONES["resnet"], tasks=TASKS, num_mixer_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,12 @@ def test_onnx_file_loads_like_a_model_directory(exported):
 def test_backbones_pad_at_all_sizes(tmp_path, backbone):
     # `export_onnx` compares at all of them
     path = tmp_path / "model.onnx"
-    differences = export_onnx(smallest_model(backbone), path)
+    model = small_model(backbone_config=BACKBONES[backbone], tasks=TASKS, num_mixer_layers=0, use_decoder=False)
+    if backbone == "efficientnet_lite":
+        # Later stages are made of the same layers.
+        del model.model.backbone.stages[3:]
+        model.model.unread_parameters = []
+    differences = export_onnx(model, path)
     assert [size for size, _ in differences] == list(SIZES) and path.exists()
 
 
@@ -92,7 +97,8 @@ def test_nothing_is_written_if_it_does_not_agree(tmp_path):
 def test_8_bits_everywhere_but_where_positions_are_computed(exported, tmp_path):
     _, path, _ = exported
     output = tmp_path / "int8.onnx"
-    batches = [torch.randn(1, 3, 40, 40 + 8 * i) for i in range(2)]
+    # Positions of hundreds of pixels: in 8 bits, they would more than double the error.
+    batches = [torch.randn(1, 3, 40, 4000 + 8 * i) for i in range(2)]
     quantize_onnx(path, output, batches)
     assert os.listdir(tmp_path) == ["int8.onnx"]
     graph = onnx.load(output).graph
@@ -106,8 +112,12 @@ def test_8_bits_everywhere_but_where_positions_are_computed(exported, tmp_path):
     convolutions = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     # of the mixer, 3 x 3 to 9 points and from there to the channels
     assert len(in_float) == 2 and len(convolutions) > 4
-    exact, rounded = (OnnxModel(file)(batches[0]).logits["normals"] for file in (path, output))
-    assert 0 < (rounded - exact).abs().mean() < 0.1 * exact.abs().mean()
+    # Kernels of 8 bits saturate on CPUs without VNNI. Not optimised, rounded numbers are computed with in float32.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    sessions = (onnxruntime.InferenceSession(file, options) for file in (path, output))
+    exact, rounded = (session.run(["normals"], {"pixel_values": batches[0].numpy()})[0] for session in sessions)
+    assert 0 < abs(rounded - exact).mean() < 0.035 * abs(exact).mean()
 
 
 def test_missing_extra_is_named(exported, tmp_path, monkeypatch):

@@ -61,8 +61,9 @@ for part in (model, processor):
 """
 
 
-# Where torchvision is not installed, the PIL processor takes its place. One backbone is of Transformers, one of ours.
+# One backbone of Transformers and the one whose code is here.
 @pytest.mark.parametrize("backbone", ["swin", "efficientnet_lite"])
+# Where torchvision is not installed, the PIL processor takes its place.
 @pytest.mark.parametrize("backend", ["pil", "torchvision"])
 def test_same_outputs_without_the_package(tmp_path, backend, backbone):
     model = small_model(backbone_config=BACKBONES[backbone])
