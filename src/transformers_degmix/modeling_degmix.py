@@ -544,25 +544,23 @@ class DeGMixModel(DeGMixPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
 
-        wants_hidden_states = output_hidden_states not in (False, [])
-
         feature_maps = self.backbone(pixel_values).feature_maps
         fused = self.fusion(feature_maps)
         features = {task: self.mixers[task](fused).to(fused.device) for task in self.config.tasks}
         hidden_states = [*feature_maps, fused]
-        if wants_hidden_states:
+        if output_hidden_states:
             features, stacked = _stack_tasks(features)
             hidden_states.append(stacked)
         attentions = None
         if self.config.use_decoder:
             features, attentions = self.decode(features, output_attentions)
-        if wants_hidden_states:
+        if output_hidden_states:
             features, stacked = _stack_tasks(features)
             hidden_states.append(stacked)
         return DeGMixModelOutput(
             fused_features=fused,
             task_features=features,
-            hidden_states=_select(hidden_states, output_hidden_states) if wants_hidden_states else None,
+            hidden_states=_select(hidden_states, output_hidden_states) if output_hidden_states else None,
             attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
 
@@ -574,11 +572,14 @@ class DeGMixModel(DeGMixPreTrainedModel):
         are to pass must be one tensor: these take all rows at once.
         """
         prepared = self.interaction.prepare(features), self.query.prepare(features)
-        batch_size, _, _, width = next(iter(features.values())).shape
-        on_cpu = next(iter(features.values())).device.type == "cpu"
+        first, *_ = features.values()
         portions: Iterable[Sequence[Tensor]] = [list(features.values())]
-        if on_cpu and not torch.compiler.is_compiling() and not (output_attentions and torch.is_grad_enabled()):
-            num_rows = max(1, self.CPU_PORTION // (batch_size * width))
+        if (
+            first.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not (output_attentions and torch.is_grad_enabled())
+        ):
+            num_rows = max(1, self.CPU_PORTION // (first.shape[0] * first.shape[-1]))
             portions = zip(*(maps.split(num_rows, dim=2) for maps in features.values()))
         attentions, *decoded = zip(*(self.decode_rows(rows, *prepared) for rows in portions))
         return {task: _join(decoded.pop(0), dim=2) for task in self.query.attentions}, _join(attentions, dim=-2)
@@ -590,7 +591,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
         tokens = torch.stack([x.permute(0, 2, 3, 1) for x in maps])
         answers = self.interaction(tokens, *interaction)
         attentions, *queried = self.query(tokens, answers, *query)
-        # Kept for the backward pass, results of its many cheap steps would take half of the decoder's memory.
+        # Kept for the backward pass, results of the gating's cheap steps would take half of the decoder's memory.
         gated = (recomputed(self.gating, x) for x in queried)
         # Not channels last: convolutions of such maps have slow backward passes on a CPU.
         return attentions, *(x.permute(0, 3, 1, 2).contiguous() for x in gated)
