@@ -4,6 +4,7 @@
     python scripts/benchmark.py --sizes 256x256 512x512 512x1024 1024x2048 --tasks 1 2 4 8 --output outputs/benchmark
     python scripts/benchmark.py --compile --onnx --published --output outputs/benchmark
     python scripts/benchmark.py --large 1024 2048 4096 --output outputs/benchmark
+    python scripts/benchmark.py --single-task --output outputs/benchmark
     python scripts/benchmark.py --busy 512 1024 2048 4096 --output outputs/benchmark
 
 The textbook (tests/textbook.py) has the same parameters and gives the same numbers with explicit tokens,
@@ -18,6 +19,7 @@ each other. The table has medians, and the longest time of a single pass.
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -29,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,10 @@ from transformers.utils import is_timm_available, logging
 
 from transformers_degmix import (
     DeGMixConfig,
+    DeGMixForDepthEstimation,
     DeGMixForMultiTaskDensePrediction,
+    DeGMixForNormalEstimation,
+    DeGMixForSemanticSegmentation,
     DeGMixImageProcessor,
     MultiTaskDensePredictionPipeline,
 )
@@ -66,6 +72,10 @@ from small_models import random_labels  # noqa: E402
 from textbook import textbook_head  # noqa: E402
 
 
+SINGLE_TASK_CLASSES = {
+    model_class.kind: model_class
+    for model_class in (DeGMixForDepthEstimation, DeGMixForNormalEstimation, DeGMixForSemanticSegmentation)
+}
 LARGE_WAYS = ("resized", "windows", "whole")
 Table = list[dict[str, Any]]
 
@@ -90,6 +100,7 @@ def parse_args() -> argparse.Namespace:
         choices=LARGE_WAYS,
         help="images resized to that of the benchmark, in windows of its size, or whole at their own (default: all)",
     )
+    parser.add_argument("--single-task", action="store_true", help="compare with the models of one task")
     parser.add_argument(
         "--busy",
         type=int,
@@ -532,6 +543,49 @@ def measure_tasks(machine: Machine, run: TrainingArguments, images: Tensor, coun
     return table
 
 
+def measure_single_task(machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor) -> Table:
+    """Parameters, operations and time of models of one task, beside the model of all.
+
+    Each task attends to all, so that the mixers of all are needed, and then to itself.
+    """
+    model.eval()
+    size = tuple(images.shape[-2:])
+    work = count_work(lambda: type(model)(model.config), size)
+    table = [{"predicts": "all tasks", "attends to": "all", **work, "s / all": 1.0}]
+    for task, fields in tqdm(model.config.tasks.items(), desc="single task"):
+        if fields["kind"] not in SINGLE_TASK_CLASSES:
+            continue
+        for attends_to in ("all", "itself"):
+            config = copy.deepcopy(model.config)
+            config.single_task = task
+            config.tasks[task]["attends_to"] = None if attends_to == "all" else [task]
+            build = partial(SINGLE_TASK_CLASSES[fields["kind"]], config)
+            single = build().eval().to(machine.device)
+            with torch.inference_mode():
+                seconds = machine.compare({"all": partial(model, images), "one": partial(single, images)})
+            table.append(
+                {
+                    "predicts": task,
+                    "attends to": attends_to,
+                    **count_work(build, size),
+                    "s / all": seconds["one"] / seconds["all"],
+                }
+            )
+    return table
+
+
+def count_work(build: Callable[[], nn.Module], size: tuple[int, int]) -> dict[str, float]:
+    """Parameters of a model, and operations on one image of (height, width)."""
+    with FakeTensorMode(), torch.no_grad():
+        model = build().eval()  # which runs the backbone too
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, *size))
+    return {
+        "parameters, millions": model.num_parameters() / 1e6,
+        "G multiply-adds": counter.get_total_flops() / 2e9,
+    }
+
+
 def count_published() -> Table:
     """Parameters and operations of the published configurations, beside the authors' figures.
 
@@ -545,15 +599,13 @@ def count_published() -> Table:
         backbone_config = run.model.get("backbone_config", {})
         if backbone_config.get("model_type") == "timm_backbone" and not is_timm_available():
             continue
-        with FakeTensorMode(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model = build_model(run).eval()
-            model(torch.empty(1, 3, *run.image_size))
+        figures = count_work(partial(build_model, run), run.image_size)
         table.append(
             {
                 "model": f"{published['model']} {published['backbone']}",
-                "parameters, millions": model.num_parameters() / 1e6,
+                "parameters, millions": figures["parameters, millions"],
                 "by the authors": published.get("parameters"),
-                "G multiply-adds": counter.get_total_flops() / 2e9,
+                "G multiply-adds": figures["G multiply-adds"],
                 "G by the authors": published.get("gflops"),
             }
         )
@@ -629,6 +681,8 @@ def main():
         tables["Memory against size"] = measure_large(machine, run, model, args.large, args.large_ways)
     if args.tasks:
         tables["Time against the number of tasks"] = measure_tasks(machine, run, images, args.tasks)
+    if args.single_task:
+        tables["Models of one task"] = measure_single_task(machine, model, images)
     if args.published:
         tables["Published configurations"] = count_published()
 

@@ -31,8 +31,8 @@ BACKBONES = {
 }
 
 
-def smallest_model(seed=0):
-    return small_model(seed, backbone_config=BACKBONES["resnet"], tasks=TASKS, num_mixer_layers=1)
+def smallest_model(backbone="resnet", seed=0):
+    return small_model(seed, backbone_config=BACKBONES[backbone], tasks=TASKS, num_mixer_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,21 @@ def test_onnx_file_loads_like_a_model_directory(exported):
         torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", ["swin", "efficientnet_lite", "convnextv2"])
+@pytest.mark.parametrize("backbone", ["swin", "convnextv2"])
 def test_backbones_pad_at_all_sizes(tmp_path, backbone):
     # `export_onnx` compares at all of them
     path = tmp_path / "model.onnx"
-    model = small_model(backbone_config=BACKBONES[backbone], tasks=TASKS, num_mixer_layers=0, use_decoder=False)
-    if backbone == "efficientnet_lite":
-        # Later stages are made of the same layers.
-        del model.model.backbone.stages[3:]
-        model.model.unread_parameters = []
+    differences = export_onnx(smallest_model(backbone), path)
+    assert [size for size, _ in differences] == list(SIZES) and path.exists()
+
+
+def test_efficientnet_lite_pads_at_all_sizes(tmp_path):
+    # What stands on the backbone is the same as with the others. Later stages are made of the same layers.
+    path = tmp_path / "model.onnx"
+    config = BACKBONES["efficientnet_lite"]
+    model = small_model(backbone_config=config, tasks=TASKS, num_mixer_layers=0, use_decoder=False)
+    del model.model.backbone.stages[3:]
+    model.model.unread_parameters = []
     differences = export_onnx(model, path)
     assert [size for size, _ in differences] == list(SIZES) and path.exists()
 
@@ -131,7 +137,8 @@ def test_8_bits_everywhere_but_where_positions_are_computed(exported, tmp_path):
     convolutions = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     # of the mixer, 3 x 3 to 9 points and from there to the channels
     assert len(in_float) == 2 and len(convolutions) > 4
-    # Kernels of 8 bits saturate on CPUs without VNNI. Not optimised, rounded numbers are computed with in float32.
+    # Not optimised, rounded numbers are computed with in float32. What the kernels for 8 bits make of them depends on
+    # the CPU: on one without VNNI, the error of this model was three to four times as large.
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     sessions = (onnxruntime.InferenceSession(file, options) for file in (path, output))

@@ -26,9 +26,10 @@ class HidePackage:
             raise ModuleNotFoundError(f"{name} is hidden")
 
 sys.meta_path.insert(0, HidePackage())
+import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModel, pipeline
+from transformers import AutoModel, AutoModelForNormalEstimation, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 name, backend, picture, output, copy = sys.argv[1:]
@@ -44,6 +45,17 @@ torch.save({"inputs": inputs["pixel_values"], **logits}, f"{output}/logits")
 torch.save(predict(picture), f"{output}/predictions")
 torch.save(predict(picture, return_confidence=True)[1], f"{output}/confidences")
 torch.save(pipeline("multi-task-dense-prediction", model=name, trust_remote_code=True)(picture), f"{output}/default")
+# Models of one task
+options = {"image_processor": processor, "trust_remote_code": True}
+predict_depth = pipeline("depth-estimation", model=name, **options)
+segment = pipeline("image-segmentation", model=name, model_kwargs={"single_task": "semseg"}, **options)
+with torch.no_grad():
+    outputs = AutoModelForNormalEstimation.from_pretrained(name, trust_remote_code=True)(**inputs)
+single = {"depth": predict_depth(picture)["predicted_depth"]}
+single["normals"] = processor.post_process_normal_estimation(outputs, [Image.open(picture).size[::-1]])[0]["normals"]
+for segment in segment(picture):
+    single[segment["label"]] = torch.from_numpy(np.array(segment["mask"])) == 255
+torch.save(single, f"{output}/single")
 for part in (model, processor):
     part.save_pretrained(copy)
 """
@@ -78,7 +90,16 @@ def test_same_outputs_without_the_package(tmp_path, backend, backbone):
     env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
     process = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    expectations = {"logits": logits, "predictions": predictions, "confidences": confidences, "default": default}
+    assert "is not supported for" not in process.stderr
+    single = {task: predictions[task] for task in ("depth", "normals")}
+    single |= {f"class {index}": predictions["semseg"] == index for index in predictions["semseg"].unique()}
+    expectations = {
+        "logits": logits,
+        "predictions": predictions,
+        "confidences": confidences,
+        "default": default,
+        "single": single,
+    }
     for name, expected in expectations.items():
         result = torch.load(tmp_path / name)
         assert list(result) == list(expected)

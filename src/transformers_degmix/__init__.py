@@ -3,7 +3,13 @@
 Importing this package registers the Auto classes and the pipeline.
 """
 
-from transformers import AutoConfig, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForNormalEstimation,
+    AutoModelForSemanticSegmentation,
+)
 
 # From its module: in Transformers 5.17 without torchvision, `transformers.AutoImageProcessor` is a placeholder.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -13,6 +19,11 @@ from transformers.utils import is_torchvision_available
 from .configuration_degmix import DeGMixConfig
 from .image_processing_pil_degmix import DeGMixImageProcessorPil
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction, DeGMixModel, DeGMixPreTrainedModel
+from .modeling_degmix_single_task import (
+    DeGMixForDepthEstimation,
+    DeGMixForNormalEstimation,
+    DeGMixForSemanticSegmentation,
+)
 from .modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from .pipeline_degmix import MultiTaskDensePredictionPipeline
 from .version import __version__
@@ -31,6 +42,9 @@ else:
 AutoConfig.register(DeGMixConfig.model_type, DeGMixConfig)
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig)
 AutoModel.register(DeGMixConfig, DeGMixForMultiTaskDensePrediction)
+AutoModelForDepthEstimation.register(DeGMixConfig, DeGMixForDepthEstimation)
+AutoModelForNormalEstimation.register(DeGMixConfig, DeGMixForNormalEstimation)
+AutoModelForSemanticSegmentation.register(DeGMixConfig, DeGMixForSemanticSegmentation)
 AutoImageProcessor.register(DeGMixConfig, image_processor_classes=image_processor_classes)
 PIPELINE_REGISTRY.register_pipeline(
     "multi-task-dense-prediction", MultiTaskDensePredictionPipeline, pt_model=AutoModel, type="image"
@@ -39,13 +53,19 @@ PIPELINE_REGISTRY.register_pipeline(
 # `save_pretrained` then copies the code, for `trust_remote_code=True` where this package is not installed.
 DeGMixConfig.register_for_auto_class()
 DeGMixForMultiTaskDensePrediction.register_for_auto_class("AutoModel")
+DeGMixForDepthEstimation.register_for_auto_class("AutoModelForDepthEstimation")
+DeGMixForNormalEstimation.register_for_auto_class("AutoModelForNormalEstimation")
+DeGMixForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 DeGMixImageProcessorPil.register_for_auto_class("AutoImageProcessor")
 DeGMixImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
 __all__ = [
     "DeGMixConfig",
+    "DeGMixForDepthEstimation",
     "DeGMixForMultiTaskDensePrediction",
+    "DeGMixForNormalEstimation",
+    "DeGMixForSemanticSegmentation",
     "DeGMixImageProcessor",
     "DeGMixImageProcessorPil",
     "DeGMixModel",

@@ -14,6 +14,9 @@ from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
 if TYPE_CHECKING:
+    # `save_pretrained` copies what is imported relatively: all of `AUTO_MAP` is to lie there.
+    from .modeling_degmix_single_task import DeGMixForSingleTask  # noqa: F401
+
     Tasks = dict[str, dict[str, Any]]  # as it is after `__post_init__`
 else:
     Tasks = dict[str, dict[str, Any]] | list[dict[str, Any]] | None
@@ -27,6 +30,15 @@ NYUD_TASKS: dict[str, dict[str, Any]] = {
     "depth": {"kind": "depth"},
     "normals": {"kind": "normals"},
     "edge": {"kind": "boundary", "pos_weight": 0.8},
+}
+
+# Where auto classes find the code beside the weights, with `trust_remote_code=True`.
+AUTO_MAP = {
+    "AutoConfig": "configuration_degmix.DeGMixConfig",
+    "AutoModel": "modeling_degmix.DeGMixForMultiTaskDensePrediction",
+    "AutoModelForDepthEstimation": "modeling_degmix_single_task.DeGMixForDepthEstimation",
+    "AutoModelForNormalEstimation": "modeling_degmix_single_task.DeGMixForNormalEstimation",
+    "AutoModelForSemanticSegmentation": "modeling_degmix_single_task.DeGMixForSemanticSegmentation",
 }
 
 # Where `pipeline(..., trust_remote_code=True)` finds the class, beside the weights.
@@ -97,6 +109,9 @@ class DeGMixConfig(PreTrainedConfig):
             The model pads images on all sides, with 0, to heights and widths that are multiples of it, and crops the
             logits. Defaults to what the backbone needs to run and to see the whole image, which is found out when a
             model is built: 1 for Swin and ResNet, 14 or 16 for vision transformers, 32 for ConvNeXt and HRNet.
+        single_task (`str`, *optional*):
+            The task that the models of one task predict, such as [`DeGMixForSemanticSegmentation`]; needed where
+            several are of their kind. The model of all tasks does not read it.
 
     Raises:
         ValueError: a field has a value that is not allowed; the message names the field, the value and what is.
@@ -129,6 +144,7 @@ class DeGMixConfig(PreTrainedConfig):
     head_hidden_size: int | None = None
     offset_position: str = "absolute"
     size_divisor: int | None = None
+    single_task: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.backbone_config is None:
@@ -154,8 +170,8 @@ class DeGMixConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **{name: kwargs.pop(name) for name in names}}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the base class, with the pipeline, and the tasks as a list: JSON sorts keys, tasks have an order."""
-        output = {**super().to_dict(), "custom_pipelines": CUSTOM_PIPELINES}
+        """As in the base class, with the code's places, and tasks as a list: JSON sorts keys, tasks have an order."""
+        output = {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
         output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
         return output
 

@@ -545,16 +545,16 @@ class DeGMixImageProcessingMixin:
         """Metres of one depth task, as Transformers' depth estimators return them.
 
         Args:
-            outputs: of [`DeGMixForDepthEstimation`], or of the model of all tasks.
+            outputs: with the logits of all tasks, or with one map `predicted_depth` `(batch, H, W)`.
             target_sizes: (height, width) of each image, as in `post_process_dense_prediction`.
-            task: which of several depth tasks of the model of all tasks.
+            task: which of several depth tasks, where there are logits of all.
 
         Returns:
             Per image `{"predicted_depth": depth}`, float32 `(height, width)`, metres, at least 0: the map of
             `post_process_dense_prediction`.
 
         Raises:
-            ValueError: as there, or the model of all tasks has no depth task, or several and `task` is none of them.
+            ValueError: as there, or no task is a depth task, or several are and `task` is none of them.
         """
         depth = getattr(outputs, "predicted_depth", None)
         logits = self._logits_of_kind("depth", outputs, task) if depth is None else depth.unsqueeze(1)
@@ -569,7 +569,7 @@ class DeGMixImageProcessingMixin:
         Ours have x to the right, y down and z towards the camera. Those of TIPSv2 have x to the left and y up, as the
         pictures in its authors' notebook show (github.com/google-deepmind/tips, `TIPS_decoder_inference.ipynb`).
 
-        Arguments and errors are those of `post_process_depth_estimation`, for [`DeGMixForNormalEstimation`].
+        Arguments and errors are those of `post_process_depth_estimation`; one map is `normals` `(batch, 3, H, W)`.
 
         Returns:
             Per image `{"normals": normals}`, float32 `(3, height, width)`, unit length: the map of
@@ -590,8 +590,8 @@ class DeGMixImageProcessingMixin:
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Class ids of one segmentation task, as Transformers' semantic segmenters return them.
 
-        Other arguments and errors are those of `post_process_depth_estimation`, for
-        [`DeGMixForSemanticSegmentation`].
+        Other arguments and errors are those of `post_process_depth_estimation`; one map is a tensor `logits`
+        `(batch, num_labels, H, W)`.
 
         Args:
             return_segmentation_scores: whether to return the logits too.
@@ -621,7 +621,7 @@ class DeGMixImageProcessingMixin:
 
     def _logits_of_kind(self, kind: str, outputs: ModelOutput, task: str | None) -> Tensor:
         """The logits of the task of a kind, from the outputs of the model of all tasks."""
-        return outputs.logits[task_of_kind(kind, self._kinds(outputs), task)]
+        return outputs.logits[task_of_kind(kind, self._kinds(outputs), task, "task")]
 
     def _in_target_sizes(self, logits: Tensor, target_sizes: list[Size] | Tensor | None) -> Iterator[Tensor]:
         """Logits `(batch, num_labels, H, W)` -> float32 `(1, num_labels, height, width)` of each image."""

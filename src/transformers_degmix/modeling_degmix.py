@@ -327,7 +327,10 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
 
 
 class DeGMixTaskQuery(GradientCheckpointingLayer):
-    """Task query block: each task's token asks the interaction tokens of the tasks it attends to, at its pixel."""
+    """Task query block: each task's token asks the interaction tokens of the tasks it attends to, at its pixel.
+
+    Tasks without an attention do not ask; a model of one task has no other.
+    """
 
     def __init__(self, config: DeGMixConfig):
         super().__init__()
@@ -336,7 +339,7 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
 
     def prepare(self, maps: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """What all pixels share, from the maps `(B, C, h, w)` of all tasks: `merged_projections`, task after task."""
-        return tuple(x for task, like in maps.items() for x in self.attentions[task].merged_projections(like))
+        return tuple(x for task in self.attentions for x in self.attentions[task].merged_projections(maps[task]))
 
     def forward(self, tokens: Tensor, answers: Tensor, *prepared: Tensor) -> tuple[Tensor, ...]:
         """Some rows of the map.
@@ -347,15 +350,17 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
             prepared: what `prepare` returned.
 
         Returns:
-            Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`.
+            Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`, of those that ask.
         """
+        asking = [list(self.config.tasks).index(task) for task in self.attentions]
         attentions, columns = list(self.attentions.values()), self.config.attended_columns()
+        tokens, columns = [tokens[i] for i in asking], [columns[i] for i in asking]
         contexts = [answers[attended].movedim(0, -2) for attended in columns]
         weights = [
             attentions[i].weigh(F.linear(x, *prepared[4 * i : 4 * i + 2]), contexts[i]) for i, x in enumerate(tokens)
         ]
         # zero for the tasks that a task does not attend to
-        spread = torch.eye(len(tokens)).to(weights[0])
+        spread = torch.eye(len(answers)).to(weights[0])
         weights = [x if attended == slice(None) else x @ spread[attended] for x, attended in zip(weights, columns)]
         # Tokens are averaged by the weights that are returned, so that gradients pass through these.
         returned = torch.stack(weights, dim=1).permute(0, 1, 4, 5, 2, 3)
@@ -540,25 +545,23 @@ class DeGMixModel(DeGMixPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
 
-        wants_hidden_states = output_hidden_states not in (False, [])
-
         feature_maps = extract_feature_maps(self.backbone, pixel_values, self.config)
         fused = self.fusion(feature_maps)
         features = {task: self.mixers[task](fused).to(fused.device) for task in self.config.tasks}
         hidden_states = [*feature_maps, fused]
-        if wants_hidden_states:
+        if output_hidden_states:
             features, stacked = _stack_tasks(features)
             hidden_states.append(stacked)
         attentions = None
         if self.config.use_decoder:
             features, attentions = self.decode(features, output_attentions)
-        if wants_hidden_states:
+        if output_hidden_states:
             features, stacked = _stack_tasks(features)
             hidden_states.append(stacked)
         return DeGMixModelOutput(
             fused_features=fused,
             task_features=features,
-            hidden_states=_select(hidden_states, output_hidden_states) if wants_hidden_states else None,
+            hidden_states=_select(hidden_states, output_hidden_states) if output_hidden_states else None,
             attentions=(attentions,) if output_attentions and attentions is not None else None,
         )
 
@@ -570,14 +573,17 @@ class DeGMixModel(DeGMixPreTrainedModel):
         are to pass must be one tensor: these take all rows at once.
         """
         prepared = self.interaction.prepare(features), self.query.prepare(features)
-        batch_size, _, _, width = next(iter(features.values())).shape
-        on_cpu = next(iter(features.values())).device.type == "cpu"
+        first, *_ = features.values()
         portions: Iterable[Sequence[Tensor]] = [list(features.values())]
-        if on_cpu and not torch.compiler.is_compiling() and not (output_attentions and torch.is_grad_enabled()):
-            num_rows = max(1, self.CPU_PORTION // (batch_size * width))
+        if (
+            first.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not (output_attentions and torch.is_grad_enabled())
+        ):
+            num_rows = max(1, self.CPU_PORTION // (first.shape[0] * first.shape[-1]))
             portions = zip(*(maps.split(num_rows, dim=2) for maps in features.values()))
         attentions, *decoded = zip(*(self.decode_rows(rows, *prepared) for rows in portions))
-        return {task: _join(decoded.pop(0), dim=2) for task in features}, _join(attentions, dim=-2)
+        return {task: _join(decoded.pop(0), dim=2) for task in self.query.attentions}, _join(attentions, dim=-2)
 
     def decode_rows(
         self, maps: Sequence[Tensor], interaction: tuple[Tensor, ...], query: tuple[Tensor, ...]
@@ -586,7 +592,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
         tokens = torch.stack([x.permute(0, 2, 3, 1) for x in maps])
         answers = self.interaction(tokens, *interaction)
         attentions, *queried = self.query(tokens, answers, *query)
-        # Kept for the backward pass, results of its many cheap steps would take half of the decoder's memory.
+        # Kept for the backward pass, results of the gating's cheap steps would take half of the decoder's memory.
         gated = (recomputed(self.gating, x) for x in queried)
         # Not channels last: convolutions of such maps have slow backward passes on a CPU.
         return attentions, *(x.permute(0, 3, 1, 2).contiguous() for x in gated)
@@ -674,12 +680,10 @@ class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel
         """
         outputs = self.model(pixel_values, output_hidden_states, output_attentions, return_dict=True)
         size, device = pixel_values.shape[-2:], pixel_values.device
-        logits = {task: head(outputs.task_features[task]).to(device) for task, head in self.heads.items()}
-        padded = self.config.padded_size(size)
-        logits = {
-            task: crop(F.interpolate(x, size=padded, mode="bilinear", align_corners=False), size)
-            for task, x in logits.items()
-        }
+        padded, logits = self.config.padded_size(size), {}
+        for task, head in self.heads.items():
+            maps = head(outputs.task_features[task]).to(device)
+            logits[task] = crop(F.interpolate(maps, size=padded, mode="bilinear", align_corners=False), size)
         loss, losses = (
             (None, None) if labels is None else multi_task_loss(logits, labels, self.config.tasks, pixel_counts)
         )

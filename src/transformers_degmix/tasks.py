@@ -341,16 +341,17 @@ TASK_KINDS: dict[str, TaskKind] = {
 }
 
 
-def task_of_kind(kind: str, kinds: dict[str, str], task: str | None = None) -> str:
+def task_of_kind(kind: str, kinds: dict[str, str], task: str | None, setting: str) -> str:
     """The only task of a kind, or the chosen one of several.
 
     Args:
         kind: that it must be of.
         kinds: task -> kind, of all tasks.
-        task: the chosen one.
+        task: the chosen one, if one is.
+        setting: by which it is chosen.
 
     Raises:
-        ValueError: no task is of that kind; or several are, and none of them is chosen; or another one is.
+        ValueError: no task is of that kind, or several are and none is chosen, or one of another kind is.
     """
     candidates = [name for name, other in kinds.items() if other == kind]
     if not candidates:
@@ -358,5 +359,5 @@ def task_of_kind(kind: str, kinds: dict[str, str], task: str | None = None) -> s
     if task is None and len(candidates) == 1:
         return candidates[0]
     if task not in candidates:
-        raise ValueError(f"`task` must be one of the tasks of the kind {kind!r}, {candidates}, got {task!r}")
+        raise ValueError(f"`{setting}` must be one of the tasks of the kind {kind!r}, {candidates}, got {task!r}")
     return task

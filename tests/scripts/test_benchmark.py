@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from run_script import run_main
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoBackbone, AutoConfig
 
 
 RECIPE = """
@@ -27,7 +30,7 @@ model:
 def test_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
-    options += ["--large", 64, "--rounds", 1]
+    options += ["--large", 64, "--rounds", 1, "--single-task"]
     assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -58,6 +61,21 @@ def test_report(monkeypatch, tmp_path, capsys):
     assert [(row["size"], row["way"]) for row in large] == [
         ("64 x 64", way) for way in ("resized", "windows", "whole")
     ]
+    model, *single = report["tables"]["Models of one task"]
+    backbone = AutoBackbone.from_config(AutoConfig.for_model(**yaml.safe_load(RECIPE)["model"]["backbone_config"]))
+    with FlopCounterMode(display=False) as counter:
+        backbone(torch.empty(1, 3, 160, 192))
+    assert 2 * model["G multiply-adds"] == pytest.approx(head["GFLOP"] + counter.get_total_flops() / 1e9, rel=0.01)
+    assert [(row["predicts"], row["attends to"]) for row in single] == [
+        (task, attended) for task in ("semseg", "depth", "normals") for attended in ("all", "itself")
+    ]
+    for row in single:
+        assert row["parameters, millions"] < model["parameters, millions"] and row["s / all"] > 0
+        assert row["G multiply-adds"] < model["G multiply-adds"]
+    # The channel mixing of 3 mixers of 2 layers, and more
+    for everything, alone in zip(single[::2], single[1::2]):
+        difference = everything["G multiply-adds"] - alone["G multiply-adds"]
+        assert difference > 1e-9 * pixels * channels**2 * 3 * 2
     assert [row["tasks"] for row in report["tables"]["Time against the number of tasks"]] == [1, 2]
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "report.json",

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -312,7 +313,10 @@ def test_an_interrupted_video_leaves_nothing(model_dir, video, tmp_path):
         for index, image in enumerate(frames):
             writer.write(image, index / 25)
     command = [sys.executable, SCRIPT, "--model", model_dir, "--input", tmp_path / "long.mp4"]
-    with subprocess.Popen([*command, "--output", tmp_path / "out"], stderr=subprocess.PIPE, text=True) as run:
+    # The signal is ignored in what a shell has started in the background, these tests perhaps.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command += ["--output", tmp_path / "out"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as run:
         while not ((tmp_path / "out").exists() and os.listdir(tmp_path / "out")):
             assert run.poll() is None
             time.sleep(0.05)
