@@ -16,11 +16,12 @@ from transformers.utils import logging
 from transformers_degmix.data.rooms import render_room
 from transformers_degmix.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
 from transformers_degmix.saving import load_model_directory
+from transformers_degmix.shipped import add_model_argument
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    add_model_argument(parser)
     parser.add_argument(
         "--examples", type=Path, help="folder of photos to choose from (default: three rendered rooms)"
     )

@@ -34,13 +34,14 @@ from transformers_degmix.evaluation.report import (
 )
 from transformers_degmix.geometry import FIELD_OF_VIEW
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
+from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments
 from transformers_degmix.training.data import load_split
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    add_model_argument(parser)
     add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])

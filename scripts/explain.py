@@ -31,13 +31,14 @@ from transformers_degmix.interpretation import (
     inspect_images,
 )
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
+from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.training.data import load_split
 from transformers_degmix.visualization import draw_sampling
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    add_model_argument(parser)
     parser.add_argument("--output", required=True, type=Path, help="directory to create for the results")
     add_data_arguments(parser, required=False)
     parser.add_argument("--image", type=Path, help="photo on which to show sampling points")

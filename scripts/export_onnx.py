@@ -21,11 +21,12 @@ from transformers.utils import logging
 from transformers_degmix.export import OnnxModel, export_onnx, quantize_onnx
 from transformers_degmix.image_processing_pil_degmix import load_image
 from transformers_degmix.saving import load_model_directory
+from transformers_degmix.shipped import add_model_argument
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    add_model_argument(parser)
     parser.add_argument("--output", required=True, type=Path, help="file to create")
     parser.add_argument("--opset", type=int, help="version of the ONNX operators, 18 or newer (default: PyTorch's)")
     parser.add_argument("--int8", type=Path, nargs="+", default=[], metavar="IMAGE", help="write an 8-bit file too")

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from transformers_degmix.image_processing_pil_degmix import load_image, resize_nearest
 from transformers_degmix.inference import PREDICTION_ERRORS, Predictor, Result, map_ahead
 from transformers_degmix.saving import load_model_directory, write_whole
+from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window
 from transformers_degmix.visualization import draw_confidence, draw_legend, draw_overview, draw_prediction, panel_size
 
@@ -35,7 +36,7 @@ VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model directory, or name on the Hugging Face Hub")
+    add_model_argument(parser)
     parser.add_argument(
         "--input",
         required=True,

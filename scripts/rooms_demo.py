@@ -1,4 +1,5 @@
-"""Trains a small DeGMix on Rooms from scratch, scores it on held-out rooms and draws some of them.
+"""Predicts a photograph with the model that comes with the package; then trains a small one on Rooms from scratch,
+scores it on held-out rooms and draws some of them.
 
     python scripts/rooms_demo.py [--quick] [--output_dir DIR]
 
@@ -11,7 +12,10 @@ import time
 from pathlib import Path
 
 from accelerate import Accelerator
+from PIL import Image
+from skimage.data import coffee
 from torch.utils.data import DataLoader
+from transformers import pipeline
 from transformers.utils import logging
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
@@ -23,6 +27,7 @@ from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.collator import DeGMixDataCollator
 from transformers_degmix.training.loop import train
 from transformers_degmix.training.tracking import draw_samples
+from transformers_degmix.visualization import draw_overview
 
 
 RECIPE = Path(__file__).parent / "recipes" / "rooms_demo.yaml"
@@ -40,7 +45,9 @@ def main():
 
     start = time.monotonic()
     args = parse_arguments([str(RECIPE), *overrides])
+    options.output_dir.mkdir(parents=True, exist_ok=True)
     (options.output_dir / "checkpoint.pt").unlink(missing_ok=True)  # of an earlier demo
+    predict_photo(options.output_dir / "photo.png")
     train(args)
     model = DeGMixForMultiTaskDensePrediction.from_pretrained(options.output_dir / "best")
     processor = DeGMixImageProcessor.from_pretrained(options.output_dir / "best")
@@ -61,6 +68,14 @@ def main():
     picture = options.output_dir / "held_out_rooms.png"
     draw_samples(model, processor, list(held_out.dataset.select(range(NUM_DRAWN)))).save(picture)
     print(f"model: {options.output_dir / 'best'}   picture: {picture}   {time.monotonic() - start:.0f} s in all")
+
+
+def predict_photo(path: Path):
+    """Draws what the shipped model sees in a photograph that scikit-image has (CC0)."""
+    photo = Image.fromarray(coffee())
+    predict = pipeline("multi-task-dense-prediction")
+    draw_overview(photo, predict(photo), predict.model.config.tasks).save(path)
+    print(f"a photograph, by the model that comes with the package: {path}")
 
 
 def print_scores(scores: dict[str, dict], tasks: dict[str, dict], num_images: int):

@@ -26,6 +26,7 @@ from .modeling_degmix_single_task import (
 )
 from .modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from .pipeline_degmix import MultiTaskDensePredictionPipeline
+from .shipped import DEGMIX_LITE0_NYUD
 from .version import __version__
 
 
@@ -47,7 +48,11 @@ AutoModelForNormalEstimation.register(DeGMixConfig, DeGMixForNormalEstimation)
 AutoModelForSemanticSegmentation.register(DeGMixConfig, DeGMixForSemanticSegmentation)
 AutoImageProcessor.register(DeGMixConfig, image_processor_classes=image_processor_classes)
 PIPELINE_REGISTRY.register_pipeline(
-    "multi-task-dense-prediction", MultiTaskDensePredictionPipeline, pt_model=AutoModel, type="image"
+    "multi-task-dense-prediction",
+    MultiTaskDensePredictionPipeline,
+    pt_model=AutoModel,
+    default={"model": (DEGMIX_LITE0_NYUD, __version__)},
+    type="image",
 )
 
 # `save_pretrained` then copies the code, for `trust_remote_code=True` where this package is not installed.
@@ -61,6 +66,7 @@ DeGMixImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
 __all__ = [
+    "DEGMIX_LITE0_NYUD",
     "DeGMixConfig",
     "DeGMixForDepthEstimation",
     "DeGMixForMultiTaskDensePrediction",

@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from . import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
+from .shipped import find_model
 
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def push_model_directory(path: str | PathLike, repo: str, private: bool = False)
 def load_model_directory(
     name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple["DeGMixForMultiTaskDensePrediction | OnnxModel", ImageProcessingMixin]:
-    """Model, in eval mode, and image processor from a directory or the Hub, or from a file of `export_onnx`.
+    """Model, in eval mode, and image processor of a shipped model, a directory or the Hub, or a file of `export_onnx`.
 
     Of such a file both stay on the CPU, in float32.
 
@@ -142,14 +143,15 @@ def load_model_directory(
 
             model = OnnxModel(name)
             return model, model.processor
-        model, loading = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        place = find_model(name)
+        model, loading = AutoModel.from_pretrained(place, dtype=dtype, output_loading_info=True)
         if not isinstance(model, DeGMixForMultiTaskDensePrediction):
             raise ValueError(f"it is a {type(model).__name__}, not a {DeGMixForMultiTaskDensePrediction.__name__}")
         if loading["missing_keys"]:
             # Transformers would draw them at random, and warn.
             missing = sorted(loading["missing_keys"])
             raise ValueError(f"it lacks weights ({len(missing)}), such as {missing[0]}")
-        return model.eval().to(device), DeGMixImageProcessor.from_pretrained(name)
+        return model.eval().to(device), DeGMixImageProcessor.from_pretrained(place)
     except Exception as error:  # a wrong name, a broken file, a missing device: each has exceptions of its own
         raise ValueError(f"cannot load {name}: {' '.join(str(error).split())}") from error
 

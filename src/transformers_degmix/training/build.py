@@ -14,6 +14,7 @@ from ..data.columns import name_classes
 from ..data.rooms import ROOMS_TASKS
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
+from ..shipped import find_model
 from .arguments import TrainingArguments
 from .backbones import find_backbone
 from .data import open_split
@@ -31,15 +32,14 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
             those of another backbone than the model's.
     """
     if args.pretrained:
-        model = DeGMixForMultiTaskDensePrediction.from_pretrained(args.pretrained)
+        place = find_model(args.pretrained)
+        model = DeGMixForMultiTaskDensePrediction.from_pretrained(place)
         new_tasks = choose_tasks(args, args.new_tasks) if args.new_tasks else {}
         if new_tasks and args.train_only_new:
             model.requires_grad_(False)
         for name, task in new_tasks.items():
             model.add_task(name, task, train_only_new=False)
-        processor = DeGMixImageProcessorPil.from_pretrained(
-            args.pretrained, tasks=model.config.tasks, **args.image_processor
-        )
+        processor = DeGMixImageProcessorPil.from_pretrained(place, tasks=model.config.tasks, **args.image_processor)
     else:
         tasks, fields = choose_tasks(args, args.model.get("tasks")), {}
         if args.dataset == "rooms":

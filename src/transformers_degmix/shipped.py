@@ -1,0 +1,31 @@
+"""The model that comes with the package.
+
+`AutoModel.from_pretrained(DEGMIX_LITE0_NYUD)` loads it, as do all classes that load model directories, and
+`pipeline("multi-task-dense-prediction")` without a model. On command lines and in recipes it has a name.
+"""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+
+# EfficientNet-Lite0, trained on the photographs of NYUD-v2. Its card is model_cards/degmix_lite0_nyud.md.
+DEGMIX_LITE0_NYUD = str(Path(__file__).parent / "checkpoints" / "degmix_lite0_nyud")
+
+# By name.
+SHIPPED_MODELS = {"degmix_lite0_nyud": DEGMIX_LITE0_NYUD}
+DEFAULT_MODEL = "degmix_lite0_nyud"
+
+
+def find_model(name: str) -> str:
+    """The directory of a shipped model for its name; other names, of directories or on the Hub, stay as they are."""
+    return SHIPPED_MODELS.get(name, name)
+
+
+def add_model_argument(parser: ArgumentParser):
+    """The option `--model` of a script that loads a model."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="model directory, name on the Hugging Face Hub, or one of the models that come with the package: "
+        f"{', '.join(SHIPPED_MODELS)} (default: {DEFAULT_MODEL})",
+    )
