@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers_degmix.data.benchmarks import BENCHMARKS, TASKS
 from transformers_degmix.data.columns import RowReader, name_classes, select_columns
 from transformers_degmix.data.inspection import find_suspicions, summarize
-from transformers_degmix.image_processing_pil_degmix import decode_label, to_label, to_pixels
+from transformers_degmix.image_processing_pil_degmix import DOUBT, decode_label, to_label, to_pixels
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
@@ -119,8 +119,10 @@ def inspect_row(
         raise ValueError(f"sample {index}: {error}") from error
     pixels = to_pixels(image, do_convert_rgb=True)
     size = pixels.shape[-2:]
-    if pixels.max() <= 1:
-        warnings.add(reader.columns["image"].column, "black? (`scale: 255` for 0..1)", index, "no value is above 1")
+    doubt = image.info.get(DOUBT) if isinstance(image, Image.Image) else None
+    if doubt or pixels.max() <= 1:
+        reason = doubt or "no value is above 1"
+        warnings.add(reader.columns["image"].column, "black? (`scale: 255` for 0..1)", index, reason)
     readable, good = dict.fromkeys(tasks), dict.fromkeys(tasks)
     for name, task in tasks.items():
         column, stored = reader.columns[name].column, None

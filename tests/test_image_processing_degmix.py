@@ -3,6 +3,8 @@
 import base64
 import json
 import math
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile, TiffImagePlugin
 from torch.nn import functional as F
 from transformers.modeling_outputs import DepthEstimatorOutput, SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, is_torchvision_available
 
 from transformers_degmix import DeGMixConfig, DeGMixImageProcessor, DeGMixImageProcessorPil
+from transformers_degmix.image_processing_pil_degmix import load_image
 from transformers_degmix.tasks import TASK_KINDS
 
 
@@ -140,6 +143,147 @@ def test_rotated_jpeg_file(plain, rng, tmp_path):
     assert pixels.shape == (3, 64, 48)
     expected = np.rot90(np.array(smooth), -1).transpose(2, 0, 1).astype(float)
     assert np.abs(pixels - expected).mean() < 3
+
+
+def exif_block(orientation: int, *entries: bytes) -> bytes:
+    """EXIF with an orientation and further entries of 12 bytes, as no library would write it."""
+    entries = (struct.pack("<HHIHH", ORIENTATION, 3, 1, orientation, 0), *entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+
+
+MALFORMED_EXIF = {
+    "text of a bytes object": (b"b'Exif\\x00", False),
+    "negative unsigned rational, which cannot be written": (
+        exif_block(6, struct.pack("<HHI", 0x11A, 8, 1) + struct.pack("<hh", -3, 0)),
+        True,
+    ),
+    "offset behind the end": (exif_block(6, struct.pack("<HHII", 0x10F, 2, 99, 10**6)), True),
+    "no entries": (b"Exif\0\0II*\0", False),
+    "orientation 9": (exif_block(9), False),
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("name", MALFORMED_EXIF)
+def test_malformed_exif_costs_no_photo(plain, rng, tmp_path, name, ending):
+    exif, is_turned = MALFORMED_EXIF[name]
+    path = tmp_path / f"image.{ending}"
+    Image.fromarray(random_image(rng, 6, 9)).save(path, exif=exif)
+    expected = np.asarray(Image.open(path)).astype(float)
+    expected = (np.rot90(expected, -1) if is_turned else expected).transpose(2, 0, 1)
+    for image in (path, Image.open(path), load_image(path)):
+        np.testing.assert_array_equal(pixels_of(plain, image), expected)
+    label = {"semseg": Image.open(path).convert("L")}
+    assert plain(Image.open(path), labels=label, return_tensors="pt").labels["semseg"].shape[1:] == expected.shape[1:]
+
+
+@pytest.mark.parametrize("error", [SyntaxError("bad"), struct.error("a\nb"), KeyError(9), MemoryError(), IndexError()])
+@pytest.mark.parametrize("when", ["open", "load"])
+def test_errors_of_decoders_are_of_one_type_and_line_and_name_the_file(tmp_path, monkeypatch, error, when):
+    class Decoder(ImageFile.ImageFile):
+        format = "BROKEN"
+
+        def _open(self):
+            self._mode, self._size = "L", (4, 3)
+            if when == "open":
+                raise error
+
+        def load(self):
+            raise error
+
+    monkeypatch.setattr(Image, "ID", ["BROKEN"])
+    monkeypatch.setitem(Image.OPEN, "BROKEN", (Decoder, None))
+    (tmp_path / "photo.raw").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match=r"photo\.raw'?: \S") as caught:
+        load_image(tmp_path / "photo.raw")
+    assert "\n" not in str(caught.value)
+    if when == "load":
+        with pytest.raises(ValueError, match=r"image 0: \S"):
+            DeGMixImageProcessorPil()(Image.open(tmp_path / "photo.raw"))
+
+
+def png_with_significant_bits(image: Image.Image, *bits: int) -> bytes:
+    file, chunk = BytesIO(), b"sBIT" + bytes(bits)
+    image.save(file, "PNG")
+    content = file.getvalue()
+    if not bits:
+        return content
+    chunk = struct.pack(">I", len(bits)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return content[:33] + chunk + content[33:]
+
+
+def tiff(values: np.ndarray, tag: int | None = None, value=None) -> bytes:
+    file, info = BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
+    if tag:
+        info[tag] = value
+    Image.fromarray(values).save(file, "TIFF", tiffinfo=info)
+    return file.getvalue()
+
+
+RAMP = np.linspace(0, 1, 40, dtype=np.float32).reshape(5, 8)
+MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE, WHITE_LEVEL = 281, 341, 50717
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(png_with_significant_bits(Image.fromarray(np.uint16(RAMP * (2**n - 1))), n) for n in (10, 12, 14)),
+        png_with_significant_bits(Image.fromarray(np.uint16(RAMP * 65535)), 16),
+        # As the standard wants it: the bits that count are the upper ones.
+        png_with_significant_bits(Image.fromarray(np.uint16(RAMP * 4095) * 16), 12),
+        tiff(np.uint16(RAMP * 1023), MAX_SAMPLE_VALUE, 1023),
+        tiff(np.uint16(RAMP * 3900), MAX_SAMPLE_VALUE, 3900),
+        tiff(np.uint16(RAMP * 16383), WHITE_LEVEL, 16383),
+        tiff(RAMP, S_MAX_SAMPLE_VALUE, 1.0),
+        tiff(RAMP * 4095, S_MAX_SAMPLE_VALUE, 4095.0),
+        tiff(RAMP * 255, S_MAX_SAMPLE_VALUE, 255.0),
+        tiff(RAMP * 255),
+        tiff(np.uint16(RAMP * 65535)),
+        tiff(np.uint16(RAMP * 0)),
+    ],
+)
+def test_values_are_scaled_as_the_file_says(plain, tmp_path, caplog, content):
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    stored = np.asarray(Image.open(path)).astype(float)
+    expected = RAMP * (255 if stored.any() else 0)
+    np.testing.assert_allclose(pixels_of(plain, path)[0], expected, atol=13 if stored.max() == 3900 else 0.3)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "content, factor",
+    [
+        (tiff(RAMP), "255"),
+        (tiff(RAMP * 4095), "0.062271"),
+        (tiff(np.uint16(RAMP * 4000)), "16.004"),
+        (png_with_significant_bits(Image.fromarray(np.uint16(RAMP * 1000))), "64.062"),
+    ],
+)
+def test_values_of_another_range_are_warned_of(tmp_path, caplog, content, factor):
+    (tmp_path / "dark").write_bytes(content)
+    load_image(tmp_path / "dark")
+    assert f"{tmp_path / 'dark'}: no value is above" in caplog.text
+    assert f"scale: {factor}}}" in caplog.text
+
+
+def test_eight_of_sixteen_bits_of_rgb_are_scaled_or_warned_of(plain, tmp_path, caplog):
+    """Of colour in 16 bits, PIL gives the upper 8."""
+    values = np.uint16(RAMP * 4095)
+    rows = b"".join(b"\0" + np.stack([row] * 3, -1).astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 5, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+
+    def png(*chunks) -> bytes:
+        packed = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+    (tmp_path / "unstated.png").write_bytes(png(*chunks))
+    load_image(tmp_path / "unstated.png")
+    assert "unstated.png: no value is above 3855" in caplog.text
+    caplog.clear()
+    (tmp_path / "stated.png").write_bytes(png(chunks[0], (b"sBIT", bytes([12] * 3)), *chunks[1:]))
+    np.testing.assert_allclose(pixels_of(plain, tmp_path / "stated.png")[0], RAMP * 255, atol=16)
+    assert not caplog.text
 
 
 def test_grey_palette_and_cmyk_become_rgb(plain, rng):

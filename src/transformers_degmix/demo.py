@@ -4,7 +4,6 @@ The functions that compute and draw come first, [`build_demo`] puts them on the 
 """
 
 import html
-import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
@@ -23,7 +22,7 @@ from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
 from .geometry import FIELD_OF_VIEW, first_of_kind, viewing_rays
-from .image_processing_pil_degmix import to_pixels
+from .image_processing_pil_degmix import decode_image, to_pixels
 from .inference import Result, predict_batch, prepare
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .tasks import TASK_KINDS
@@ -97,15 +96,8 @@ def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Imag
     Raises:
         ValueError: it is no image, or one of too many pixels, or too narrow; the message does not name the file.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"too large: more than the {max_pixels / 1e6:g} million pixels allowed here") from error
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise ValueError(f"not an image that can be read ({', '.join(FORMATS)})") from error
-    with image:
+
+    def check(image: Image.Image):
         width, height = image.size
         if width * height > max_pixels:
             raise ValueError(
@@ -117,11 +109,9 @@ def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Imag
                 f"too narrow: {width} x {height} pixels, both sides must have at least {SHORTEST_SIDE}, "
                 f"after shrinking to {LONGEST_SIDE}"
             )
-        try:
-            image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # of a JPEG, no more is decoded than needed
-            pixels = to_pixels(image, do_convert_rgb=True)
-        except Exception as error:
-            raise ValueError(f"damaged: {error}") from error
+        image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # of a JPEG, no more is decoded than needed
+
+    pixels = to_pixels(decode_image(path, FORMATS, check), do_convert_rgb=True)
     photo = Image.fromarray(np.moveaxis(pixels, 0, -1).round().clip(0, 255).astype(np.uint8))
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return photo

@@ -7,15 +7,16 @@ What both backends share is in [`DeGMixImageProcessingMixin`]. Geometry, with si
 and back again in `post_process_dense_prediction`.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.request import urlopen
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
@@ -32,7 +33,7 @@ from transformers.image_utils import (
     get_image_size_for_max_height_width,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import ModelOutput, TensorType
+from transformers.utils import ModelOutput, TensorType, logging
 
 from .configuration_degmix import NYUD_TASKS
 from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, task_of_kind
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     # `save_pretrained` copies what is imported relatively; these too are to lie there for `trust_remote_code=True`.
     from .image_processing_degmix import DeGMixImageProcessor  # noqa: F401
     from .pipeline_degmix import MultiTaskDensePredictionPipeline  # noqa: F401
+
+logger = logging.get_logger(__name__)
 
 # The class of each backend, for `AutoImageProcessor.from_pretrained(..., trust_remote_code=True)`.
 AUTO_MAP = {
@@ -55,11 +58,28 @@ Size = tuple[int, int]
 LabelMap: TypeAlias = Image.Image | np.ndarray | Tensor
 
 
-def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
-    """Reads an image from a path or an `http:`, `https:` or `data:` URL.
+# In `Image.info`: the value that stands for white in the file, in the units of [`to_pixels`], which takes it for 255;
+# and what makes doubt whether the values are meant as they are read.
+WHITE, DOUBT = "transformers_degmix.white", "transformers_degmix.doubt"
 
-    `transformers.image_utils.load_image` converts to RGB, which clips 16-bit images and drops transparency; here the
-    image keeps its mode.
+# TIFF's tags for the largest value: WhiteLevel (of DNG), SMaxSampleValue, MaxSampleValue; and for the bits of a value
+_MAXIMUM_TAGS, _BITS_TAG = (50717, 341, 281), 258
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
+    """Reads a photo from a path or an `http:`, `https:` or `data:` URL, see [`decode_image`].
+
+    A warning names photos whose values may be meant in another range than that in which they are read.
 
     Args:
         source: where the image is.
@@ -72,14 +92,96 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     try:
         if source.startswith(("http://", "https://", "data:")):
             with urlopen(source, timeout=timeout) as response:
-                source_file: BytesIO | str = BytesIO(response.read())
+                image = decode_image(BytesIO(response.read()))
         else:
-            source_file = source
-        image = Image.open(source_file)
-        image.load()
-    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+            image = decode_image(source)
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read an image from {source[:200]!r}: {error}") from error
+    if DOUBT in image.info:
+        logger.warning(f"{source[:200]}: {image.info[DOUBT]}")
     return image
+
+
+def decode_image(
+    file: str | os.PathLike | BytesIO,
+    formats: Sequence[str] | None = None,
+    before_decoding: Callable[[Image.Image], Any] | None = None,
+) -> Image.Image:
+    """An image file -> its first picture, upright. All photos, and the images of data sets, are opened here.
+
+    `transformers.image_utils.load_image` converts to RGB, which clips 16-bit images and drops transparency; here the
+    image keeps its mode.
+
+    Args:
+        file: its path or content.
+        formats: PIL's names of those that are allowed.
+        before_decoding: is called with the image when its size is known and none of its pixels are decoded.
+
+    Raises:
+        ValueError: there is no readable image; the message is one line, which does not name the file.
+    """
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:
+        lifted = "`--max-pixels` lifts it, in Python `PIL.Image.MAX_IMAGE_PIXELS = None`"
+        raise ValueError(f"too large: {error} {lifted}") from error
+    except UnidentifiedImageError as error:
+        known = f" ({', '.join(formats)})" if formats else ""
+        raise ValueError(f"not an image of a format that can be read{known}") from error
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, KeyError, ...
+        raise ValueError(_one_line(error)) from error
+    if before_decoding:
+        before_decoding(image)
+    try:
+        white = _white(image)
+        image.load()
+        image = upright(image)
+        if white:
+            image.info |= _describe_range(image, *white)
+        return image
+    except Exception as error:
+        raise ValueError(f"damaged: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _white(image: Image.Image) -> tuple[float, float] | None:
+    """Of an image of more than 8 bits that is not decoded yet: the largest value that its kind holds, and that which
+    its file says that it uses, or 0."""
+    if image.mode != "F" and not image.mode.startswith("I") and ";16" not in str(image.tile):
+        return None
+    largest = 255 if image.mode == "F" else 65535
+    if image.format == "PNG":
+        # It knows no such chunk. The file is read up to the pixels.
+        place = image.fp.tell()
+        image.fp.seek(0)
+        bits = image.fp.read(place).partition(b"sBIT")[2][:1]
+        return largest, 2 ** bits[0] - 1 if bits else 0
+    tags = getattr(image, "tag_v2", {})
+    stated = next((float(np.max(tags[tag])) for tag in _MAXIMUM_TAGS if tag in tags), 0)
+    if image.mode != "F" and not stated and np.max(tags.get(_BITS_TAG, 16)) < 16:
+        stated = 2 ** int(np.max(tags[_BITS_TAG])) - 1
+    # Or it is the largest value of this image.
+    return largest, 2 ** math.ceil(math.log2(stated + 1)) - 1 if stated else 0
+
+
+def _describe_range(image: Image.Image, largest: float, stated: float) -> dict[str, Any]:
+    """[`WHITE`] or [`DOUBT`], for `Image.info`, of an image of which [`_white`] says this."""
+    unit = largest / 255
+    found = np.max(image.getextrema()) * (1 if len(image.getbands()) == 1 else unit)
+    if 0 < found <= stated:
+        return {WHITE: stated / unit}
+    bits = math.ceil(math.log2(max(found, 1) + 1))
+    used = 2**bits - 1
+    if not found or (1 < found <= 255 if largest == 255 else bits > 14):
+        return {}
+    return {
+        DOUBT: f"no value is above {found:g}, but {largest} is taken for white: is {used} meant? Then write it into "
+        "the file (TIFF: MaxSampleValue or, of floats, SMaxSampleValue; PNG: the bits, as sBIT) or, for a data set, "
+        f"`columns: {{image: {{scale: {largest / used:.5g}}}}}`"
+    }
 
 
 def to_pixels(
@@ -92,6 +194,7 @@ def to_pixels(
     - PIL images are turned upright as their EXIF orientation says.
     - 16-bit values (modes `I;16`, `I`; uint16) are divided by 257, so that 65535 becomes 255, and not clipped.
     - Values of all other kinds, floats (mode `F` too) included, are kept.
+    - What stands for white in a file, as [`decode_image`] has found it, becomes 255.
     - With `do_convert_rgb`, palettes, CMYK and the like become RGB, one channel becomes three, and transparency is
       composited over white: 255, or 1 in float arrays.
 
@@ -101,10 +204,16 @@ def to_pixels(
         input_data_format: where the channels of an array are; by default inferred, first axis first.
 
     Raises:
-        ValueError: the shape is not that of an image, or values are NaN, infinite or out of range.
+        ValueError: the shape is not that of an image, or values are NaN, infinite or out of range, or a PIL image
+            cannot be decoded.
     """
+    white = 255
     if isinstance(image, Image.Image):
-        array = _pil_to_array(image, do_convert_rgb)
+        white = image.info.get(WHITE, 255)
+        try:
+            array = _pil_to_array(image, do_convert_rgb)
+        except Exception as error:  # of every type, from PIL's decoders
+            raise ValueError(_one_line(error)) from error
         input_data_format = ChannelDimension.LAST
     elif isinstance(image, Tensor):
         # NumPy has no bfloat16.
@@ -127,26 +236,40 @@ def to_pixels(
     pixels = np.array(array, np.float32, order="C")
     if array.dtype.newbyteorder("=") == np.uint16:
         pixels /= 257
+    if white != 255:
+        pixels *= 255 / white
     if array.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise ValueError("expected finite values, got NaN or infinity")
     if do_convert_rgb and len(pixels) == 4:
-        white = 1 if np.issubdtype(array.dtype, np.floating) else 255
-        alpha = pixels[3] / white
+        opaque = 1 if np.issubdtype(array.dtype, np.floating) else 255
+        alpha = pixels[3] / opaque
         if alpha.min() < 0 or alpha.max() > 1:
-            raise ValueError(f"expected alpha from 0 to {white}, got {pixels[3].min()} to {pixels[3].max()}")
-        pixels = alpha * pixels[:3] + (1 - alpha) * white
+            raise ValueError(f"expected alpha from 0 to {opaque}, got {pixels[3].min()} to {pixels[3].max()}")
+        pixels = alpha * pixels[:3] + (1 - alpha) * opaque
     if do_convert_rgb and len(pixels) == 1:
         pixels = pixels.repeat(3, axis=0)
     return pixels
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # PIL's function copies images that are upright already.
-    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says, and without EXIF then. EXIF that cannot be read is taken for none.
+
+    `ImageOps.exif_transpose` writes the other tags again, and fails where they cannot be written.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # of every type, from PIL's parsers
+        return image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
+        turned.info.pop(name, None)
+    return turned
 
 
 def _pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
-    image = _upright(image)
+    image = upright(image)
     if image.mode == "I":
         # 32 bits that hold the 16 of a PNG or TIFF
         array = np.array(image)
@@ -173,7 +296,7 @@ def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
 def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
     """[`to_label`] without the decoding: an array that owns its memory, uint8 or else `kind.array_dtype`."""
     if isinstance(label, Image.Image):
-        label = _upright(label)
+        label = upright(label)
     elif isinstance(label, Tensor):
         # NumPy has no bfloat16.
         label = (label.detach().float() if label.is_floating_point() else label).cpu()

@@ -6,13 +6,13 @@ from copy import copy
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import ModelOutput
 
-from .image_processing_pil_degmix import load_image
+from .image_processing_pil_degmix import load_image, upright
 from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
 
 
@@ -101,9 +101,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         do_resize: bool | None = None,
         window_size: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
-        if not isinstance(image, Image.Image):
-            image = load_image(image, timeout)
-        image = ImageOps.exif_transpose(image)
+        image = upright(image) if isinstance(image, Image.Image) else load_image(image, timeout)
         options = {"do_resize": False, "do_pad": False} if window_size else {}
         inputs = self._processor(do_resize)(image, return_tensors="pt", **options).to(self.dtype)
         # Wrapped, because the pipeline's collation concatenates plain tensors, which need one size; it lists the rest.

@@ -238,6 +238,13 @@ def test_damaged_images_are_named_and_columns_that_nobody_needs_not_read(streami
         next(samples)
 
 
+def test_malformed_exif_costs_no_row(tmp_path):
+    IMAGE.save(tmp_path / "a.png", exif=b"b'Exif\\x00")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png"}')
+    rows = map_columns(load_dataset(str(tmp_path), split="train"), {})
+    assert np.array_equal(rows[0]["image"], IMAGE)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_missing_columns_and_empty_splits(streaming):
     data = Dataset.from_dict({"image": [1], "depth": [2]})

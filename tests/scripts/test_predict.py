@@ -67,6 +67,7 @@ def mixed_run(model_dir, tmp_path_factory) -> tuple[Path, Path, subprocess.Compl
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     photo().save(images / "rotated.jpg", exif=exif)
+    photo().save(images / "malformed.png", exif=b"b'Exif\\x00")
     photo(400, 300).save(images / "truncated.jpg")
     (images / "truncated.jpg").write_bytes((images / "truncated.jpg").read_bytes()[:9000])
     (images / "text.png").write_text("not an image")
@@ -77,7 +78,7 @@ def mixed_run(model_dir, tmp_path_factory) -> tuple[Path, Path, subprocess.Compl
     return images, output, subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-GOOD = ["grey", "rgb", "rgba", "rotated"]
+GOOD = ["grey", "malformed", "rgb", "rgba", "rotated"]
 BAD = ["truncated.jpg", "text.png", "empty.png", "missing.png"]
 
 
@@ -87,7 +88,7 @@ def test_bad_files_are_named_and_the_others_predicted(mixed_run):
     assert "Traceback" not in run.stderr and "notes.txt" not in run.stderr
     errors = [line for line in run.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert sorted(line.split(": ")[1] for line in errors) == sorted(str(images / name) for name in BAD)
-    assert f"4 of 8 inputs: {output}" in run.stdout
+    assert f"5 of 9 inputs: {output}" in run.stdout
 
 
 def test_every_good_image_has_all_files_and_nothing_else_is_left(mixed_run):

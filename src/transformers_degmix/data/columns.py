@@ -14,16 +14,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
+from datasets.utils.file_utils import xopen
 from PIL import Image
 from torch import Tensor
 
-from ..image_processing_pil_degmix import Size, to_label, to_pixels
+from ..image_processing_pil_degmix import Size, decode_image, to_label, to_pixels
 from ..tasks import TASK_KINDS, TaskKind
 
 
@@ -206,9 +208,16 @@ class RowReader:
 
 def _decode_image(stored: Image.Image | dict[str, Any], feature: ImageFeature) -> Image.Image:
     """What a column of images holds with `decode=False`, `bytes` or a `path`, or decoded already."""
+    if isinstance(stored, Image.Image):
+        return stored
     try:
-        return feature.decode_example(stored)
-    except Exception as error:  # of every type, from PIL's decoders
+        content = stored["bytes"]
+        if content is None:
+            with xopen(stored["path"], "rb") as file:
+                content = file.read()
+        image = decode_image(BytesIO(content))
+        return image.convert(feature.mode) if feature.mode else image
+    except Exception as error:  # of every type, from file systems
         source = f" {stored['path']}" if stored["path"] else ""
         raise ValueError(f"cannot read the image{source}: {error}") from error
 
