@@ -27,6 +27,7 @@ from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.evaluation import BoundaryMetric
 from transformers_degmix.evaluation.boundary import THRESHOLDS
+from transformers_degmix.interruption import run_script
 
 
 IMAGE_SIZE = BENCHMARKS["nyud"].input_size
@@ -112,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

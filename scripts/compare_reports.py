@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from transformers_degmix.evaluation.report import check_comparable, format_table, read_report
+from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import write_whole
 
 
@@ -32,4 +33,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from transformers_degmix.data.rooms import render_room
 from transformers_degmix.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
+from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory
 from transformers_degmix.shipped import add_model_argument
 
@@ -43,9 +44,10 @@ def main():
             examples = [Image.fromarray(render_room("test", index)["image"]) for index in range(3)]
         demo = build_demo(*load_model_directory(args.model, args.device), examples, args.max_pixels)
         demo.launch(server_port=args.server_port, **LAUNCH_OPTIONS)
+        raise KeyboardInterrupt  # which Gradio takes for a reason to return
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

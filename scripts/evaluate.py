@@ -13,7 +13,9 @@ import argparse
 import multiprocessing
 import shlex
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -33,6 +35,7 @@ from transformers_degmix.evaluation.report import (
     write_report,
 )
 from transformers_degmix.geometry import FIELD_OF_VIEW
+from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
 from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments
@@ -79,12 +82,21 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def start_executor(num_workers: int) -> Executor:
-    """Processes that score samples, or a thread. Not forked: the model's threads would be missing in them."""
-    if not num_workers:
-        return ThreadPoolExecutor(1)
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_workers, spawn, initializer=torch.set_num_threads, initargs=(1,))
+@contextmanager
+def start_executor(num_workers: int) -> Iterator[Executor]:
+    """Processes that score samples, or a thread. Not forked: the model's threads would be missing in them.
+
+    What still waits at the end, after an error, is left undone.
+    """
+    if num_workers:
+        spawn = multiprocessing.get_context("spawn")
+        executor = ProcessPoolExecutor(num_workers, spawn, initializer=torch.set_num_threads, initargs=(1,))
+    else:
+        executor = ThreadPoolExecutor(1)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def evaluate(args: argparse.Namespace, accelerator: Accelerator):
@@ -150,4 +162,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

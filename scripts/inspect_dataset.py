@@ -23,6 +23,7 @@ from transformers_degmix.data.benchmarks import BENCHMARKS, TASKS
 from transformers_degmix.data.columns import RowReader, name_classes, select_columns
 from transformers_degmix.data.inspection import find_suspicions, summarize
 from transformers_degmix.image_processing_pil_degmix import DOUBT, decode_label, to_label, to_pixels
+from transformers_degmix.interruption import run_script
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
@@ -185,4 +186,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,6 +12,7 @@ While the model is at work, threads read what comes next and write what is done.
 import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +25,7 @@ from transformers.utils import logging
 
 from transformers_degmix.image_processing_pil_degmix import load_image, resize_nearest
 from transformers_degmix.inference import PREDICTION_ERRORS, Predictor, Result, map_ahead
+from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory, write_whole
 from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window
@@ -157,10 +159,11 @@ def predict_video(predictor: Predictor, path: Path, tasks: dict[str, dict], outp
 
     def write(file: BinaryIO):
         drawn = predictor(read_frames(path), attrgetter("image"), draw)
-        with VideoWriter(file, survey.rate) as writer, ThreadPoolExecutor(1) as encoder:
+        with VideoWriter(file, survey.rate) as writer, ThreadPoolExecutor(1) as encoder, closing(drawn):
             written = map_ahead(encoder, lambda pair: writer.write(_or_raise(pair[1]), pair[0].time), drawn, ahead=4)
-            for _ in tqdm(written, path.name, survey.num_frames, unit="frame"):
-                pass
+            with closing(written):
+                for _ in tqdm(written, path.name, survey.num_frames, unit="frame"):
+                    pass
 
     write_whole(output / f"{path.stem}.overview.mp4", write)
 
@@ -205,9 +208,10 @@ def main():
     path = None
     try:
         saved = image_predictor(images, load_image, lambda path, result: save(result, tasks, args.output / path.stem))
-        for path, error in tqdm(saved, total=len(images), unit="image", disable=len(images) < 2):
-            if error:
-                report(path, error)
+        with closing(saved):
+            for path, error in tqdm(saved, total=len(images), unit="image", disable=len(images) < 2):
+                if error:
+                    report(path, error)
         for path in videos:
             try:
                 predict_video(frame_predictor, path, tasks, args.output)
@@ -215,8 +219,6 @@ def main():
                 report(path, error)
     except OSError as error:  # a full disk will not get better with the next image
         sys.exit(f"error: cannot write to {args.output}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
     seconds = {part: image_predictor.seconds[part] + frame_predictor.seconds[part] for part in image_predictor.seconds}
     waited = seconds["all"] - seconds["input"] - seconds["model"]
@@ -228,4 +230,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

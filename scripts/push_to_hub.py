@@ -6,6 +6,7 @@ Weights, configuration, image processor, code, card and pictures go up in one co
 import argparse
 import sys
 
+from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import push_model_directory
 
 
@@ -24,4 +25,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

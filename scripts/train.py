@@ -6,6 +6,7 @@ import sys
 from accelerate import PartialState
 from transformers.utils import logging
 
+from transformers_degmix.interruption import run_script
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.loop import TrainingTerminated, train
 
@@ -29,4 +30,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -138,7 +138,7 @@ def test_whoever_comes_to_a_full_queue_is_told(monkeypatch, model, processor, tm
 
     def wait(*_):
         started.set()
-        go_on.wait(60)
+        go_on.wait(900)
 
     files = []
     for index in range(3):  # of their own: Gradio writes equal results into one file, again while it is being read
@@ -149,16 +149,16 @@ def test_whoever_comes_to_a_full_queue_is_told(monkeypatch, model, processor, tm
     try:
         with serve(model, processor) as client:
             first = client.submit(files[0], api_name="/predict")
-            assert started.wait(60)
+            assert started.wait(900)
             others = [client.submit(file, api_name="/predict") for file in files[1:]]
             refused = threading.Event()
             for job in others:
                 job.add_done_callback(lambda _: refused.set())
-            assert refused.wait(60)
+            assert refused.wait(900)
             go_on.set()
-            errors = [error for error in (job.exception(60) for job in others) if error]
+            errors = [error for error in (job.exception(900) for job in others) if error]
             assert len(errors) == 1 and "full" in str(errors[0])
-            arrays_of(first.result(60))
+            arrays_of(first.result(900))
     finally:
         go_on.set()
         hook.remove()

@@ -107,6 +107,33 @@ def test_errors_of_what_is_done_with_results_end_everything(model, processor):
     assert threading.active_count() < 20
 
 
+def test_what_waits_for_a_thread_is_left_undone_by_an_interruption(processor, monkeypatch):
+    loaded, stopped, end = [], threading.Event(), ThreadPoolExecutor.shutdown
+    (photo,) = photos((60, 48))
+
+    def load(index):
+        loaded.append(index)
+        if index:
+            stopped.wait()
+        return photo
+
+    def interrupted(pixel_values, **kwargs):
+        while len(loaded) < 3:
+            time.sleep(0.001)
+        raise KeyboardInterrupt
+
+    def shutdown(executor, wait=True, **options):
+        end(executor, wait=False, **options)
+        stopped.set()
+        end(executor, wait=wait)
+
+    interrupted.device, interrupted.dtype = torch.device("cpu"), torch.float32
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shutdown)
+    with pytest.raises(KeyboardInterrupt):
+        list(Predictor(interrupted, processor)(range(100), load, lambda index, result: None))
+    assert loaded == [0, 1, 2]
+
+
 def test_windows_are_neither_resized_nor_padded(model, processor):
     (photo,) = photos((70, 50))
     sizes = []

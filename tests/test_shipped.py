@@ -67,6 +67,6 @@ def test_by_name(maps, photo):
 def test_predict_without_a_model(tmp_path, maps, photo):
     photo.save(tmp_path / "photo.png")
     command = [sys.executable, SCRIPTS / "predict.py", "--input", tmp_path / "photo.png", "--output", tmp_path / "out"]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=900)
     pictures = {path.name for path in (tmp_path / "out").iterdir()}
     assert {f"photo.{ending}" for ending in ("npz", "overview.png", "depth.png")} <= pictures

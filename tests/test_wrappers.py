@@ -484,5 +484,5 @@ def test_two_processes(tmp_path):
     # the folder of `small_models`, as the tests have it
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
-    process = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    process = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     assert process.returncode == 0, process.stderr

@@ -202,9 +202,10 @@ class Predictor:
         with ExitStack() as stack:
             reader = workers = None
             if self.num_workers:
-                # The threads of the workers end first, as they are entered last.
-                reader = stack.enter_context(ThreadPoolExecutor(1))
-                workers = stack.enter_context(ThreadPoolExecutor(self.num_workers))
+                reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(self.num_workers)
+                # The workers end first. Where the consumer stops, what waits for a thread is left undone.
+                for executor in (reader, workers):
+                    stack.callback(executor.shutdown, cancel_futures=True)
             prepared = map_ahead(workers, prepare_item, take_ahead(reader, items, self.ahead), self.ahead)
             yield from map_ahead(workers, finish_item, self._run(prepared), self.ahead)
         self.seconds["all"] += time.perf_counter() - start

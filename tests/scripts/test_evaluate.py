@@ -78,7 +78,7 @@ def test_processes_give_the_same_report(model_dir, rooms, tmp_path):
         [*map(str, (*launch, SCRIPTS / "evaluate.py", *arguments))],
         env={**os.environ, "ACCELERATE_USE_CPU": "1"},
         capture_output=True,
-        timeout=120,
+        timeout=900,
         text=True,
     )
     assert process.returncode == 0, process.stderr
@@ -108,7 +108,7 @@ def test_a_model_and_data_from_the_hub_launched_by_accelerate(model_dir, rooms, 
         [sys.executable, "-m", *map(str, (*launch, *arguments))],
         env={**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home")},
         capture_output=True,
-        timeout=120,
+        timeout=900,
         text=True,
     )
     assert process.returncode == 0, process.stderr

@@ -427,7 +427,7 @@ def test_two_processes_are_one(tmp_path):
         name = f"processes_{num_processes}"
         args = arguments(tmp_path, output_dir=str(tmp_path / name), batch_size=batch_size, **fields)
         process = run_script(args, num_processes=num_processes)
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
         saved = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
         assert saved["arguments"]["num_processes"] == len(saved["generators"]) == num_processes
@@ -575,7 +575,7 @@ def test_sigterm_saves_and_exits(tmp_path):
     while not re.search(r" [1-9]\d*/200000 ", process.stderr.read(80)):
         pass
     process.terminate()
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 128 + signal.SIGTERM
     step = int(re.search(r"stopped by SIGTERM after step (\d+); go on with `resume`", errors)[1])
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]
@@ -667,10 +667,10 @@ def test_the_best_model_is_pushed_to_the_hub(tmp_path):
         env = {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         env["HF_DATASETS_CACHE"] = str(datasets_config.HF_DATASETS_CACHE)
         hub.fail_next(403, times=1, path="commit")
-        _, errors = run_script(args, env=env).communicate(timeout=300)
+        _, errors = run_script(args, env=env).communicate(timeout=900)
         assert "Traceback" not in errors and "403" in errors.splitlines()[-1], errors
         process = run_script(args, "--resume", env=env)  # only the upload is left to do
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
         pushed, best = hub.files("user/model", "models"), tmp_path / "run" / "best"
         assert {path.name for path in best.iterdir()} == set(pushed) and hub.repos["models", "user/model"].private
