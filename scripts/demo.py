@@ -8,6 +8,7 @@ arrays for download. Nothing leaves the machine.
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -34,12 +35,22 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_examples(folder: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """The photos in a folder; what else is in it is named."""
+    for path in sorted(folder.iterdir()):
+        try:
+            yield read_photo(path, max_pixels)
+        except ValueError as error:
+            print(f"left out of the examples: {path}: {error}", file=sys.stderr)
+
+
 def main():
     args = parse_args()
     logging.disable_progress_bar()
+    Image.MAX_IMAGE_PIXELS = args.max_pixels  # PIL refuses images of twice that, and warns of those that we refuse
     try:
         if args.examples:
-            examples = [read_photo(path, args.max_pixels) for path in sorted(args.examples.iterdir())]
+            examples = list(read_examples(args.examples, args.max_pixels))
         else:
             examples = [Image.fromarray(render_room("test", index)["image"]) for index in range(3)]
         demo = build_demo(*load_model_directory(args.model, args.device), examples, args.max_pixels)

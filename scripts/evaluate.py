@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from transformers_degmix.evaluation import BENCHMARK_METRICS
 from transformers_degmix.evaluation.arguments import add_data_arguments, check_data_arguments, read_run
+from transformers_degmix.evaluation.depth import DEPTH_CROPS
 from transformers_degmix.evaluation.evaluator import Protocol, evaluate_whole_images, multi_task_gain
 from transformers_degmix.evaluation.report import (
     build_report,
@@ -38,7 +39,7 @@ from transformers_degmix.geometry import FIELD_OF_VIEW
 from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
 from transformers_degmix.shipped import add_model_argument
-from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments
+from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels
 from transformers_degmix.training.data import load_split
 
 
@@ -57,6 +58,13 @@ def parse_args() -> argparse.Namespace:
         default=0.0075,
         help="of matching boundaries, as a fraction of the diagonal (default 0.0075; 0.011 on NYUD-v2)",
     )
+    parser.add_argument(
+        "--depth-crop",
+        choices=DEPTH_CROPS,
+        help="score depth in this region only, of KITTI; eigen on images of 480 x 640 is that of NYU Depth V2",
+    )
+    parser.add_argument("--max-depth", type=float, help="score depth below so many metres only, and clamp predictions")
+    parser.add_argument("--median-scaling", action="store_true", help="scale each predicted depth to the true median")
     parser.add_argument(
         "--calibration", action="store_true", help="compare confidences, and depth with normals, with the errors"
     )
@@ -86,7 +94,7 @@ def parse_args() -> argparse.Namespace:
 def start_executor(num_workers: int) -> Iterator[Executor]:
     """Processes that score samples, or a thread. Not forked: the model's threads would be missing in them.
 
-    What still waits at the end, after an error, is left undone.
+    What still waits at the end, after an error, is left undone; Ctrl-C does not wait for what is being done either.
     """
     if num_workers:
         spawn = multiprocessing.get_context("spawn")
@@ -96,7 +104,7 @@ def start_executor(num_workers: int) -> Iterator[Executor]:
     try:
         yield executor
     finally:
-        executor.shutdown(cancel_futures=True)
+        executor.shutdown(wait=sys.exc_info()[0] is not KeyboardInterrupt, cancel_futures=True)
 
 
 def evaluate(args: argparse.Namespace, accelerator: Accelerator):
@@ -105,6 +113,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         ValueError, OSError: something that was given cannot be used, or the report cannot be written.
     """
     check_writable(args.output)
+    allow_pixels(args.max_pixels)
     window_size = tuple(args.window) if args.window else None
     protocol = Protocol(
         args.edge_tolerance,
@@ -114,11 +123,18 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         args.window_overlap,
         args.calibration,
         args.field_of_view,
+        args.depth_crop,
+        args.max_depth,
+        args.median_scaling,
     )
     run = read_run(args)
     with accelerator.main_process_first():  # it downloads and renders
         model, processor = load_model_directory(args.model, accelerator.device)
         tasks = model.config.tasks
+        if protocol.depth and "depth" not in (task["kind"] for task in tasks.values()):
+            raise ValueError(
+                f"{', '.join(protocol.depth)}: no task of {args.model} is of the kind depth: {list(tasks)}"
+            )
         data = load_split(run, "eval", tasks)
     single_task_reports = {str(path): read_report(path) for path in args.single_task_reports}
     singles = single_task_scores(single_task_reports, tasks) if single_task_reports else None

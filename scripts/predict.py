@@ -28,11 +28,14 @@ from transformers_degmix.inference import PREDICTION_ERRORS, Predictor, Result, 
 from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory, write_whole
 from transformers_degmix.shipped import add_model_argument
-from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window
+from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels, check_window
 from transformers_degmix.visualization import draw_confidence, draw_legend, draw_overview, draw_prediction, panel_size
 
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+IMAGE_SUFFIXES = {
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+}
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 
 
@@ -75,24 +78,32 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def find_inputs(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Images, and videos: the files among the paths, and those in the directories among them, sorted by name.
+def find_inputs(paths: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Images, and videos: the files among the paths, and those in the directories among them, sorted by name. Third,
+    what else is in these directories but hidden.
 
     Raises:
         ValueError: a directory has neither, or two files have the same stem, after which results are named.
     """
-    inputs = []
+    inputs, others = [], []
     for path in paths:
-        found = sorted(file for file in path.iterdir() if _is_input_name(file)) if path.is_dir() else [path]
+        files = sorted(file for file in path.iterdir() if file.name[0] != ".") if path.is_dir() else [path]
+        found = [file for file in files if _is_input_name(file)] if path.is_dir() else files
+        others += [file for file in files if file not in found]
         if not found:
-            raise ValueError(f"there are no images or videos in {path}")
+            raise ValueError(f"there are no images or videos in {path}" + (f", only {_list(files)}" if files else ""))
         inputs += found
     by_stem = {}
     for path in inputs:
         if path.stem in by_stem:
             raise ValueError(f"{by_stem[path.stem]} and {path} would have results of the same name, {path.stem}.*")
         by_stem[path.stem] = path
-    return [path for path in inputs if not _is_video(path)], [path for path in inputs if _is_video(path)]
+    return [path for path in inputs if not _is_video(path)], [path for path in inputs if _is_video(path)], others
+
+
+def _list(paths: list[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def _is_video(path: Path) -> bool:
@@ -100,7 +111,7 @@ def _is_video(path: Path) -> bool:
 
 
 def _is_input_name(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def check_output(inputs: list[Path], tasks: dict[str, dict], output: Path):
@@ -180,7 +191,8 @@ def main():
     try:
         if args.window:
             check_window(args.window, args.window_overlap)
-        images, videos = find_inputs(args.input)
+        allow_pixels(args.max_pixels)
+        images, videos, others = find_inputs(args.input)
         if videos:
             import transformers_degmix.video  # noqa: F401
         model, processor = load_model_directory(args.model, args.device, getattr(torch, args.dtype))
@@ -226,6 +238,8 @@ def main():
         f"{len(images + videos) - failed} of {len(images + videos)} inputs: {args.output}; {seconds['all']:.1f} s, of "
         f"which the model waited {seconds['input']:.1f} s for input and {waited:.1f} s for output"
     )
+    if others:
+        print(f"left out, as their names are not of images or videos: {_list(others)}")
     sys.exit(1 if failed else 0)
 
 

@@ -1,5 +1,6 @@
 """The demo page: what it computes, and a server as a client meets it, with good and bad files."""
 
+import runpy
 import struct
 import threading
 import zlib
@@ -172,6 +173,17 @@ def test_photos_are_shrunk_and_turned_upright(tmp_path):
     assert photo.size == (LONGEST_SIDE // 2, LONGEST_SIDE) and photo.mode == "RGB"
     left, right = (np.array(photo)[:, columns].mean() for columns in (slice(0, 50), slice(-50, None)))
     assert left > 200 and right < 50
+
+
+def test_stray_files_among_the_examples_are_named(photo, tmp_path, capsys):
+    (tmp_path / "examples" / "folder").mkdir(parents=True)
+    (tmp_path / "examples" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    for name in ("a.png", "b.png"):
+        (tmp_path / "examples" / name).write_bytes(photo.read_bytes())
+    read_examples = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "demo.py"))["read_examples"]
+    assert [photo.size for photo in read_examples(tmp_path / "examples", 10**6)] == [(80, 60)] * 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert ".DS_Store: not an image" in first and "folder: " in second
 
 
 def test_surface_of_a_wall():

@@ -37,7 +37,7 @@ from .visualization import (
 
 
 # Pillow decodes more, with less used code (and with Ghostscript).
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "TIFF", "WEBP")
 # The photos of phones have 12 to 24 million.
 MAX_PIXELS = 25_000_000
 MAX_PHOTOS = 8

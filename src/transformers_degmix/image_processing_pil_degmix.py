@@ -44,6 +44,17 @@ if TYPE_CHECKING:
     from .image_processing_degmix import DeGMixImageProcessor  # noqa: F401
     from .pipeline_degmix import MultiTaskDensePredictionPipeline  # noqa: F401
 
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+except ImportError:
+
+    def _open_heif(*_):
+        raise ValueError("HEIC needs pillow-heif: pip install transformers-degmix[heic]")
+
+    Image.register_open("HEIF", _open_heif, lambda start: start[4:11] in (b"ftyphei", b"ftyphev"))
+
 logger = logging.get_logger(__name__)
 
 # The class of each backend, for `AutoImageProcessor.from_pretrained(..., trust_remote_code=True)`.

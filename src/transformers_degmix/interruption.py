@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ def run_script(main: Callable[[], None]):
     try:
         main()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's raises an error where a loader ends
         for child in multiprocessing.active_children():
             child.terminate()
         print("interrupted", file=sys.stderr)

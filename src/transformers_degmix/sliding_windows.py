@@ -1,11 +1,13 @@
 """Large images in overlapping windows, each no larger than the model and the memory can take."""
 
 import math
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .modeling_degmix import DeGMixDensePredictionOutput
@@ -126,7 +128,10 @@ def _predict_bands(
 
 
 def add_window_arguments(parser: ArgumentParser):
-    """The options `--window` and `--window-overlap` of a script that predicts images."""
+    """The options `--window`, `--window-overlap` and `--max-pixels` of a script that predicts images.
+
+    The last is for [`allow_pixels`].
+    """
     parser.add_argument(
         "--window",
         type=int,
@@ -142,6 +147,18 @@ def add_window_arguments(parser: ArgumentParser):
         metavar="SHARE",
         help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=2 * Image.MAX_IMAGE_PIXELS,
+        help="images of more are refused, as they may be made to fill the memory (default %(default)s)",
+    )
+
+
+def allow_pixels(max_pixels: int):
+    """Lets this process, and those that it forks, open images of up to so many pixels."""
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # PIL refuses those of more than twice that
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns of those of more than that
 
 
 def check_window(window_size: tuple[int, int], overlap: float):

@@ -148,6 +148,20 @@ def test_bf16(evaluate, model_dir, rooms, tmp_path):
     assert second["scores"]["depth"]["rmse"] == pytest.approx(first["scores"]["depth"]["rmse"], rel=0.1)
 
 
+def test_depth_protocols(evaluate, model_dir, rooms, tmp_path):
+    options = ("--depth-crop", "garg", "--max-depth", 4.5, "--median-scaling")
+    evaluate("--model", model_dir, *ROOMS, *options, "--output", tmp_path / "garg")
+    first, second = (json.loads((path / "report.json").read_text()) for path in (rooms, tmp_path / "garg"))
+    rules = {"crop": "garg", "max_depth": 4.5, "median_scaling": True}
+    assert second["protocol"]["tasks"]["depth"] == {**first["protocol"]["tasks"]["depth"], **rules}
+    assert second["scores"]["edge"] == first["scores"]["edge"]
+    assert second["scores"]["depth"]["rmse"] < first["scores"]["depth"]["rmse"]
+    assert "depth: crop garg, max_depth 4.5, median_scaling True" in (tmp_path / "garg" / "report.md").read_text()
+    edge = save_model(tmp_path / "edge", {"edge": TASKS["edge"]})
+    error = evaluate("--model", edge, *ROOMS, *options, "--output", tmp_path / "none")
+    assert error.startswith("error: crop, max_depth, median_scaling: no task") and not (tmp_path / "none").exists()
+
+
 def test_windows(evaluate, model_dir, rooms, tmp_path):
     window = ("--window", 32, 33, "--window-overlap", 0.5)
     evaluate("--model", model_dir, *ROOMS, *window, "--flip", "--output", tmp_path / "windows")

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import signal
 import subprocess
@@ -223,6 +224,42 @@ def test_model_of_another_type_is_refused(predict, tmp_path):
 def test_directory_without_images(predict, model_dir, tmp_path):
     code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")
     assert code == 1 and errors == [f"error: there are no images or videos in {tmp_path}"]
+
+
+def test_all_photos_of_a_directory_are_predicted_or_named(predict, model_dir, tmp_path):
+    names = ["a.AVIF", "b.jfif", "c.ppm", "d.jp2", "e.HEIC", "f.cr2", ".hidden.png"]
+    for name, of in zip(names, ("AVIF", "JPEG", "PPM", "JPEG2000")):
+        photo().save(tmp_path / name, of)
+    for name in names[4:]:
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.npz")) == ["a", "b", "c", "d"]
+    errors = [line for line in "\n".join(errors).replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(errors) == 1 and "e.HEIC" in errors[0]
+    if importlib.util.find_spec("pillow_heif") is None:
+        assert "pip install transformers-degmix[heic]" in errors[0]
+
+
+def test_what_is_left_out_is_printed(mixed_run, predict, model_dir, tmp_path):
+    assert "left out, as their names are not of images or videos: notes.txt" in mixed_run[2].stdout
+    (tmp_path / "a.cr2").touch()
+    code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")
+    assert code == 1 and errors == [f"error: there are no images or videos in {tmp_path}, only a.cr2"]
+
+
+def test_heic(predict, model_dir, tmp_path):
+    pytest.importorskip("pillow_heif")
+    photo().save(tmp_path / "a.heic")
+    assert predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")[0] == 0
+
+
+def test_limit_of_pixels(predict, model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    photo(300, 200).save(tmp_path / "a.png")
+    arguments = ("--model", model_dir, "--input", tmp_path / "a.png", "--output", tmp_path / "out")
+    code, errors = predict(*arguments, "--max-pixels", 59_998)
+    assert code == 1 and "a.png" in errors[-1] and "`--max-pixels`" in errors[-1]
+    assert predict(*arguments, "--max-pixels", 60_000, "--window", 200, 160) == (0, [])
 
 
 def test_image_that_would_fill_the_memory_is_a_bad_file(predict, model_dir, tmp_path):

@@ -2,10 +2,61 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..tasks import TASK_KINDS
 from .metric import StreamingMetric, check_not_empty
+
+
+# (top, bottom, left, right) of the region that is scored, as fractions of the image, floor rounded: `eigen` and `garg`
+# of KITTI, and the pixels of NYU Depth V2 for which Eigen et al. project depth, of its 480 x 640.
+_CROPS = {
+    "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+}
+_NYUD_SIZE, _NYUD_CROP = (480, 640), (slice(45, 471), slice(41, 601))
+
+DEPTH_CROPS = tuple(_CROPS)
+
+
+def crop_depth(depth: Tensor, crop: str | None, max_depth: float | None) -> Tensor:
+    """Labels `(batch, height, width)`, unknown where a protocol does not score them.
+
+    Args:
+        crop: `"eigen"` (Eigen et al., 2014) or `"garg"` (Garg et al., 2016), for the outdoor images of KITTI and
+            those of its aspect. On images of 480 x 640 `"eigen"` is the region that is in use for NYU Depth V2.
+        max_depth: metres; labels of as much or more are unknown.
+    """
+    rows = columns = slice(None)
+    if crop == "eigen" and depth.shape[-2:] == _NYUD_SIZE:
+        rows, columns = _NYUD_CROP
+    elif crop:
+        height, width = depth.shape[-2:]
+        top, bottom, left, right = _CROPS[crop]
+        rows, columns = slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
+    scored = torch.zeros_like(depth)
+    scored[..., rows, columns] = depth[..., rows, columns]
+    return torch.where(scored < max_depth, scored, 0) if max_depth else scored
+
+
+def adapt_depth(prediction: Tensor, label: Tensor, median_scaling: bool, max_depth: float | None) -> Tensor:
+    """Predictions `(batch, height, width)` as a protocol scores them.
+
+    Args:
+        label: of the same shape, what is not scored being unknown.
+        median_scaling: whether each is multiplied so that its median, where it is scored, is that of the label.
+        max_depth: metres; predictions are clamped to 1 mm and this.
+    """
+    if median_scaling:
+        scored = ~TASK_KINDS["depth"].unknown(label)
+        medians = [
+            (np.median(true[s]), max(np.median(found[s]), 1e-3)) if s.any() else (1, 1)
+            for true, found, s in zip(*(maps.double().numpy() for maps in (label, prediction)), scored.numpy())
+        ]
+        prediction = prediction * torch.tensor([true / found for true, found in medians]).view(-1, 1, 1).float()
+    return prediction.clamp(1e-3, max_depth) if max_depth else prediction
 
 
 class DepthMetric(StreamingMetric):

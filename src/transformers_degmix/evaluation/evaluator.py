@@ -26,6 +26,7 @@ from ..tasks import IGNORE_INDEX, TASK_KINDS
 from ..training.collator import DeGMixDataCollator
 from . import BENCHMARK_METRICS, METRICS
 from .calibration import Calibration, build_calibrations, calibrate_sample
+from .depth import DEPTH_CROPS, adapt_depth, crop_depth
 from .metric import StreamingMetric, finite_logits, valid_pixels
 
 
@@ -117,6 +118,8 @@ class Protocol:
         window_overlap: share of a window that it has in common with the next, in [0, 1).
         calibration: whether confidences, and the consistency of depth and normals, are compared with the errors.
         field_of_view: that consistency assumes, see [`depth_normals_angles`].
+        depth_crop, max_depth: see [`crop_depth`].
+        median_scaling: see [`adapt_depth`].
     """
 
     edge_tolerance: float = 0.0075
@@ -126,6 +129,15 @@ class Protocol:
     window_overlap: float = DEFAULT_OVERLAP
     calibration: bool = False
     field_of_view: float = FIELD_OF_VIEW
+    depth_crop: str | None = None
+    max_depth: float | None = None
+    median_scaling: bool = False
+
+    @property
+    def depth(self) -> dict[str, Any]:
+        """What is particular about depth, if anything."""
+        rules = {"crop": self.depth_crop, "max_depth": self.max_depth, "median_scaling": self.median_scaling}
+        return {name: value for name, value in rules.items() if value}
 
     def __post_init__(self):
         if self.window_size:
@@ -134,6 +146,10 @@ class Protocol:
             raise ValueError(f"`scales` must be positive numbers, got {list(self.scales)}")
         if not 0 < self.field_of_view < 180:
             raise ValueError(f"`field_of_view` must be between 0 and 180 degrees, got {self.field_of_view}")
+        if self.depth_crop not in (None, *DEPTH_CROPS):
+            raise ValueError(f"`depth_crop` must be one of {list(DEPTH_CROPS)}, got {self.depth_crop!r}")
+        if self.max_depth is not None and not 1e-3 < self.max_depth < float("inf"):
+            raise ValueError(f"`max_depth` must be above 0.001 metres and finite, got {self.max_depth}")
 
 
 @dataclass
@@ -254,6 +270,8 @@ def evaluate_whole_images(
             hashes[index] = sample["hashes"]
             row = {"index": index, "image_id": sample["image_id"], "height": height, "width": width}
             for name, label in sample["labels"].items():
+                if tasks[name]["kind"] == "depth" and protocol.depth:
+                    label = sample["labels"][name] = crop_depth(label, protocol.depth_crop, protocol.max_depth)
                 row[f"{name}_empty"] = bool(((label == 0) | (label == IGNORE_INDEX)).all())
             yield row, executor.submit(score_sample, tasks, protocol, predictions, confidences, sample["labels"])
 
@@ -369,9 +387,13 @@ def score_sample(
     Args:
         predictions: one map per task, in the label's size.
         confidences: of these, without calibration none.
-        labels: batches of one.
+        labels: batches of one, of depth what the protocol scores.
     """
     metrics, error_counts = build_metrics(tasks, protocol), {}
+    for name, task in tasks.items():
+        if task["kind"] == "depth" and protocol.depth:
+            adapted = adapt_depth(predictions[name][None], labels[name], protocol.median_scaling, protocol.max_depth)
+            predictions = {**predictions, name: adapted[0]}
     for name, metric in metrics.items():
         prediction, label, kind = predictions[name][None], labels[name], tasks[name]["kind"]
         metric.update(prediction, label)

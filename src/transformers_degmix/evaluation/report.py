@@ -29,6 +29,7 @@ from .metric import StreamingMetric, ThresholdedMetric
 
 NUM_EXTREMES = 2
 REPORT_VERSION = 2
+DEPTH_RULES = ("crop", "max_depth", "median_scaling")
 
 
 def build_report(
@@ -111,6 +112,8 @@ def _task_protocol(task: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
         rules["ignored"] += ", images of class 0 only"
     if task["kind"] == "boundary":
         rules["edge_tolerance"] = protocol.edge_tolerance
+    if task["kind"] == "depth":
+        rules |= protocol.depth
     return rules
 
 
@@ -274,6 +277,11 @@ def _describe(report: dict[str, Any]) -> str:
         f"{protocol['num_images']} images {sizes}, scored in their own size; precision {protocol['precision']}",
         f"scales {', '.join(map(str, protocol['scales']))}, {mirroring} mirrored images; {windows}",
         *(f"boundaries matched within {tolerance} of the diagonal" for tolerance in tolerances),
+        *(
+            f"{name}: " + ", ".join(f"{rule} {task[rule]}" for rule in DEPTH_RULES if rule in task)
+            for name, task in protocol["tasks"].items()
+            if any(rule in task for rule in DEPTH_RULES)
+        ),
         ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
         "data " + ", ".join(f"{name} {value}" for name, value in report["fingerprint"].items()),
     ]
