@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from transformers_degmix.data.benchmarks import BENCHMARKS, TASKS
-from transformers_degmix.data.columns import RowReader, name_classes, select_columns
+from transformers_degmix.data.columns import RowReader, layout_hint, name_classes, select_columns
 from transformers_degmix.data.inspection import find_suspicions, summarize
 from transformers_degmix.image_processing_pil_degmix import DOUBT, decode_label, to_label, to_pixels
 from transformers_degmix.interruption import run_script
@@ -88,7 +88,8 @@ def find_tasks(run: TrainingArguments, data: Dataset | IterableDataset) -> Tasks
     if run.benchmark:
         tasks = complete_tasks(BENCHMARKS[run.benchmark].task_fields(), run.model.get("tasks"), run.benchmark)
     if not tasks:
-        raise ValueError(f"none of the columns {data.column_names} is a known task: name them in `model.tasks`")
+        hint = layout_hint(data.column_names or [])
+        raise ValueError(f"none of the columns {data.column_names} is a known task: name them in `model.tasks`{hint}")
     for name, task in tasks.items():
         if task.get("kind") not in TASK_KINDS:
             raise ValueError(

@@ -318,7 +318,10 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
     elif found == size:
         label = label[None]
     if label.shape != expected:
-        raise ValueError(f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}")
+        raise ValueError(
+            f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}; in a data set, "
+            "`resize: true` of the column resizes it"
+        )
     if label.dtype.kind == "f" and not np.isfinite(label).all():
         raise ValueError("expected finite values, got NaN or infinity")
     return np.array(label, np.uint8 if label.dtype == np.uint8 else kind.array_dtype, order="C")

@@ -59,6 +59,7 @@ class TaskKind:
         unit: of the values on a scale, "" where they have none.
         prediction: what a pixel of the prediction says, in words.
         pipeline_tag: what the Hub calls tasks of this kind.
+        mode_hint: what helps where an image is of another mode.
         thin: whether the map is of thin lines, which pictures smaller than the map must not lose.
     """
 
@@ -83,6 +84,7 @@ class TaskKind:
     prediction: str
     pipeline_tag: str
     unit: str = ""
+    mode_hint: str = ""
     thin: bool = False
 
     @property
@@ -233,6 +235,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         confidence_is_probability=True,
         decode=_unchanged,
         image_modes=_8_BIT,
+        mode_hint="classes as colours need `colors` in their column",
         offences=lambda label, num_labels: _outside(label, 0, num_labels - 1),
         expected="class ids from 0 to {highest}, or 255",
         unknown=_is_ignored,
@@ -256,6 +259,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         confidence_is_probability=True,
         decode=_unchanged,
         image_modes=_8_BIT,
+        mode_hint="classes as colours need `colors` in their column",
         offences=lambda label, _: _outside(label, 0, 1),
         expected="0, 1 or 255",
         unknown=_is_ignored,
@@ -279,6 +283,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         confidence_is_probability=False,
         decode=_unchanged,
         image_modes=("F",),  # integers would be of an unknown unit
+        mode_hint="integers need the `scale` of their column: 0.001 (millimetres), 0.00390625 (1/256, as in KITTI) "
+        "or 0.0002 (1/5000, as in TUM)",
         offences=lambda depth, _: depth[depth < 0],
         expected="metres of at least 0",
         unknown=lambda depth: (depth == 0) | (depth == IGNORE_INDEX),

@@ -1,3 +1,4 @@
+import json
 from io import BytesIO
 from pathlib import Path
 
@@ -132,6 +133,95 @@ def test_eight_bit_normals_are_decoded_before_they_are_scaled():
     assert normals[:, 0, 0].tolist() == [0, 0, 0] and normals[:, 1, 1].tolist() == [0.5, 0.5, 0.5]
 
 
+COLORS = np.array([[0, 0, 0], [128, 64, 128], [70, 70, 70]], np.uint8)
+IDS = np.array([[0, 1, 2], [2, 1, 0]])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "channels first"])
+def test_classes_as_colors(mode):
+    image = Image.fromarray(COLORS[IDS])
+    stored = np.moveaxis(COLORS[IDS], -1, 0)
+    if mode != "channels first":
+        stored = image.quantize(3) if mode == "P" else image.convert(mode)
+    column = {"colors": COLORS.tolist()}
+    assert read(SEMSEG, column, stored).tolist() == IDS.tolist()
+    # What else is said is about the indices.
+    label = read(SEMSEG, {**column, "ignore": 0, "classes": {1: 4, 2: 3}}, stored)
+    assert label.tolist() == [[255, 4, 3], [3, 4, 255]]
+    with pytest.raises(ValueError, match=r"the colour \[70, 70, 70\] is not one of the 2 `colors`.* 33.3%"):
+        read(SEMSEG, {"colors": COLORS[:2].tolist()}, stored)
+    with pytest.raises(ValueError, match="three channels of colours"):
+        read(SEMSEG, column, IDS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
+def test_table_of_ids(dtype):
+    stored = np.array([[7, 8, 11], [0, 255, 8]], dtype)
+    meant = [[0, 1, 2], [255, 255, 1]]
+    assert read(SEMSEG, {"classes": {7: 0, 8: 1, 11: 2}}, stored).tolist() == meant
+    assert read(SEMSEG, {"classes": {"7": 0, "8": 1, "11": 2}}, Image.fromarray(stored.astype("u2"))).tolist() == meant
+    swapped = read({"kind": "saliency"}, {"classes": {0: 1, 1: 0}}, np.array([[0, 1, 5], [1, 0, 5]], dtype))
+    assert swapped.tolist() == [[1, 0, 255], [0, 1, 255]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 6), (7, 5)])
+def test_maps_of_another_size_take_the_nearest_pixel(size):
+    ids = np.random.default_rng(0).integers(0, 13, size)
+    rows, columns = ([int((i + 0.5) * old / new) for i in range(new)] for old, new in zip(size, (2, 3)))
+    expected = ids[np.ix_(rows, columns)]
+    assert read(SEMSEG, {"resize": True}, ids).tolist() == expected.tolist()
+    assert read(SEMSEG, {"resize": True, "ignore": 3}, Image.fromarray(ids.astype(np.uint8))).tolist() == (
+        np.where(expected == 3, 255, expected).tolist()
+    )
+    normals = np.stack([ids, ids, ids + 1], -1).astype(np.float32)
+    for stored in (normals, np.moveaxis(normals, -1, 0)):
+        found = read(NORMALS, {"resize": True}, stored)
+        assert np.array_equal(found, np.moveaxis(normals, -1, 0)[:, rows][:, :, columns])
+    with pytest.raises(ValueError, match="`resize: true`"):
+        read(SEMSEG, {"offset": 0, "ignore": 3}, ids)
+
+
+def encoded(image: Image.Image | np.ndarray) -> bytes:
+    file = BytesIO()
+    np.save(file, image) if isinstance(image, np.ndarray) else image.save(file, "TIFF" if image.mode == "F" else "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["bytes and path", "bytes", "binary"])
+def test_files_in_cells_that_are_not_said_to_be_images(tmp_path, form, streaming):
+    depth = np.arange(6, dtype=np.float32).reshape(2, 3)
+    files = {"image": encoded(IMAGE), "semseg": encoded(Image.new("L", (3, 2), 4)), "depth": encoded(depth)}
+    cells = {
+        "bytes and path": {name: {"bytes": file, "path": f"{name}.png"} for name, file in files.items()},
+        "bytes": {name: {"bytes": file} for name, file in files.items()},
+        "binary": files,
+    }[form]
+    array = Array2D((2, 3), "float32")  # in which `datasets` has another format
+    features = Dataset.from_list([cells]).features | {"more": array}
+    rows = [{**cells, "more": depth}, {**cells, "depth": None, "more": depth}]
+    Dataset.from_list(rows, features=Features(features)).to_parquet(tmp_path / "train.parquet")
+    data = load_dataset(str(tmp_path), split="train", streaming=streaming)
+    tasks = {"semseg": SEMSEG, "depth": DEPTH, "more": DEPTH}
+    first, second = map_columns(data, tasks)
+    assert np.array_equal(first["image"], IMAGE) and np.array_equal(first["semseg"], np.full((2, 3), 4))
+    assert np.array_equal(first["depth"], depth) and second["depth"] is None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_arrays_of_numpy_as_label_files(tmp_path, streaming):
+    depth = np.linspace(1, 2, 6, dtype=np.float32).reshape(2, 3)
+    IMAGE.save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", depth)
+    np.save(tmp_path / "b.npy", np.array([{}]), allow_pickle=True)
+    lines = [json.dumps({"file_name": "a.png", "depth_file_name": f"{name}.npy"}) for name in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    rows = iter(map_columns(load_dataset(str(tmp_path), split="train", streaming=streaming), {"depth": DEPTH}))
+    assert np.array_equal(next(rows)["depth"], depth)
+    with pytest.raises(ValueError, match=r"column 'depth': cannot read the image .*b\.npy"):
+        next(rows)
+
+
 def test_images():
     blue_first = RowReader({}, {"image": {"channel_order": [2, 1, 0]}})({"image": IMAGE})["image"]
     assert blue_first[:, 0, 0].tolist() == [30, 20, 10]
@@ -171,7 +261,7 @@ def test_null_labels_and_dtypes_of_arrays(streaming):
         ({"dpth": "d"}, r"`columns` has the keys \['dpth'\]; allowed are \['image', 'semseg', 'depth', 'normals'\]"),
         (
             {"depth": {"scal": 2}},
-            r"columns\['depth'\].*\['scal'\]; allowed are \['column', 'ignore', 'invalid', 's.*t'\]",
+            r"columns\['depth'\].*\['scal'\]; allowed are \['column', 'ignore', 'invalid', 's.*t', 'resize'\]",
         ),
         ({"depth": {"channel_order": [2, 1, 0]}}, r"columns\['depth'\].*channel_order"),
         ({"image": {"ignore": 0}}, r"columns\['image'\].*\['ignore'\]; allowed are \['column', 'scale'"),
@@ -295,3 +385,23 @@ def test_class_names_that_are_given_go_first():
     assert name_classes(tasks, None) == tasks
     with pytest.raises(ValueError, match=r"tasks\['parts'\].*is 3.*names 2 classes"):
         name_classes({"parts": {"kind": "segmentation", "num_labels": 3}}, features)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"colors": [[0, 0]]},
+        {"colors": [[0, 0, 256]]},
+        {"colors": [[1, 2, 3], [1, 2, 3]]},
+        {"colors": 3},
+        {"classes": [7, 8]},
+        {"classes": {"road": 0}},
+    ],
+)
+def test_tables_that_are_refused(column):
+    with pytest.raises(ValueError, match=r"columns\['semseg'\].*as `colors` and a table"):
+        parse_columns({"semseg": column}, TASKS)
+    with pytest.raises(ValueError, match=r"columns\['depth'\].*has the keys"):
+        parse_columns({"depth": column}, TASKS)
+    with pytest.raises(ValueError, match="true or false as `resize`, got 'no'"):
+        parse_columns({"depth": {"resize": "no"}}, TASKS)

@@ -1,5 +1,6 @@
 """NYUD-v2: a miniature of the archive against an independent reading of its files."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,28 @@ def root(tmp_path):
 def row(root, image_id="0001", split="train"):
     source = NYUD(root)
     return encode_row(image_id, *source.read(split, image_id), source.tasks)
+
+
+def test_older_archive(root):
+    expected = row(root)
+    normals = np.asarray(Image.open(root / "normals/0001.png")) / 127.5 - 1
+    normals[0, 0] = 0
+    for name in ("edge", "normals"):
+        edge = np.asarray(Image.open(root / "edge/0001.png")) / np.float32(255) if name == "edge" else normals
+        (root / f"{name}/0001.png").unlink()
+        np.save(root / f"{name}/0001.npy", edge)
+    (root / "images/0001.png").unlink()
+    Image.new("RGB", SIZE[::-1], (9, 8, 7)).save(root / "images/0001.jpg")
+    found = row(root)
+    assert found["image"]["bytes"] == (root / "images/0001.jpg").read_bytes()
+    for name in ("semseg", "depth", "edge"):
+        assert found[name] == expected[name]
+    before, after = (np.array(Image.open(BytesIO(r["normals"]["bytes"]))) for r in (expected, found))
+    assert after[0, 0].tolist() == [0, 0, 0]
+    assert np.array_equal(before.reshape(-1, 3)[1:], after.reshape(-1, 3)[1:])
+    np.save(root / "edge/0001.npy", 255 * np.ones(SIZE))
+    with pytest.raises(ValueError, match=r"0001\.npy: expected values from 0 to 1, got 255"):
+        row(root)
 
 
 def test_ids_and_tasks(root):

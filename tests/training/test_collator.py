@@ -201,6 +201,13 @@ def gray(value, mode="L"):
     return Image.new(mode, (9, 8), value)
 
 
+def test_class_ids_in_sixteen_bits():
+    ids = np.arange(72).reshape(8, 9) % 5
+    for stored in (ids.astype(np.uint16), ids.astype(np.int32)):
+        batch = collator(tasks=ALL_KINDS)([{**row(), "semseg": Image.fromarray(stored)}])
+        assert np.array_equal(batch["labels"]["semseg"][0], ids)
+
+
 @pytest.mark.parametrize(
     "task, label, message",
     [
@@ -213,7 +220,7 @@ def gray(value, mode="L"):
         ("sal", gray(2), "0, 1 or 255, got 2"),
         ("depth", gray(float("nan"), "F"), "NaN"),
         ("depth", gray(-0.5, "F"), "metres of at least 0, got -0.5"),
-        ("depth", Image.fromarray(np.full((8, 9), 1500, np.uint16)), "mode F, got I;16"),
+        ("depth", Image.fromarray(np.full((8, 9), 1500, np.uint16)), r"mode F, got I;16: .*0\.001 .*1/256.*1/5000"),
         ("normals", np.full((8, 9, 3), 0.1, np.float32), "vectors of length 1 or 0, got 0.17"),
         ("normals", gray((255, 255, 255), "RGB"), "vectors of length 1 or 0, got 1.73"),
         ("normals", gray(0), "mode RGB, got L"),

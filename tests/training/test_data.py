@@ -1,7 +1,78 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from transformers_degmix.training.data import ShardedBatchSampler
+from transformers_degmix.training.arguments import TrainingArguments
+from transformers_degmix.training.data import ShardedBatchSampler, load_split
+
+
+DEPTH = {"depth": {"kind": "depth"}}
+
+
+def write_split(folder: Path, *depths: float | None) -> Path:
+    """An image for each depth, and a map where there is one."""
+    folder.mkdir(parents=True)
+    lines = []
+    for index, depth in enumerate(depths):
+        Image.new("RGB", (4, 3)).save(folder / f"{index}.png")
+        lines.append({"file_name": f"{index}.png", "depth_file_name": None})
+        if depth is not None:
+            Image.new("F", (4, 3), depth).save(folder / f"{index}.tif")
+            lines[-1]["depth_file_name"] = f"{index}.tif"
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def depths(folder: Path, split: str, streaming: bool) -> list[float | None]:
+    args = TrainingArguments(output_dir="o", dataset=str(folder), eval_split=split, streaming=streaming)
+    data = load_split(args, "eval", DEPTH)
+    rows = data if streaming else (data[index] for index in range(len(data)))
+    return [None if row["depth"] is None else np.asarray(row["depth"]).mean() for row in rows]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["data", "data [v2] (1)*"])
+def test_labels_may_be_null_throughout_a_split(tmp_path, name, streaming):
+    for split, values in {"train": (2, None), "validation": (None, None), "test": (5, 6)}.items():
+        write_split(tmp_path / name / split, *values)
+        assert depths(tmp_path / name, split, streaming) == list(values)  # with the splits so far
+    assert depths(tmp_path / name, "train", streaming) == [2, None]
+    with pytest.raises(ValueError, match="more"):
+        depths(tmp_path / name, "more", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_arrays_of_numpy_as_label_files(tmp_path, streaming):
+    folder = write_split(tmp_path / "train", 3)
+    np.save(folder / "0.npy", np.full((3, 4), 2, np.float32))
+    metadata = folder / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("0.tif", "0.npy"))
+    assert depths(tmp_path, "train", streaming) == [2]
+
+
+def test_splits_may_be_links(tmp_path):
+    real = write_split(tmp_path / "elsewhere", 3)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(real)
+    assert depths(tmp_path / "data", "train", False) == [3]
+
+
+@pytest.mark.parametrize("metadata", [None, "metadata.jsonl"])
+def test_folders_of_another_layout_are_shown_the_right_one(tmp_path, metadata):
+    for split in ("train", "validation"):
+        for part in ("images", "masks"):
+            (tmp_path / split / part).mkdir(parents=True)
+            Image.new("RGB", (4, 3)).save(tmp_path / split / part / "0.png")
+    if metadata:
+        row = {"file_name": "train/images/0.png", "semseg_file_name": "train/masks/0.png"}
+        (tmp_path / metadata).write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"lacks the columns 'depth'.* FOLDER/train/metadata\.jsonl"):
+        depths(tmp_path, "train", False)
 
 
 @given(

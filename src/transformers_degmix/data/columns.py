@@ -6,6 +6,8 @@ The mapping is data (`TrainingArguments.columns`), for example
     semseg: {column: segmentation, ignore: -1}      # -1 marks pixels without a class
     depth: {scale: 0.001, invalid: 0}               # 16-bit PNG in millimetres, 0 where nothing was measured
     normals: {channel_order: [2, 1, 0]}             # stored as z, y, x
+    parts: {classes: {7: 0, 8: 1}, resize: true}    # ids of which two are classes, in a map of another size
+    things: {colors: [[0, 0, 0], [128, 64, 128]]}   # classes 0 and 1 as colours
 
 and is applied row by row when a row is read.
 """
@@ -25,7 +27,7 @@ from datasets.utils.file_utils import xopen
 from PIL import Image
 from torch import Tensor
 
-from ..image_processing_pil_degmix import Size, decode_image, to_label, to_pixels
+from ..image_processing_pil_degmix import Size, decode_image, nearest, to_label, to_pixels
 from ..tasks import TASK_KINDS, TaskKind
 
 
@@ -42,6 +44,10 @@ class Column:
             [`to_label`] does; one number, or one per channel. Class ids are rounded.
         channel_order: for each of the three channels, its position among the stored ones; `(2, 1, 0)` reads BGR.
             Whether channels come first or last is seen from the shape.
+        colors: (red, green, blue) of each class id, in their order; others are refused. `ignore` and `classes` are
+            about these ids then.
+        classes: pairs of a stored class id and the one that is meant; pixels with other ids are without a label.
+        resize: whether maps of another size than their image are resized, each pixel from the nearest one.
     """
 
     column: str
@@ -50,6 +56,9 @@ class Column:
     scale: tuple[float, ...] = (1.0,)
     offset: tuple[float, ...] = (0.0,)
     channel_order: tuple[int, ...] = (0, 1, 2)
+    colors: tuple[tuple[int, ...], ...] = ()
+    classes: tuple[tuple[int, int], ...] = ()
+    resize: bool = False
 
     @property
     def changes_values(self) -> bool:
@@ -75,27 +84,31 @@ def parse_columns(columns: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> 
     Raises:
         ValueError: a key, a field or a value is not allowed; the message names it and what is.
     """
-    channels = {"image": 3, **{name: TASK_KINDS[task["kind"]].label_channels for name, task in tasks.items()}}
-    _check_keys("`columns`", columns, list(channels))
-    return {name: _parse_column(name, columns.get(name, name), count) for name, count in channels.items()}
+    kinds = {"image": None, **{name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}}
+    _check_keys("`columns`", columns, list(kinds))
+    return {name: _parse_column(name, columns.get(name, name), kind) for name, kind in kinds.items()}
 
 
-def _parse_column(name: str, given: str | dict[str, Any], num_channels: int) -> Column:
+def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None) -> Column:
     where = f"`columns[{name!r}]`"
     if isinstance(given, str):
         return Column(given)
     if not isinstance(given, dict):
         raise ValueError(f"{where} must be the name of a column or a dictionary, got {given!r}")
-    allowed = [field.name for field in fields(Column)]
-    if name == "image":
-        allowed = [field for field in allowed if field not in ("ignore", "invalid")]
+    num_channels = kind.label_channels if kind else 3
+    refused = set() if kind else {"ignore", "invalid", "resize"}
+    if kind is None or kind.label_dtype.is_floating_point:
+        refused |= {"colors", "classes"}
     if num_channels == 1:
-        allowed.remove("channel_order")
-    _check_keys(where, given, allowed)
+        refused.add("channel_order")
+    _check_keys(where, given, [field.name for field in fields(Column) if field.name not in refused])
     column = given.get("column", name)
     if not isinstance(column, str):
         raise ValueError(f"{where} must have the name of a column as `column`, got {column!r}")
-    numbers: dict[str, Any] = {field: _numbers(where, field, given[field]) for field in given if field != "column"}
+    others: dict[str, Any] = {field: given[field] for field in ("colors", "classes", "resize") if field in given}
+    numbers: dict[str, Any] = {
+        field: _numbers(where, field, given[field]) for field in given if field != "column" and field not in others
+    }
     for field in {"scale", "offset"} & set(numbers):
         if len(numbers[field]) not in (1, num_channels) or not all(map(math.isfinite, numbers[field])):
             raise ValueError(
@@ -105,7 +118,23 @@ def _parse_column(name: str, given: str | dict[str, Any], num_channels: int) -> 
         if sorted(numbers["channel_order"]) != [0, 1, 2]:
             raise ValueError(f"{where} must have 0, 1 and 2 as `channel_order`, got {given['channel_order']!r}")
         numbers["channel_order"] = tuple(int(index) for index in numbers["channel_order"])
-    return Column(column, **numbers)
+    if not isinstance(others.get("resize", False), bool):
+        raise ValueError(f"{where} must have true or false as `resize`, got {others['resize']!r}")
+    try:
+        if "colors" in others:
+            others["colors"] = tuple(tuple(int(value) for value in color) for color in others["colors"])
+            if any(len(color) != 3 or not 0 <= min(color) <= max(color) <= 255 for color in others["colors"]):
+                raise ValueError
+            if len(set(others["colors"])) < len(others["colors"]):
+                raise ValueError
+        if "classes" in others:
+            others["classes"] = tuple((int(stored), int(meant)) for stored, meant in others["classes"].items())
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"{where} must have different colours, such as [[0, 0, 0], [128, 64, 128]], as `colors` and a table, such "
+            f"as {{7: 0, 8: 1}}, as `classes`, got {given!r}"
+        ) from None
+    return Column(column, **numbers, **others)
 
 
 def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
@@ -185,8 +214,14 @@ class RowReader:
         stored, feature = row.get(column.column), self.features.get(column.column)
         if stored is None or (isinstance(stored, np.ndarray) and _is_nan(stored)):
             return None
-        if isinstance(feature, ImageFeature):
-            return _decode_image(stored, feature)
+        if isinstance(feature, ImageFeature) and not isinstance(stored, Image.Image):
+            stored = _decode(stored["bytes"], stored["path"])
+            return stored.convert(feature.mode) if feature.mode and isinstance(stored, Image.Image) else stored
+        if isinstance(stored, bytes):
+            return _decode(stored)
+        if isinstance(stored, dict) and ("bytes" in stored or "path" in stored):
+            # A column of images that was written without saying so.
+            return _decode(stored.get("bytes"), stored.get("path"))
         if isinstance(stored, list | np.ndarray):
             # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
             return np.asarray(stored, dtype=getattr(_leaf(feature), "dtype", None))
@@ -206,28 +241,39 @@ class RowReader:
             raise ValueError(f"{where}column {source!r}{role}: {error}") from error
 
 
-def _decode_image(stored: Image.Image | dict[str, Any], feature: ImageFeature) -> Image.Image:
-    """What a column of images holds with `decode=False`, `bytes` or a `path`, or decoded already."""
-    if isinstance(stored, Image.Image):
-        return stored
+def _decode(content: bytes | None, path: str | None = None) -> Image.Image | np.ndarray:
+    """The image, or the array of NumPy, in a file that is there or has a path."""
     try:
-        content = stored["bytes"]
         if content is None:
-            with xopen(stored["path"], "rb") as file:
+            with xopen(path, "rb") as file:
                 content = file.read()
-        image = decode_image(BytesIO(content))
-        return image.convert(feature.mode) if feature.mode else image
+        if content.startswith(np.lib.format.MAGIC_PREFIX):
+            return np.load(BytesIO(content), allow_pickle=False)
+        return decode_image(BytesIO(content))
     except Exception as error:  # of every type, from file systems
-        source = f" {stored['path']}" if stored["path"] else ""
+        source = f" {path}" if path else ""
         raise ValueError(f"cannot read the image{source}: {error}") from error
 
 
 def _change_label(stored: Image.Image | np.ndarray, column: Column, kind: TaskKind, size: Size) -> Tensor:
     """Stored map -> label of an image of `size`, `(height, width)` or `(3, height, width)`."""
-    if isinstance(stored, Image.Image) and len(stored.getbands()) != kind.label_channels:
+    if column.colors:
+        values = _ids_of_colors(stored, column.colors)
+    elif isinstance(stored, Image.Image) and len(stored.getbands()) != kind.label_channels:
         raise ValueError(f"expected {kind.label_channels} channel(s), got an image of mode {stored.mode}")
-    values = np.asarray(stored)
+    else:
+        values = np.asarray(stored)
+    if column.resize:
+        is_first = values.ndim == 3 and values.shape[0] == kind.label_channels
+        height, width = values.shape[1:] if is_first else values.shape[:2]
+        rows, columns = nearest(height, size[0])[:, None], nearest(width, size[1])
+        values = values[:, rows, columns] if is_first else values[rows, columns]
     absent = _equals_any(values, column.ignore + column.invalid)
+    if column.classes:
+        ids, meant = np.array(column.classes).T
+        found, is_known = _find(values, ids)
+        absent |= ~is_known
+        values = meant[found]
     # Absent values need not be such that can be read: NaN, for example.
     label = column.apply(to_label(np.where(absent, values.dtype.type(0), values), kind, size))
     if not kind.label_dtype.is_floating_point:
@@ -235,6 +281,30 @@ def _change_label(stored: Image.Image | np.ndarray, column: Column, kind: TaskKi
     unlabelled = to_label(absent, kind, size).bool().all(dim=0)
     label = label.masked_fill(unlabelled, kind.label_padding).to(kind.label_dtype)
     return label if kind.label_channels > 1 else label[0]
+
+
+def _ids_of_colors(stored: Image.Image | np.ndarray, colors: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """Image or array of colours -> the index of each pixel's, `(height, width)`."""
+    pixels = np.asarray(stored.convert("RGB") if isinstance(stored, Image.Image) else stored)
+    if pixels.ndim == 3 and pixels.shape[0] == 3:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(f"expected three channels of colours, got the shape {np.shape(stored)}")
+    weights = np.array([65536, 256, 1])
+    ids, is_known = _find(pixels @ weights, np.array(colors) @ weights)
+    if not is_known.all():
+        raise ValueError(
+            f"the colour {pixels[~is_known][0].tolist()} is not one of the {len(colors)} `colors`, nor are those of "
+            f"{1 - is_known.mean():.1%} of the pixels; if it means unlabelled, add it, and its index to `ignore`"
+        )
+    return ids
+
+
+def _find(values: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The index of each value in a table of different ones, and whether it is there; if not, the index is any."""
+    order = np.argsort(table)
+    found = order[np.searchsorted(table, values, sorter=order).clip(max=len(table) - 1)]
+    return found, table[found] == values
 
 
 def image_size(image: Image.Image | np.ndarray) -> Size:
@@ -332,12 +402,23 @@ def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Datase
     missing = {name: column.column for name, column in reader.columns.items() if column.column not in available}
     if missing:
         wanted = ", ".join(repr(c) if c == name else f"{c!r} (for {name!r})" for name, c in missing.items())
-        raise ValueError(f"the data set lacks the columns {wanted}; it has {available}")
+        raise ValueError(f"the data set lacks the columns {wanted}; it has {available}{layout_hint(available)}")
     needed = {column.column for column in reader.columns.values()} | {"image_id"} & set(available)
     data = data.select_columns([name for name in available if name in needed])
     # As lists, arrays take an order of magnitude longer.
     has_arrays = any(isinstance(reader.features.get(name), Array2D | Array3D) for name in needed)
     return data.with_format("numpy") if has_arrays else data
+
+
+def layout_hint(available: list[str]) -> str:
+    """What to do about a folder in which nothing but images was found, as these are its columns."""
+    if not set(available) <= {"image", "label"}:
+        return ""
+    return (
+        ". Beside the images of each split, metadata.jsonl must say which labels are theirs, in lines such as "
+        '{"file_name": "images/0.jpg", "semseg_file_name": "masks/0.png"}, with paths from where it lies: '
+        "FOLDER/train/metadata.jsonl, FOLDER/train/images/0.jpg, FOLDER/train/masks/0.png, FOLDER/validation/..."
+    )
 
 
 def name_classes(

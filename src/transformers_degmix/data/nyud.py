@@ -1,6 +1,8 @@
 """NYUD-v2 from the archive that multi-task learning shares: 795 training and 654 test images of 425 x 560 pixels.
 
 NYUDv2/{images,segmentation,edge,normals}/ID.png  depth/ID.npy  gt_sets/{train,val}.txt
+
+An older archive has images/ID.jpg, and edge/ID.npy and normals/ID.npy: strengths from 0 to 1 and vectors.
 """
 
 from pathlib import Path
@@ -9,15 +11,15 @@ import numpy as np
 
 from .archives import find_root, read_bytes, read_image, read_npy, read_splits
 from .benchmarks import BENCHMARKS, NYUD_CLASSES
-from .schema import named_tasks
+from .schema import UNKNOWN_NORMAL, encode_normals, named_tasks
 
 
 _FILES = {
-    "image": "images/{}.png",
-    "semseg": "segmentation/{}.png",
-    "depth": "depth/{}.npy",
-    "normals": "normals/{}.png",
-    "edge": "edge/{}.png",
+    "image": ("images/{}.png", "images/{}.jpg"),
+    "semseg": ("segmentation/{}.png",),
+    "depth": ("depth/{}.npy",),
+    "normals": ("normals/{}.png", "normals/{}.npy"),
+    "edge": ("edge/{}.png", "edge/{}.npy"),
 }
 
 
@@ -50,7 +52,10 @@ class NYUD:
         self.ids = read_splits(self.root / "gt_sets")
 
     def files(self, split: str, image_id: str) -> dict[str, Path]:
-        return {name: self.root / pattern.format(image_id) for name, pattern in _FILES.items()}
+        paths = {
+            name: [self.root / pattern.format(image_id) for pattern in patterns] for name, patterns in _FILES.items()
+        }
+        return {name: next(filter(Path.is_file, found), found[0]) for name, found in paths.items()}
 
     def read(self, split: str, image_id: str) -> tuple[bytes, dict[str, np.ndarray]]:
         files = self.files(split, image_id)
@@ -58,6 +63,28 @@ class NYUD:
             # 0 is unlabelled, and in 8 bits 0 - 1 is 255.
             "semseg": read_image(files["semseg"], "L", "P") - np.uint8(1),
             "depth": read_npy(files["depth"]),
-            "normals": read_image(files["normals"], "RGB"),
-            "edge": read_image(files["edge"], "L"),
+            "normals": _read_normals(files["normals"]),
+            "edge": _read_edge(files["edge"]),
         }
+
+
+def _read_normals(path: Path) -> np.ndarray:
+    if path.suffix != ".npy":
+        return read_image(path, "RGB")
+    normals = _read_values(path, -1)
+    known = normals.any(axis=-1, keepdims=True)
+    return np.where(known, encode_normals(normals), np.uint8(UNKNOWN_NORMAL))
+
+
+def _read_edge(path: Path) -> np.ndarray:
+    if path.suffix != ".npy":
+        return read_image(path, "L")
+    return np.rint(255 * _read_values(path, 0)).astype(np.uint8)
+
+
+def _read_values(path: Path, lowest: int) -> np.ndarray:
+    """Numbers from `lowest` to 1, up to rounding: others have no code in 8 bits."""
+    values = read_npy(path).astype(np.float32)
+    if not ((values > lowest - 1e-3) & (values < 1 + 1e-3)).all():
+        raise ValueError(f"{path.name}: expected values from {lowest} to 1, got {values.min()} to {values.max()}")
+    return values.clip(lowest, 1)

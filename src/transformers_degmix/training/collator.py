@@ -141,8 +141,11 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
     task_kind = TASK_KINDS[kind]
     if label is None:
         return np.full((task_kind.label_channels, *size), IGNORE_INDEX, task_kind.array_dtype)
+    if isinstance(label, Image.Image) and label.mode.startswith("I") and not task_kind.label_dtype.is_floating_point:
+        label = np.asarray(label)  # ids in 16 bits mean the same
     if isinstance(label, Image.Image) and label.mode not in task_kind.image_modes:
-        raise ValueError(f"expected an image of mode {' or '.join(task_kind.image_modes)}, got {label.mode}")
+        hint = f": {task_kind.mode_hint}" if task_kind.mode_hint else ""
+        raise ValueError(f"expected an image of mode {' or '.join(task_kind.image_modes)}, got {label.mode}{hint}")
     label = to_coded_label(label, task_kind, size)
     num_labels = num_labels or IGNORE_INDEX
     offences = task_kind.offences(label, num_labels)

@@ -1,15 +1,17 @@
 """The data of a training run: splits of its data set, and the batches of this process."""
 
+import glob
 import os
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, Value, load_dataset
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Sampler, Subset
@@ -30,14 +32,36 @@ def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
         image_size: Any = tuple(args.image_size)  # of two numbers, which `load_rooms` sees to
         return load_rooms(split, num_images, image_size, num_proc=os.cpu_count())
     try:
-        data = load_dataset(args.dataset, split=split, streaming=args.streaming)
-    except (ValueError, DatasetGenerationError) as error:  # no such split, nothing in it, or a damaged file
+        data = _load(args.dataset, split, args.streaming)
+    except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
+        # There is no such data set or split, nothing is in it, or a file is damaged.
         raise ValueError(f"{args.dataset!r}, split {split!r}: {error.__cause__ or error}") from error
+    # Of a column that is null throughout, `datasets` does not see that it is of files.
+    files = {
+        name: name.removesuffix("_file_name")
+        for name, feature in (data.features or {}).items()
+        if feature == Value("null") and name.endswith("_file_name")
+    }
+    if files:  # streams decode their images when they are renamed
+        data = data.rename_columns(files)
     if num_images is None:
         return data
     if not args.streaming and num_images > len(data):
         raise ValueError(f"`num_{part}_images` is {num_images}, but {args.dataset!r} has {len(data)} in {split!r}")
     return data.take(num_images)
+
+
+def _load(dataset: str, split: str, streaming: bool) -> Dataset | IterableDataset:
+    try:
+        return load_dataset(dataset, split=split, streaming=streaming)
+    except (ValueError, OSError):
+        # By itself: another split may have other types of columns, such as null. Nor does `datasets` follow links to
+        # folders, or take brackets in their names.
+        folder = Path(dataset, split)
+        if not any(folder.glob("metadata.*")):
+            raise
+        files = {split: glob.escape(str(folder.resolve())) + "/**"}
+        return load_dataset("imagefolder", data_files=files, split=split, streaming=streaming)
 
 
 def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> MappedDataset | IterableDataset:
