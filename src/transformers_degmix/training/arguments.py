@@ -78,8 +78,8 @@ class TrainingArguments:
         train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.
         pretrained_backbone: weights of a backbone, for example ImageNet's: directory or Hub id of a model of
             Transformers or timm (`timm/resnet18.a1_in1k`), or `efficientnet_lite0`, whose weights are in the extra
-            `lite`. It brings its `backbone_config`, with four maps, and its `image_processor`, where these are not
-            given.
+            `lite`. It brings its `backbone_config`, with up to four maps (a single saved one counts as no choice),
+            and its `image_processor`, where these are not given.
         image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. What makes the values of
             pixels is by default as for the weights that the run starts from.
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
