@@ -1,7 +1,7 @@
 """Makes a trained model the one that comes with the package: python scripts/ship_model.py outputs/nyud_lite/best
 
-Matrices are stored in 16 bits; what has one dimension (biases, statistics of batch norms) in 32. `from_pretrained` makes
-32 of both. What is lost so is measured by scoring the shipped model.
+Matrices are stored in 16 bits; what has one dimension (biases, statistics of batch norms) in 32. `from_pretrained`
+loads all in 32. What is lost so is measured by scoring the shipped model.
 """
 
 import argparse
