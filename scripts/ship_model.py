@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers.utils import logging
 
 from transformers_degmix.saving import load_model_directory, save_model_directory, whole_directory
@@ -48,7 +48,7 @@ def ship(source: str, target: str):
         if overflown:
             raise ValueError(f"{source} has weights that 16 bits do not hold: {', '.join(overflown)}")
         path = directory / "model.safetensors"
-        save_file(weights, path, metadata={"format": "pt"})
+        path.write_bytes(save(weights, metadata={"format": "pt"}))
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ValueError(f"the weights would take {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}")

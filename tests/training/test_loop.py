@@ -486,16 +486,17 @@ def test_backbone_has_its_own_learning_rate(tmp_path):
 
 def test_moving_average(tmp_path):
     weights = {}
-    for decay, steps in ((0.0, 1), (0.0, 2), (0.75, 2)):
+    for decay, steps in ((0.0, 1), (0.0, 2), (0.1, 2), (0.75, 2)):
         name = f"{decay}_{steps}"
         rate = {"lr_scheduler": "constant", "learning_rate": 0.01, "max_steps": steps}
         train(arguments(tmp_path, output_dir=str(tmp_path / name), ema_decay=decay, **rate))
         weights[decay, steps] = AutoModel.from_pretrained(tmp_path / name / "last").state_dict()
-    # It starts with the first step's weights.
-    for name, value in weights[0.75, 2].items():
-        if value.is_floating_point():
-            expected = 0.75 * weights[0.0, 1][name] + 0.25 * weights[0.0, 2][name]
-            torch.testing.assert_close(value, expected, msg=name)
+    # It starts with the first step's weights, of which it keeps 2 / 11 at most in the second.
+    for given, decay in ((0.1, 0.1), (0.75, 2 / 11)):
+        for name, value in weights[given, 2].items():
+            if value.is_floating_point():
+                expected = decay * weights[0.0, 1][name] + (1 - decay) * weights[0.0, 2][name]
+                torch.testing.assert_close(value, expected, msg=name)
 
 
 @pytest.mark.parametrize("balancing", ["uncertainty", "dynamic_weight_average"])

@@ -102,7 +102,7 @@ class TrainingArguments:
         task_balancing: `"fixed"` (the tasks' `loss_weight` alone), `"uncertainty"` or `"dynamic_weight_average"`, see
             `training/balancing.py`.
         ema_decay: of an exponential moving average of weights and statistics, which then is what is evaluated and
-            saved; 0 turns it off.
+            saved; after n steps at most (1 + n) / (10 + n). 0 turns it off.
         seed: of initialisation, order and augmentation.
 
         eval_steps: steps between two evaluations; there is always one at the end.
