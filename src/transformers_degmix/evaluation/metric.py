@@ -79,8 +79,8 @@ class StreamingMetric(ABC):
     @staticmethod
     @abstractmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
-        """Of each pixel, `(batch, height, width)`, of maps as [`update`] takes them; of no meaning where there is no
-        label. Of classes 0 and 1: right and wrong."""
+        """The error of each pixel, `(batch, height, width)`, of maps as [`update`] takes them. A class is wrong (1) or
+        right (0). Where there is no label, the value means nothing."""
 
     @staticmethod
     @abstractmethod

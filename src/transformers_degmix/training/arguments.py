@@ -29,7 +29,7 @@ LOWEST = {
     ),
 }  # fmt: skip
 
-# Fields that a run may be resumed with other values of: they do not change its weights, but for rounding (`compile`).
+# These may change when a run is resumed. They do not change its weights; `compile` changes their rounding.
 FREE_TO_CHANGE = (
     "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
     "num_logged_images", "push_to_hub", "hub_private",
