@@ -27,7 +27,7 @@ BACKBONES = {
         embedding_size=4, hidden_sizes=[8] * 7, depths=[1] * 7, out_features=["stage2"]
     ),
     # of images that the model pads
-    "convnextv2": ConvNextV2Config(hidden_sizes=[4] * 4, depths=[1] * 4, out_features=["stage1", "stage4"]),
+    "convnextv2": ConvNextV2Config(hidden_sizes=[4, 4], depths=[1, 1], num_stages=2, out_features=STAGES),
 }
 
 
