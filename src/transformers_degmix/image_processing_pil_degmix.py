@@ -161,8 +161,8 @@ def _pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
 def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
     """Label map of an image of `size` -> `(kind.label_channels, height, width)` of dtype `kind.label_dtype`.
 
-    8-bit maps (uint8; PIL modes L, P and RGB) are decoded by `kind.decode`; in mode P the palette's indices are the
-    class ids. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
+    8-bit maps (uint8; PIL modes L, P and RGB) are decoded by `kind.decode`; in mode P they are the palette's indices,
+    or the levels of a palette that is grey. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
 
     Raises:
         ValueError: the map has another shape, or NaN or infinite values.
@@ -172,12 +172,10 @@ def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
 
 def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
     """[`to_label`] without the decoding: an array that owns its memory, uint8 or else `kind.array_dtype`."""
-    if isinstance(label, Image.Image):
-        label = _upright(label)
-    elif isinstance(label, Tensor):
+    if isinstance(label, Tensor):
         # NumPy has no bfloat16.
         label = (label.detach().float() if label.is_floating_point() else label).cpu()
-    label = np.asarray(label)
+    label = stored_values(label)
     found, expected = label.shape, (kind.label_channels, *size)
     if found == (*size, kind.label_channels):
         label = np.moveaxis(label, -1, 0)
@@ -185,9 +183,29 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
         label = label[None]
     if label.shape != expected:
         raise ValueError(f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}")
-    if label.dtype.kind == "f" and not np.isfinite(label).all():
-        raise ValueError("expected finite values, got NaN or infinity")
+    if label.dtype.kind == "f" and not (finite := np.isfinite(label)).all():
+        number = label[~finite][0]
+        name, yaml = ("NaN", ".nan") if np.isnan(number) else ("infinity", ".inf" if number > 0 else "-.inf")
+        raise ValueError(
+            f"expected finite values, got {name} in {1 - finite.mean():.1%} of the pixels (`invalid: {yaml}` in "
+            "`columns` leaves them out)"
+        )
     return np.array(label, np.uint8 if label.dtype == np.uint8 else kind.array_dtype, order="C")
+
+
+def stored_values(label: Image.Image | np.ndarray | Tensor) -> np.ndarray:
+    """A label map as an array, upright, and not decoded."""
+    if not isinstance(label, Image.Image):
+        return np.asarray(label)
+    label = _upright(label)
+    indices = np.asarray(label)
+    if label.mode != "P":
+        return indices
+    # Tools and optimisers that store grey maps with a palette number its entries anew.
+    colors = np.array(label.getpalette(), np.uint8).reshape(-1, 3)
+    used = np.unique(indices)
+    is_grey = used[-1] < len(colors) and (colors == colors[:, :1]).all()
+    return colors[:, 0][indices] if is_grey and len(np.unique(colors[used, 0])) == len(used) else indices
 
 
 def decode_label(label: np.ndarray, kind: TaskKind) -> np.ndarray:

@@ -11,9 +11,10 @@ and is applied row by row when a row is read.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,15 @@ from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDa
 from datasets import Image as ImageFeature
 from PIL import Image
 from torch import Tensor
+from transformers.utils import logging
 
-from ..image_processing_pil_degmix import Size, to_label, to_pixels
-from ..tasks import TASK_KINDS, TaskKind
+from ..image_processing_pil_degmix import Size, stored_values, to_label, to_pixels
+from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
+from ..training.collator import read_label
+from .inspection import check_columns, describe_column
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,11 @@ class Column:
         invalid: the same, usually measurements. Both become the unknown label of the task's kind, which is 0 for
             depth, the zero vector for normals and 255 else; a pixel of three channels must have the value in all.
         scale, offset: what is stored times `scale` plus `offset` is meant, after the decoding of 8-bit maps that
-            [`to_label`] does; one number, or one per channel. Class ids are rounded.
+            [`to_label`] does; one number, or one per channel. Class ids are rounded. What is stored as the unknown
+            label stays it; but 255 is a value where a `scale` makes one that a label may have of it.
         channel_order: for each of the three channels, its position among the stored ones; `(2, 1, 0)` reads BGR.
             Whether channels come first or last is seen from the shape.
+        expected: the only values that may be stored if the others were not given but concluded from some samples.
     """
 
     column: str
@@ -48,10 +57,39 @@ class Column:
     scale: tuple[float, ...] = (1.0,)
     offset: tuple[float, ...] = (0.0,)
     channel_order: tuple[int, ...] = (0, 1, 2)
+    expected: tuple[float, ...] = ()
 
     @property
     def changes_values(self) -> bool:
         return self != Column(self.column)
+
+    def mended(self, setting: dict[str, Any]) -> "Column":
+        """The column with a [`Suspicion`]'s setting, which is about the values that this one gives."""
+        scale, offset = (np.array(setting.get(name, default)) for name, default in (("scale", 1.0), ("offset", 0.0)))
+        order = list(setting.get("channel_order", (0, 1, 2)))
+        own_scale, own_offset = (
+            np.array(numbers)[order if len(numbers) == 3 else [0]] for numbers in (self.scale, self.offset)
+        )
+        stored = {
+            name: getattr(self, name) + tuple((value - self.offset[0]) / self.scale[0] for value in setting[name])
+            for name in {"ignore", "invalid"} & set(setting)
+        }
+        return replace(
+            self,
+            scale=tuple((own_scale * scale).ravel().tolist()),
+            offset=tuple((own_offset * scale + offset).ravel().tolist()),
+            channel_order=tuple(self.channel_order[index] for index in order),
+            **stored,
+        )
+
+    def given(self, name: str) -> dict[str, Any]:
+        """What `columns` must say under `name` for this column."""
+        plain = Column(name)
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(Column)
+            if field.name != "expected" and getattr(self, field.name) != getattr(plain, field.name)
+        }
 
     def apply(self, values: Tensor) -> Tensor:
         """Values `(channels, height, width)` in the stored order and scale -> in the meant ones."""
@@ -84,7 +122,7 @@ def _parse_column(name: str, given: str | dict[str, Any], num_channels: int) -> 
         return Column(given)
     if not isinstance(given, dict):
         raise ValueError(f"{where} must be the name of a column or a dictionary, got {given!r}")
-    allowed = [field.name for field in fields(Column)]
+    allowed = [field.name for field in fields(Column) if field.name != "expected"]
     if name == "image":
         allowed = [field for field in allowed if field not in ("ignore", "invalid")]
     if num_channels == 1:
@@ -136,8 +174,13 @@ class RowReader:
     def __init__(
         self, tasks: dict[str, dict[str, Any]], columns: dict[str, Any] | None = None, features: Features | None = None
     ):
+        self.tasks = tasks
         self.kinds = {name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}
         self.columns = parse_columns(columns or {}, tasks)
+        # Columns of which the user has said what their values mean.
+        self.explained = {
+            name for name, given in (columns or {}).items() if isinstance(given, dict) and set(given) - {"column"}
+        }
         self.features = features or {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +219,20 @@ class RowReader:
             stored = self._stored(row, column)
             if stored is None or not column.changes_values:
                 return stored
-            return _change_label(stored, column, kind, size)
+            return _change_label(stored, column, kind, size, self.tasks[task].get("num_labels") or IGNORE_INDEX)
+
+    def read_checked(self, row: dict[str, Any], task: str, image: Image.Image | np.ndarray) -> np.ndarray | None:
+        """The label of a task for an image of the row, as [`~training.collator.read_label`] gives it, or `None`.
+
+        Raises:
+            ValueError, TypeError: training would refuse it.
+        """
+        size = image_size(image)
+        label = self.read_label(row, task, size)
+        if label is None:
+            return None
+        with self._naming(row, task):
+            return read_label(label, self.tasks[task]["kind"], size, self.tasks[task].get("num_labels"))
 
     def _stored(self, row: dict[str, Any], column: Column) -> Image.Image | np.ndarray | None:
         """What a row has in a column: an image, an array, or nothing."""
@@ -198,10 +254,8 @@ class RowReader:
         try:
             yield
         except (TypeError, ValueError) as error:
-            source = self.columns[name].column
-            role = "" if name == source else f" (for {name!r})"
             where = f"{str(row['image_id'])!r}, " if "image_id" in row else ""
-            raise ValueError(f"{where}column {source!r}{role}: {error}") from error
+            raise ValueError(f"{where}{describe_column(name, self.columns[name])}: {error}") from error
 
 
 def _decode_image(stored: Image.Image | dict[str, Any], feature: ImageFeature) -> Image.Image:
@@ -213,17 +267,37 @@ def _decode_image(stored: Image.Image | dict[str, Any], feature: ImageFeature) -
         raise ValueError(f"cannot read the image{source}: {error}") from error
 
 
-def _change_label(stored: Image.Image | np.ndarray, column: Column, kind: TaskKind, size: Size) -> Tensor:
+def _change_label(
+    stored: Image.Image | np.ndarray, column: Column, kind: TaskKind, size: Size, num_labels: int
+) -> Tensor:
     """Stored map -> label of an image of `size`, `(height, width)` or `(3, height, width)`."""
     if isinstance(stored, Image.Image) and len(stored.getbands()) != kind.label_channels:
         raise ValueError(f"expected {kind.label_channels} channel(s), got an image of mode {stored.mode}")
-    values = np.asarray(stored)
+    values = stored_values(stored)
+    if column.expected:
+        if values.dtype == bool:
+            return to_label(values, kind, size)[0]
+        others = values[~_equals_any(values, column.expected)]
+        if len(others):
+            expected = " or ".join(f"{value:g}" for value in column.expected)
+            raise ValueError(
+                f"expected {expected} alone, as in the samples looked at first, got {others[0]:g}; say in `columns` "
+                "what they mean, such as `ignore: 255` or `scale: 1`"
+            )
     absent = _equals_any(values, column.ignore + column.invalid)
     # Absent values need not be such that can be read: NaN, for example.
-    label = column.apply(to_label(np.where(absent, values.dtype.type(0), values), kind, size))
+    decoded = to_label(np.where(absent, values.dtype.type(0), values), kind, size)
+    label = column.apply(decoded)
     if not kind.label_dtype.is_floating_point:
         label = label.round()
     unlabelled = to_label(absent, kind, size).bool().all(dim=0)
+    # What stands for unknown goes on to do so, but 255 is a value where decoding, or `scale`, makes one of it.
+    code = to_label(np.full((kind.label_channels, 1, 1), IGNORE_INDEX, values.dtype), kind, (1, 1))
+    largest = num_labels - 1 if kind.largest is None else kind.largest
+    is_code = to_label(values == IGNORE_INDEX, kind, size).bool()
+    unlabelled |= kind.unknown(decoded.masked_fill(is_code, 1))[0]
+    if (code == IGNORE_INDEX).any() and column.scale == (1.0,) or column.apply(code).abs().max() > largest + 0.5:
+        unlabelled |= is_code.any(dim=0)
     label = label.masked_fill(unlabelled, kind.label_padding).to(kind.label_dtype)
     return label if kind.label_channels > 1 else label[0]
 
@@ -258,13 +332,17 @@ def _leaf(feature: Any) -> Any:
 class MappedDataset(torch.utils.data.Dataset):
     """A `datasets.Dataset` whose rows are read by a [`RowReader`]; the index is the `image_id` of rows without one.
 
+    Attributes:
+        warnings: what looks wrong about the columns, see [`check_columns`].
+
     Raises:
         ValueError: on reading a bad row; the message has its index.
     """
 
-    def __init__(self, data: Dataset, reader: RowReader):
+    def __init__(self, data: Dataset, reader: RowReader, warnings: list[str]):
         self.data = data
         self.reader = reader
+        self.warnings = warnings
 
     def __len__(self) -> int:
         return len(self.data)
@@ -285,6 +363,8 @@ def map_columns(
 ) -> MappedDataset | IterableDataset:
     """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
 
+    Some rows are looked at before. What looks wrong about them is logged; see [`check_columns`].
+
     Args:
         data: the data set as it is.
         tasks: `DeGMixConfig.tasks`.
@@ -297,8 +377,12 @@ def map_columns(
     """
     reader = RowReader(tasks, columns, data.features)
     data = select_columns(data, reader)
+    warnings = check_columns(data, reader).warnings()
+    if os.environ.get("RANK", "0") == "0":  # of several processes that do the same
+        for warning in warnings:
+            logger.warning(warning)
     if not isinstance(data, IterableDataset):
-        return MappedDataset(data, reader)
+        return MappedDataset(data, reader, warnings)
     if shuffle_buffer_size:
         # Before rows are read, so that the buffer holds images as files rather than pixels.
         data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
