@@ -221,6 +221,19 @@ def test_data_set_on_disk(tmp_path):
         train(arguments(tmp_path / "other", model={**MODEL, "tasks": tasks}, **fields))
 
 
+@pytest.mark.parametrize("fields", [{}, {"single_task_scores": {"depth": 0.5, "semseg": 0.5}, "streaming": True}])
+def test_a_task_without_labels_in_the_evaluation_split(tmp_path, fields):
+    rooms = load_rooms("train", 4, (32, 48)).select_columns(["image", "depth", "semseg"])
+    rows = [{**row, "depth": None} for row in rooms]
+    save_splits(tmp_path / "data", rooms, ["train"])
+    fields |= save_splits(tmp_path / "data", Dataset.from_list(rows, features=rooms.features), ["validation"])
+    tasks = {"depth": {"kind": "depth"}, "semseg": ROOMS_TASKS["semseg"]}
+    scores = train(arguments(tmp_path, model={**MODEL, "tasks": tasks}, num_logged_images=1, **fields))
+    assert list(scores) == ["semseg"]
+    for name in ("best", "last"):
+        assert "depth" in AutoModel.from_pretrained(tmp_path / "run" / name).config.tasks
+
+
 def save_splits(folder: Path, data: Dataset, splits=("train", "validation")) -> dict:
     """Writes a data set; fields of a run that reads it."""
     for split in splits:

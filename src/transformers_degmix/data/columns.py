@@ -360,6 +360,7 @@ def map_columns(
     columns: dict[str, Any] | None = None,
     shuffle_buffer_size: int = 0,
     seed: int = 0,
+    may_lack_columns: bool = False,
 ) -> MappedDataset | IterableDataset:
     """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
 
@@ -371,12 +372,14 @@ def map_columns(
         columns: `TrainingArguments.columns`.
         shuffle_buffer_size: of a stream, among how many samples the next one is drawn; 0 keeps their order.
         seed: of the draws, together with the epoch (`set_epoch`).
+        may_lack_columns: whether tasks whose column is not there, nor named in `columns`, have no labels; at least one
+            must have its own.
 
     Raises:
         ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
     """
     reader = RowReader(tasks, columns, data.features)
-    data = select_columns(data, reader)
+    data = select_columns(data, reader, may_lack_columns)
     warnings = check_columns(data, reader).warnings()
     if os.environ.get("RANK", "0") == "0":  # of several processes that do the same
         for warning in warnings:
@@ -386,12 +389,18 @@ def map_columns(
     if shuffle_buffer_size:
         # Before rows are read, so that the buffer holds images as files rather than pixels.
         data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
-    mapped = data.map(reader, remove_columns=[column.column for column in reader.columns.values()])
+    names = [column.column for column in reader.columns.values()]
+    names = [name for name in names if name in (data.column_names or names)]
+    mapped = data.map(reader, remove_columns=names)
     return mapped.with_format(None)  # the reader's own types rather than NumPy's
 
 
-def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Dataset | IterableDataset:
+def select_columns(
+    data: Dataset | IterableDataset, reader: RowReader, may_lack_columns: bool = False
+) -> Dataset | IterableDataset:
     """The data set with no more than the reader needs: images not decoded yet, arrays as NumPy's.
+
+    See [`map_columns`].
 
     Raises:
         ValueError: there is no sample, or a column is missing.
@@ -405,6 +414,9 @@ def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Datase
         raise ValueError("the data set has no samples in this split")
     available = data.column_names or list(first)
     missing = {name: column.column for name, column in reader.columns.items() if column.column not in available}
+    optional = [name for name in missing if name in reader.tasks and reader.columns[name] == Column(name)]
+    if may_lack_columns and len(optional) == len(missing) < len(reader.tasks):
+        missing = {}
     if missing:
         wanted = ", ".join(repr(c) if c == name else f"{c!r} (for {name!r})" for name, c in missing.items())
         raise ValueError(f"the data set lacks the columns {wanted}; it has {available}")

@@ -40,10 +40,15 @@ def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
     return data.take(num_images)
 
 
-def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> MappedDataset | IterableDataset:
+def load_split(
+    args: TrainingArguments, part: str, tasks: dict[str, dict], may_lack_columns: bool = False
+) -> MappedDataset | IterableDataset:
     """The `"train"` or `"eval"` part of the run's data set, with the columns `image` and one per task.
 
     Labels are `None` where a sample has none. A training stream comes in another random order in each epoch.
+
+    Args:
+        may_lack_columns: whether tasks whose column is not there have no labels, as long as one is.
 
     Raises:
         ValueError: it is empty, smaller than it should be, or lacks a column.
@@ -51,7 +56,7 @@ def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> Ma
     data = open_split(args, part)
     buffer_size = args.shuffle_buffer_size if part == "train" else 0
     try:
-        return map_columns(data, tasks, args.columns, buffer_size, args.seed)
+        return map_columns(data, tasks, args.columns, buffer_size, args.seed, may_lack_columns)
     except ValueError as error:
         raise ValueError(f"{args.dataset!r}, split {getattr(args, f'{part}_split')!r}: {error}") from error
 
@@ -148,7 +153,7 @@ def build_eval_loader(
     args: TrainingArguments, processor, tasks: dict[str, dict], accelerator: Accelerator
 ) -> DataLoader:
     """Batches of this process's part of the evaluation split: every sample is in one part, once."""
-    data = load_split(args, "eval", tasks)
+    data = load_split(args, "eval", tasks, may_lack_columns=True)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     if args.streaming:
         data = split_dataset_by_node(data, rank, num_processes)
