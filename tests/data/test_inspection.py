@@ -46,7 +46,7 @@ def make(labels: list, task: dict, column: dict | None = None, are_files: bool =
     kind = TASK_KINDS[task["kind"]]
     read = []
     for row in data:
-        label = reader.read_checked(row, "task", reader.read_image(row))
+        label = reader.read_checked(row, "task", (height, width))
         read.append((kind.decode(label) if label.dtype == np.uint8 else label).squeeze())
     return warnings, read
 

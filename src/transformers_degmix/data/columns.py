@@ -221,13 +221,12 @@ class RowReader:
                 return stored
             return _change_label(stored, column, kind, size, self.tasks[task].get("num_labels") or IGNORE_INDEX)
 
-    def read_checked(self, row: dict[str, Any], task: str, image: Image.Image | np.ndarray) -> np.ndarray | None:
-        """The label of a task for an image of the row, as [`~training.collator.read_label`] gives it, or `None`.
+    def read_checked(self, row: dict[str, Any], task: str, size: Size) -> np.ndarray | None:
+        """The label of a task for an image of `size`, as [`~training.collator.read_label`] gives it, or `None`.
 
         Raises:
             ValueError, TypeError: training would refuse it.
         """
-        size = image_size(image)
         label = self.read_label(row, task, size)
         if label is None:
             return None
