@@ -167,7 +167,8 @@ class TrainBatches:
             except ValueError as error:
                 if not self.sampler:
                     raise
-                raise ValueError(f"{error}; `skip_unreadable: true` leaves out samples that cannot be used") from error
+                reason = str(error).strip()  # a loader process adds its traceback
+                raise ValueError(f"{reason}; `skip_unreadable: true` leaves out such samples") from error
             if self.position == 0:
                 raise ValueError(
                     f"no process's or worker's part of the stream has the {self.loader.batch_size} images of a batch"
