@@ -125,7 +125,7 @@ def main():
                 bad.append(f"sample {index}: {error}")
                 continue
             bad += [f"sample {index}: {reason}" for reason in refused]
-            inspector.add(index, image, good)
+            inspector.add(index, row, image, good)
             if index in shown:
                 labels.append({name: decode(label, reader.kinds[name]) for name, label in readable.items()})
                 overviews.append(draw(image, good, tasks))

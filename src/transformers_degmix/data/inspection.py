@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..image_processing_pil_degmix import to_coded_label, to_pixels
+from ..image_processing_pil_degmix import image_size, to_coded_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, Suspicion, format_fields
 
 
@@ -38,8 +38,22 @@ class LabelInspector:
         # Task, or "image", and what -> the first suspicion, and the share of the pixels by sample.
         self.found: dict[tuple[str, str], tuple[Suspicion, dict[int, float]]] = {}
 
-    def add(self, index: int, image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None]):
-        """A sample: its image, and labels as [`read_label`] gives them."""
+    def add(
+        self,
+        index: int,
+        row: dict[str, Any],
+        image: Image.Image | np.ndarray,
+        labels: dict[str, np.ndarray | None],
+    ):
+        """A sample: its row, image, and labels as [`read_label`] gives them."""
+        column, orientation = self.reader.columns["image"], self.reader.orientation(row, "image")
+        height, width = image_size(image)
+        # What turns a rectangle by 90 degrees shows in the labels' size.
+        if not column.ignore_orientation and (orientation in (2, 3, 4) or orientation > 4 and height == width):
+            if any(label is not None and self.reader.orientation(row, name) == 1 for name, label in labels.items()):
+                setting, detail = {"ignore_orientation": True}, f"orientation {orientation}; unless labels are upright"
+                what = "EXIF data turns images, but not their labels"
+                self.note("image", Suspicion(what, [1.0], setting, detail), [index])
         if not isinstance(image, Image.Image) or image.mode == "F":
             if to_pixels(image, do_convert_rgb=True).max() <= 1:
                 self.note("image", Suspicion("black?", [1.0], {"scale": 255}, "no value is above 1"), [index])
@@ -116,7 +130,7 @@ def check_columns(data: Dataset | IterableDataset, reader: "RowReader") -> Label
     for index, row in choose_rows(data, NUM_SAMPLES):
         with suppress(ValueError):
             image, labels, *_ = inspect_row(row, reader)
-            inspector.add(index, image, labels)
+            inspector.add(index, row, image, labels)
     inspector.conclude()
     return inspector
 
