@@ -8,7 +8,6 @@ name of a known task (semseg, human_parts, sal, depth, normals, edge).
 
 import argparse
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from transformers_degmix.data.benchmarks import BENCHMARKS, TASKS
-from transformers_degmix.data.columns import RowReader, image_size, name_classes, select_columns
-from transformers_degmix.data.inspection import check_columns, choose_rows, evenly_spaced, known_values, summarize
-from transformers_degmix.image_processing_pil_degmix import decode_label, to_coded_label, to_pixels
+from transformers_degmix.data.columns import RowReader, name_classes, select_columns
+from transformers_degmix.data.inspection import (
+    check_columns,
+    choose_rows,
+    evenly_spaced,
+    inspect_row,
+    known_values,
+    summarize,
+)
+from transformers_degmix.image_processing_pil_degmix import decode_label, to_pixels
 from transformers_degmix.tasks import TASK_KINDS, Suspicion, TaskKind
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
@@ -32,9 +38,6 @@ from transformers_degmix.visualization import draw_overview, stack_overviews
 
 
 Tasks = dict[str, dict[str, Any]]
-# Maps as `to_coded_label` gives them.
-Labels = dict[str, np.ndarray | None]
-
 NOTHING_LABELLED = Suspicion("nothing is labelled", [1.0], detail="every value stands for unknown")
 
 
@@ -82,25 +85,6 @@ def find_tasks(run: TrainingArguments, data: Dataset | IterableDataset) -> Tasks
     return name_classes(tasks, data.features, run.columns)
 
 
-def inspect_row(row: dict[str, Any], reader: RowReader) -> tuple[Image.Image | np.ndarray, Labels, Labels, list[str]]:
-    """The image, the labels that training would take, all that can be read, and why training would stop.
-
-    Raises:
-        ValueError: there is no image that can be read.
-    """
-    image = reader.read_image(row)
-    good, readable, refused = dict.fromkeys(reader.tasks), dict.fromkeys(reader.tasks), []
-    for name, kind in reader.kinds.items():
-        try:
-            good[name] = readable[name] = reader.read_checked(row, name, image)
-        except (TypeError, ValueError) as error:
-            refused.append(f"training would stop: {error}")
-            with suppress(TypeError, ValueError):
-                size = image_size(image)
-                readable[name] = to_coded_label(reader.read_label(row, name, size), kind, size)
-    return image, good, readable, refused
-
-
 def decode(label: np.ndarray | None, kind: TaskKind) -> Tensor | None:
     """`(height, width)` or `(3, height, width)`."""
     if label is None:
@@ -109,7 +93,7 @@ def decode(label: np.ndarray | None, kind: TaskKind) -> Tensor | None:
     return values if kind.label_channels > 1 else values[0]
 
 
-def draw(image: Image.Image | np.ndarray, labels: Labels, tasks: Tasks) -> Image.Image:
+def draw(image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None], tasks: Tasks) -> Image.Image:
     """The image and its labels; what there is no label for is drawn as unknown."""
     pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
     maps = {}
@@ -141,7 +125,7 @@ def main():
                 bad.append(f"sample {index}: {error}")
                 continue
             bad += [f"sample {index}: {reason}" for reason in refused]
-            inspector.add(index, image, good)
+            inspector.add(index, row, image, good)
             if index in shown:
                 labels.append({name: decode(label, reader.kinds[name]) for name, label in readable.items()})
                 overviews.append(draw(image, good, tasks))

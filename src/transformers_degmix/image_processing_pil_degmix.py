@@ -140,6 +140,13 @@ def to_pixels(
     return pixels
 
 
+def image_size(image: Image.Image | np.ndarray) -> Size:
+    """(height, width) of an image or an array whose channels, if any, are first or last."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return image.shape[:2] if image.ndim == 2 or image.shape[0] not in (1, 3, 4) else image.shape[1:]
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # PIL's function copies images that are upright already.
     return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
@@ -182,7 +189,12 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
     elif found == size:
         label = label[None]
     if label.shape != expected:
-        raise ValueError(f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}")
+        message = f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}"
+        if found[:2] == size[::-1]:
+            message += (
+                " (`image: {ignore_orientation: true}` in `columns` leaves images as their EXIF data turns them)"
+            )
+        raise ValueError(message)
     if label.dtype.kind == "f" and not (finite := np.isfinite(label)).all():
         number = label[~finite][0]
         name, yaml = ("NaN", ".nan") if np.isnan(number) else ("infinity", ".inf" if number > 0 else "-.inf")

@@ -53,7 +53,9 @@ def format_fields(fields: dict[str, Any]) -> str:
     def text(value: Any) -> str:
         if isinstance(value, list | tuple):
             return text(value[0]) if len(value) == 1 else f"[{', '.join(map(text, value))}]"
-        return value if isinstance(value, str) else np.format_float_positional(np.float32(value), trim="-")
+        if isinstance(value, bool | str):
+            return str(value).lower() if isinstance(value, bool) else value
+        return np.format_float_positional(np.float32(value), trim="-")
 
     return ", ".join(f"{name}: {text(value)}" for name, value in fields.items())
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import ExifTags, Image
 
 from transformers_degmix.data.columns import RowReader, map_columns, select_columns
 from transformers_degmix.data.inspection import check_columns
@@ -46,7 +46,7 @@ def make(labels: list, task: dict, column: dict | None = None, are_files: bool =
     kind = TASK_KINDS[task["kind"]]
     read = []
     for row in data:
-        label = reader.read_checked(row, "task", reader.read_image(row))
+        label = reader.read_checked(row, "task", (height, width))
         read.append((kind.decode(label) if label.dtype == np.uint8 else label).squeeze())
     return warnings, read
 
@@ -243,3 +243,44 @@ def test_warnings_are_logged_once_for_all_processes(monkeypatch):
     assert len(said) == 1
     stream = map_columns(data.to_iterable_dataset(), {"sal": SALIENCY})
     assert next(iter(stream))["sal"].tolist() == (DISC * 1).tolist()
+
+
+def photo(orientation: int, height: int, width: int) -> dict:
+    """An image that EXIF data turns: red at the left, blue at the right of what is stored."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = pixels[:, width // 2 :, 2] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return file(pixels, "PNG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "orientation, size, is_said", [(3, (24, 32), True), (6, (24, 24), True), (1, (24, 24), False)]
+)
+def test_images_that_are_turned_without_their_labels(orientation, size, is_said):
+    rows = {"image": [photo(orientation, *size)], "sal": [file(np.eye(*size, dtype=np.uint8))]}
+    data = Dataset.from_dict(rows, features=Features(dict.fromkeys(rows, ImageFeature())))
+    warnings = map_columns(data, {"sal": SALIENCY}).warnings
+    assert len(warnings) == is_said and all(
+        "`columns: {image: {ignore_orientation: true}}`" in line for line in warnings
+    )
+    mapped = map_columns(data, {"sal": SALIENCY}, {"image": {"ignore_orientation": True}})
+    assert not mapped.warnings and mapped[0]["image"][0, 0, 0] == 255  # red
+    labels = [photo(orientation, *size)]
+    rows = {"image": labels, "normals": labels}
+    data = Dataset.from_dict(rows, features=Features(dict.fromkeys(rows, ImageFeature())))
+    assert not any("EXIF" in line for line in map_columns(data, {"normals": NORMALS}).warnings)
+
+
+def test_labels_of_the_size_of_the_image_that_is_not_turned():
+    rows = {"image": [photo(6, 24, 32)], "sal": [file(np.eye(24, 32, dtype=np.uint8))]}
+    data = Dataset.from_dict(rows, features=Features(dict.fromkeys(rows, ImageFeature())))
+    reader = RowReader({"sal": SALIENCY}, {}, data.features)
+    row = next(iter(select_columns(data, reader)))
+    with pytest.raises(ValueError, match=r"\(24, 32\) \(`image: {ignore_orientation: true}` in `columns`"):
+        reader.read_checked(row, "sal", (32, 24))
+    assert map_columns(data, {"sal": SALIENCY}, {"image": {"ignore_orientation": True}})[0]["image"].shape == (
+        3,
+        24,
+        32,
+    )

@@ -158,6 +158,28 @@ def test_errors(inspect, tmp_path):
     assert "error: " in inspect(tmp_path / "nowhere")
 
 
+def test_all_rows_are_read_and_the_bad_ones_listed(inspect, tmp_path, capsys):
+    file = BytesIO()
+    photo().save(file, "PNG")
+    whole = {"image": {"bytes": file.getvalue(), "path": None}, "depth": floats(1.0)}
+    rows = [dict(whole) for _ in range(40)]
+    rows[3]["image"] = {"bytes": file.getvalue()[:-30], "path": None}
+    rows[17]["depth"] = floats(-1.0)
+    rows[38] = {"image": None, "depth": None}
+    features = Features(dict.fromkeys(whole, ImageFeature()))
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    Dataset.from_list(rows, features=features).to_parquet(path)
+    assert "warning" not in inspect(tmp_path / "data", "--num", 2)
+    assert inspect(tmp_path / "data", "--num", 2, "--all") == "1"
+    output = capsys.readouterr().out
+    named = re.findall(r"^warning: sample (\d+): .*column '(\w+)'", output, re.MULTILINE)
+    assert named == [("3", "image"), ("17", "depth"), ("38", "image")]
+    assert "labelled: 2 of 2 samples" in output and "40 samples read, 3 of their images and labels refused" in output
+    Dataset.from_list([whole] * 3, features=features).to_parquet(path)
+    assert inspect(tmp_path / "data", "--all") == "0"
+
+
 def test_a_damaged_image_is_named(inspect, tmp_path):
     file = BytesIO()
     photo().save(file, "PNG")

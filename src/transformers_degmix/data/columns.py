@@ -13,19 +13,20 @@ and is applied row by row when a row is read.
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from transformers.utils import logging
 
-from ..image_processing_pil_degmix import Size, stored_values, to_label, to_pixels
+from ..image_processing_pil_degmix import Size, image_size, stored_values, to_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 from ..training.collator import read_label
 from .inspection import check_columns, describe_column
@@ -48,6 +49,7 @@ class Column:
             label stays it; but 255 is a value where a `scale` makes one that a label may have of it.
         channel_order: for each of the three channels, its position among the stored ones; `(2, 1, 0)` reads BGR.
             Whether channels come first or last is seen from the shape.
+        ignore_orientation: of images, whether they are left as stored where their EXIF data says how to turn them.
         expected: the only values that may be stored if the others were not given but concluded from some samples.
     """
 
@@ -57,6 +59,7 @@ class Column:
     scale: tuple[float, ...] = (1.0,)
     offset: tuple[float, ...] = (0.0,)
     channel_order: tuple[int, ...] = (0, 1, 2)
+    ignore_orientation: bool = False
     expected: tuple[float, ...] = ()
 
     @property
@@ -79,6 +82,7 @@ class Column:
             scale=tuple((own_scale * scale).ravel().tolist()),
             offset=tuple((own_offset * scale + offset).ravel().tolist()),
             channel_order=tuple(self.channel_order[index] for index in order),
+            ignore_orientation=setting.get("ignore_orientation", self.ignore_orientation),
             **stored,
         )
 
@@ -125,13 +129,19 @@ def _parse_column(name: str, given: str | dict[str, Any], num_channels: int) -> 
     allowed = [field.name for field in fields(Column) if field.name != "expected"]
     if name == "image":
         allowed = [field for field in allowed if field not in ("ignore", "invalid")]
+    else:
+        allowed.remove("ignore_orientation")
     if num_channels == 1:
         allowed.remove("channel_order")
     _check_keys(where, given, allowed)
     column = given.get("column", name)
     if not isinstance(column, str):
         raise ValueError(f"{where} must have the name of a column as `column`, got {column!r}")
-    numbers: dict[str, Any] = {field: _numbers(where, field, given[field]) for field in given if field != "column"}
+    turning = given.get("ignore_orientation", False)
+    if not isinstance(turning, bool):
+        raise ValueError(f"{where} must have true or false as `ignore_orientation`, got {turning!r}")
+    others = [field for field in given if field not in ("column", "ignore_orientation")]
+    numbers: dict[str, Any] = {field: _numbers(where, field, given[field]) for field in others}
     for field in {"scale", "offset"} & set(numbers):
         if len(numbers[field]) not in (1, num_channels) or not all(map(math.isfinite, numbers[field])):
             raise ValueError(
@@ -141,7 +151,7 @@ def _parse_column(name: str, given: str | dict[str, Any], num_channels: int) -> 
         if sorted(numbers["channel_order"]) != [0, 1, 2]:
             raise ValueError(f"{where} must have 0, 1 and 2 as `channel_order`, got {given['channel_order']!r}")
         numbers["channel_order"] = tuple(int(index) for index in numbers["channel_order"])
-    return Column(column, **numbers)
+    return Column(column, **numbers, ignore_orientation=turning)
 
 
 def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
@@ -207,6 +217,12 @@ class RowReader:
             pixels = to_pixels(stored, do_convert_rgb=True)
             return column.apply(torch.from_numpy(pixels)).numpy()
 
+    def orientation(self, row: dict[str, Any], name: str) -> int:
+        """The EXIF orientation of the image in a column, 1 if it is upright or no image."""
+        with suppress(Exception):  # of every type, from PIL's decoders
+            return _open_stored(row[self.columns[name].column]).getexif().get(ExifTags.Base.Orientation, 1)
+        return 1
+
     def read_label(self, row: dict[str, Any], task: str, size: Size) -> Image.Image | np.ndarray | Tensor | None:
         """The label map of a task, for an image of `size`, or `None`.
 
@@ -221,13 +237,12 @@ class RowReader:
                 return stored
             return _change_label(stored, column, kind, size, self.tasks[task].get("num_labels") or IGNORE_INDEX)
 
-    def read_checked(self, row: dict[str, Any], task: str, image: Image.Image | np.ndarray) -> np.ndarray | None:
-        """The label of a task for an image of the row, as [`~training.collator.read_label`] gives it, or `None`.
+    def read_checked(self, row: dict[str, Any], task: str, size: Size) -> np.ndarray | None:
+        """The label of a task for an image of `size`, as [`~training.collator.read_label`] gives it, or `None`.
 
         Raises:
             ValueError, TypeError: training would refuse it.
         """
-        size = image_size(image)
         label = self.read_label(row, task, size)
         if label is None:
             return None
@@ -240,6 +255,8 @@ class RowReader:
         if stored is None or (isinstance(stored, np.ndarray) and _is_nan(stored)):
             return None
         if isinstance(feature, ImageFeature):
+            if column.ignore_orientation:
+                stored = _without_orientation(stored)
             return _decode_image(stored, feature)
         if isinstance(stored, list | np.ndarray):
             # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
@@ -256,6 +273,20 @@ class RowReader:
         except (TypeError, ValueError) as error:
             where = f"{str(row['image_id'])!r}, " if "image_id" in row else ""
             raise ValueError(f"{where}{describe_column(name, self.columns[name])}: {error}") from error
+
+
+def _open_stored(stored: Image.Image | dict[str, Any]) -> Image.Image:
+    """The image in a cell, not decoded."""
+    if isinstance(stored, Image.Image):
+        return stored
+    return Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"]))
+
+
+def _without_orientation(stored: Image.Image | dict[str, Any]) -> Image.Image:
+    image = _open_stored(stored)
+    image.load()
+    image.getexif().pop(ExifTags.Base.Orientation, None)
+    return image
 
 
 def _decode_image(stored: Image.Image | dict[str, Any], feature: ImageFeature) -> Image.Image:
@@ -300,13 +331,6 @@ def _change_label(
         unlabelled |= is_code.any(dim=0)
     label = label.masked_fill(unlabelled, kind.label_padding).to(kind.label_dtype)
     return label if kind.label_channels > 1 else label[0]
-
-
-def image_size(image: Image.Image | np.ndarray) -> Size:
-    """(height, width) of an image or an array whose channels, if any, are first or last."""
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    return image.shape[:2] if image.ndim == 2 or image.shape[0] not in (1, 3, 4) else image.shape[1:]
 
 
 def _is_nan(values: np.ndarray) -> bool:

@@ -10,13 +10,15 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
-from ..image_processing_pil_degmix import to_pixels
+from ..image_processing_pil_degmix import image_size, to_coded_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, Suspicion, format_fields
 
 
 if TYPE_CHECKING:
-    from .columns import Column, RowReader
+    from .columns import Column, MappedDataset, RowReader
 
 
 # So many samples are looked at together: enough to tell a class that is rare from one that is not there.
@@ -36,8 +38,22 @@ class LabelInspector:
         # Task, or "image", and what -> the first suspicion, and the share of the pixels by sample.
         self.found: dict[tuple[str, str], tuple[Suspicion, dict[int, float]]] = {}
 
-    def add(self, index: int, image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None]):
-        """A sample: its image, and labels as [`read_label`] gives them."""
+    def add(
+        self,
+        index: int,
+        row: dict[str, Any],
+        image: Image.Image | np.ndarray,
+        labels: dict[str, np.ndarray | None],
+    ):
+        """A sample: its row, image, and labels as [`read_label`] gives them."""
+        column, orientation = self.reader.columns["image"], self.reader.orientation(row, "image")
+        height, width = image_size(image)
+        # What turns a rectangle by 90 degrees shows in the labels' size.
+        if not column.ignore_orientation and (orientation in (2, 3, 4) or orientation > 4 and height == width):
+            if any(label is not None and self.reader.orientation(row, name) == 1 for name, label in labels.items()):
+                setting, detail = {"ignore_orientation": True}, f"orientation {orientation}; unless labels are upright"
+                what = "EXIF data turns images, but not their labels"
+                self.note("image", Suspicion(what, [1.0], setting, detail), [index])
         if not isinstance(image, Image.Image) or image.mode == "F":
             if to_pixels(image, do_convert_rgb=True).max() <= 1:
                 self.note("image", Suspicion("black?", [1.0], {"scale": 255}, "no value is above 1"), [index])
@@ -112,15 +128,55 @@ def check_columns(data: Dataset | IterableDataset, reader: "RowReader") -> Label
     """
     inspector = LabelInspector(reader)
     for index, row in choose_rows(data, NUM_SAMPLES):
-        labels: dict[str, np.ndarray | None] = {}
-        with suppress(TypeError, ValueError):
-            image = reader.read_image(row)
-            for name in reader.tasks:
-                with suppress(TypeError, ValueError):
-                    labels[name] = reader.read_checked(row, name, image)
-            inspector.add(index, image, labels)
+        with suppress(ValueError):
+            image, labels, *_ = inspect_row(row, reader)
+            inspector.add(index, row, image, labels)
     inspector.conclude()
     return inspector
+
+
+def inspect_row(
+    row: dict[str, Any], reader: "RowReader"
+) -> tuple[Image.Image | np.ndarray, dict[str, np.ndarray | None], dict[str, np.ndarray | None], list[str]]:
+    """The image, the labels that training would take, all that can be read, and why training would stop.
+
+    Raises:
+        ValueError: there is no image that can be read.
+    """
+    image = reader.read_image(row)
+    size = to_pixels(image, do_convert_rgb=True).shape[-2:]
+    good, readable = (dict.fromkeys(reader.tasks) for _ in range(2))
+    refused = []
+    for name, kind in reader.kinds.items():
+        try:
+            good[name] = readable[name] = reader.read_checked(row, name, size)
+        except (TypeError, ValueError) as error:
+            refused.append(f"training would stop: {error}")
+            with suppress(TypeError, ValueError):
+                readable[name] = to_coded_label(reader.read_label(row, name, size), kind, size)
+    return image, good, readable, refused
+
+
+class _Refusals(torch.utils.data.Dataset):
+    """Why training would refuse a row, "" if it would not."""
+
+    def __init__(self, data: "MappedDataset"):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            return "; ".join(inspect_row(self.data.data[index], self.data.reader)[-1])
+        except ValueError as error:
+            return str(error)
+
+
+def find_unreadable(data: "MappedDataset", num_workers: int = 0) -> dict[int, str]:
+    """Reads all rows: index -> reason, of those that are unreadable or that training would refuse."""
+    loader = DataLoader(_Refusals(data), batch_size=None, num_workers=num_workers)
+    return {index: reason for index, reason in enumerate(tqdm(loader, "check", leave=False)) if reason}
 
 
 def choose_rows(data: Dataset | IterableDataset, num: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -29,10 +29,11 @@ LOWEST = {
     ),
 }  # fmt: skip
 
-# These may change when a run is resumed. They do not change its weights; `compile` changes their rounding.
+# These may change when a run is resumed. They do not change its weights, but `compile` changes their rounding, and with
+# `skip_unreadable` a run can end that could not without.
 FREE_TO_CHANGE = (
     "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
-    "num_logged_images", "push_to_hub", "hub_private",
+    "num_logged_images", "push_to_hub", "hub_private", "skip_unreadable", "max_unreadable",
 )  # fmt: skip
 
 
@@ -67,6 +68,9 @@ class TrainingArguments:
             this size.
         augmentation: fields of [`~data.augmentation.Augmentation`] to change; null turns it off.
         num_workers: loader processes.
+        skip_unreadable: whether samples with an image or a label that is unreadable or refused are left out rather
+            than end the run. All samples are read for it before the first step, and what is left out is listed.
+        max_unreadable: the run does not start if a larger share of a split would be left out.
 
         model: fields of `DeGMixConfig`. For a benchmark or Rooms, `tasks` defaults to all of theirs, and names with no
             or some fields (`depth: {loss_weight: 5}`) choose among them and change them.
@@ -135,6 +139,8 @@ class TrainingArguments:
     image_size: list[int] | None = None
     augmentation: dict[str, Any] | None = field(default_factory=dict)
     num_workers: int = 1
+    skip_unreadable: bool = False
+    max_unreadable: float = 0.25
 
     model: dict[str, Any] = field(default_factory=dict)
     tasks: list[str] | None = None
@@ -200,6 +206,12 @@ class TrainingArguments:
             )
         if self.image_size is None:
             self.image_size = list(BENCHMARKS[self.benchmark or "nyud"].input_size)
+        if self.skip_unreadable and self.streaming:
+            raise ValueError(
+                "`skip_unreadable` reads all samples before the first step, which `streaming` is to avoid"
+            )
+        if not 0 <= self.max_unreadable < 1:
+            raise ValueError(f"`max_unreadable` must be a share from 0 to below 1, got {self.max_unreadable}")
         if self.dataset == "rooms" and (self.streaming or self.columns):
             raise ValueError("`streaming` and `columns` are for data sets that are read; rooms are rendered")
         for name, tasks in (("model.tasks", self.model.get("tasks", {})), ("new_tasks", self.new_tasks)):
