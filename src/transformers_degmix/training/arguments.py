@@ -29,8 +29,8 @@ LOWEST = {
     ),
 }  # fmt: skip
 
-# These may change when a run is resumed. They do not change its weights, but `compile` changes their rounding, and with
-# `skip_unreadable` a run can end that could not without.
+# These may change when a run is resumed. They do not change its weights, but `compile` changes their rounding, and
+# `skip_unreadable` lets a run end that could not without.
 FREE_TO_CHANGE = (
     "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
     "num_logged_images", "push_to_hub", "hub_private", "skip_unreadable", "max_unreadable",
