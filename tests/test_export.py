@@ -89,7 +89,7 @@ def test_efficientnet_lite_pads_at_all_sizes(tmp_path):
 @pytest.mark.vision
 def test_timm(tmp_path):
     config = TimmBackboneConfig(backbone="test_vit", out_indices=[1, 5])
-    model = small_model(backbone_config=config, tasks=TASKS, num_mixer_layers=1)
+    model = small_model(backbone_config=config, tasks=TASKS, num_mixer_layers=0, use_decoder=False)
     assert [size for size, _ in export_onnx(model, tmp_path / "model.onnx")] == list(SIZES)
 
 
