@@ -1,6 +1,6 @@
 """Serves a page on which a model is tried out in the browser, on this machine.
 
-    python scripts/demo.py --model outputs/demo/best
+    python scripts/demo.py
 
 It shows all tasks side by side, what they say at a point, the depth as a surface and the attention, and offers the
 arrays for download. Nothing leaves the machine.
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+from skimage.data import coffee
 from transformers.utils import logging
 
 from transformers_degmix.data.rooms import render_room
@@ -25,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parser.add_argument(
-        "--examples", type=Path, help="folder of photos to choose from (default: three rendered rooms)"
+        "--examples", type=Path, help="folder of photos to choose from (default: one, and three rendered rooms)"
     )
     parser.add_argument(
         "--max-pixels", type=int, default=MAX_PIXELS, help=f"photos of more are refused (default {MAX_PIXELS})"
@@ -52,7 +53,8 @@ def main():
         if args.examples:
             examples = list(read_examples(args.examples, args.max_pixels))
         else:
-            examples = [Image.fromarray(render_room("test", index)["image"]) for index in range(3)]
+            rooms = [render_room("test", index)["image"] for index in range(3)]
+            examples = [Image.fromarray(image) for image in (coffee(), *rooms)]
         demo = build_demo(*load_model_directory(args.model, args.device), examples, args.max_pixels)
         demo.launch(server_port=args.server_port, **LAUNCH_OPTIONS)
         raise KeyboardInterrupt  # which Gradio takes for a reason to return

@@ -48,6 +48,9 @@ def parse_args() -> argparse.Namespace:
     add_model_argument(parser)
     add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
+    parser.add_argument(
+        "--tasks", nargs="+", help="names of those to evaluate (default: all of the model that the data has labels of)"
+    )
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over resized images")
@@ -130,21 +133,27 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
     run = read_run(args)
     with accelerator.main_process_first():  # it downloads and renders
         model, processor = load_model_directory(args.model, accelerator.device)
-        tasks = model.config.tasks
+        unknown = sorted(set(args.tasks or ()) - set(model.config.tasks))
+        if unknown:
+            raise ValueError(f"`--tasks` must be some of {list(model.config.tasks)}, got {unknown}")
+        tasks = {name: model.config.tasks[name] for name in args.tasks or model.config.tasks}
         if protocol.depth and "depth" not in (task["kind"] for task in tasks.values()):
             raise ValueError(
                 f"{', '.join(protocol.depth)}: no task of {args.model} is of the kind depth: {list(tasks)}"
             )
-        data = load_split(run, "eval", tasks)
+        data = load_split(run, "eval", tasks, may_lack_columns=not args.tasks)
     single_task_reports = {str(path): read_report(path) for path in args.single_task_reports}
     singles = single_task_scores(single_task_reports, tasks) if single_task_reports else None
 
     with start_executor(args.num_workers) as executor:
-        evaluation = evaluate_whole_images(model, processor, data, protocol, accelerator, executor, args.num_workers)
+        evaluation = evaluate_whole_images(
+            model, processor, data, protocol, accelerator, executor, args.num_workers, args.tasks
+        )
     described = {"dataset": args.dataset, "split": args.split}
     command = shlex.join(["python", *sys.argv])
-    report = build_report(evaluation, model, args.model, described, protocol, args.precision, command)
-    mismatch = None
+    report = build_report(evaluation, model, args.model, described, protocol, args.precision, command, data.warnings)
+    # They are not named before the report, which may have taken hours, is written.
+    problems = [f"{sample['image_id']!r} could not be evaluated: {sample['reason']}" for sample in evaluation.failed]
     if singles:
         try:
             for path, single_task_report in single_task_reports.items():
@@ -152,15 +161,14 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
             report["single_task_scores"] = singles
             report["gain_percent"] = multi_task_gain(report["scores"], singles, tasks, BENCHMARK_METRICS)
         except ValueError as error:
-            mismatch = error
+            problems.append(f"no gain: {error}")
     if accelerator.is_main_process:
         with whole_directory(args.output) as directory:
             write_report(directory, report, evaluation, model, processor, data, protocol, accelerator)
         print(format_table([report]) + f"\nreport: {args.output / 'report.md'}")
     accelerator.wait_for_everyone()
-    if mismatch:
-        # Not before the report, which may have taken hours, is written.
-        raise ValueError(f"{args.output} is complete but for the gain: {mismatch}")
+    if problems:
+        raise ValueError(f"{args.output} is complete but for {len(problems)}: " + "; ".join(problems))
 
 
 def main():

@@ -2,13 +2,12 @@
 
 Tasks are the `model.tasks` of the training run's YAML file, with its `columns`; without, all columns that have the
 name of a known task (semseg, human_parts, sal, depth, normals, edge).
+
+    python scripts/inspect_dataset.py my_data --all  # reads every row too, and lists those that training would refuse
 """
 
 import argparse
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,40 +17,29 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from transformers_degmix.data.benchmarks import BENCHMARKS, TASKS
 from transformers_degmix.data.columns import RowReader, layout_hint, name_classes, select_columns
-from transformers_degmix.data.inspection import find_suspicions, summarize
-from transformers_degmix.image_processing_pil_degmix import DOUBT, decode_label, to_label, to_pixels
+from transformers_degmix.data.inspection import (
+    check_columns,
+    choose_rows,
+    evenly_spaced,
+    inspect_row,
+    known_values,
+    summarize,
+)
+from transformers_degmix.image_processing_pil_degmix import decode_label, to_pixels
 from transformers_degmix.interruption import run_script
-from transformers_degmix.tasks import TASK_KINDS
+from transformers_degmix.tasks import TASK_KINDS, Suspicion, TaskKind
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
-from transformers_degmix.training.collator import read_label
 from transformers_degmix.training.data import open_split
 from transformers_degmix.visualization import draw_overview, stack_overviews
 
 
 Tasks = dict[str, dict[str, Any]]
-Labels = dict[str, Tensor | None]
-
-
-class Warnings:
-    """What looks wrong: column and suspicion -> samples, and for the first of them what it is based on."""
-
-    def __init__(self):
-        self.found: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-
-    def add(self, column: str, suspicion: str, sample: int, reason: str):
-        self.found[column, suspicion].append((sample, reason))
-
-    def lines(self) -> list[str]:
-        lines = []
-        for (column, suspicion), samples in self.found.items():
-            sample, reason = samples[0]
-            others = f"; {len(samples) - 1} more samples" if len(samples) > 1 else ""
-            lines.append(f"warning: column {column!r}: {suspicion} (sample {sample}: {reason}{others})")
-        return lines
+NOTHING_LABELLED = Suspicion("nothing is labelled", [1.0], detail="every value stands for unknown")
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("dataset", help="folder or name on the Hugging Face Hub, or `rooms`")
     parser.add_argument("--split", help="default: the run's `train_split`, or train")
     parser.add_argument("--num", type=int, default=8, help="samples, evenly spaced, the first of a stream (default 8)")
+    parser.add_argument("--all", action="store_true", help="read every row; with bad ones, the exit code is 1")
     parser.add_argument("--output", type=Path, default=Path("outputs/inspection"), help="directory for the picture")
     parser.add_argument("--config", type=Path, help="YAML file of a training run, for its tasks and columns")
     args = parser.parse_args()
@@ -98,67 +87,26 @@ def find_tasks(run: TrainingArguments, data: Dataset | IterableDataset) -> Tasks
     return name_classes(tasks, data.features, run.columns)
 
 
-def choose_rows(data: Dataset | IterableDataset, num: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Indices and rows."""
-    if isinstance(data, IterableDataset):
-        yield from enumerate(data.take(num))
-    else:
-        for index in np.linspace(0, len(data) - 1, min(num, len(data))).round().astype(int).tolist():
-            yield index, data[index]
+def decode(label: np.ndarray | None, kind: TaskKind) -> Tensor | None:
+    """`(height, width)` or `(3, height, width)`."""
+    if label is None:
+        return None
+    values = torch.from_numpy(decode_label(label, kind))
+    return values if kind.label_channels > 1 else values[0]
 
 
-def inspect_row(
-    row: dict[str, Any], index: int, reader: RowReader, tasks: Tasks, warnings: Warnings
-) -> tuple[Image.Image, Labels, Labels]:
-    """The image, and its labels: all that can be read, and those of them that training would take.
-
-    Raises:
-        ValueError: there is no image that can be read.
-    """
-    try:
-        image = reader.read_image(row)
-    except ValueError as error:
-        raise ValueError(f"sample {index}: {error}") from error
-    pixels = to_pixels(image, do_convert_rgb=True)
-    size = pixels.shape[-2:]
-    doubt = image.info.get(DOUBT) if isinstance(image, Image.Image) else None
-    if doubt or pixels.max() <= 1:
-        reason = doubt or "no value is above 1"
-        warnings.add(reader.columns["image"].column, "black? (`scale: 255` for 0..1)", index, reason)
-    readable, good = dict.fromkeys(tasks), dict.fromkeys(tasks)
-    for name, task in tasks.items():
-        column, stored = reader.columns[name].column, None
-        try:
-            stored = reader.read_label(row, name, size)
-            if stored is None:
-                continue
-            label = read_label(stored, task["kind"], size, task.get("num_labels"))
-            label = _without_single_channel(torch.from_numpy(decode_label(label, TASK_KINDS[task["kind"]])))
-        except (TypeError, ValueError) as error:
-            warnings.add(column, "training would stop", index, str(error))
-            with suppress(TypeError, ValueError):
-                readable[name] = _without_single_channel(to_label(stored, TASK_KINDS[task["kind"]], size))
-            continue
-        readable[name] = good[name] = label
-        for suspicion, reason in find_suspicions(label, task).items():
-            warnings.add(column, suspicion, index, reason)
-    return Image.fromarray(np.moveaxis(pixels, 0, -1).round().clip(0, 255).astype(np.uint8)), readable, good
-
-
-def _without_single_channel(label: Tensor) -> Tensor:
-    return label if len(label) > 1 else label[0]
-
-
-def draw(image: Image.Image, labels: Labels, tasks: Tasks) -> Image.Image:
+def draw(image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None], tasks: Tasks) -> Image.Image:
     """The image and its labels; what there is no label for is drawn as unknown."""
+    pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
     maps = {}
     for name, task in tasks.items():
-        kind, label = TASK_KINDS[task["kind"]], labels[name]
+        kind = TASK_KINDS[task["kind"]]
+        label = decode(labels[name], kind)
         if label is None:
             channels = () if kind.label_channels == 1 else (kind.label_channels,)
-            label = torch.full((*channels, image.height, image.width), kind.label_padding, dtype=kind.label_dtype)
+            label = torch.full((*channels, *pixels.shape[:2]), kind.label_padding, dtype=kind.label_dtype)
         maps[name] = label
-    return draw_overview(image, maps, tasks)
+    return draw_overview(Image.fromarray(pixels), maps, tasks)
 
 
 def main():
@@ -169,11 +117,25 @@ def main():
         tasks = find_tasks(run, data)
         reader = RowReader(tasks, run.columns, data.features)
         data = select_columns(data, reader)
-        warnings, overviews, labels = Warnings(), [], []
-        for index, row in choose_rows(data, args.num):
-            image, readable, good = inspect_row(row, index, reader, tasks, warnings)
-            labels.append(readable)
-            overviews.append(draw(image, good, tasks))
+        inspector, overviews, labels, bad = check_columns(data, reader), [], [], []
+        shown = range(args.num) if run.streaming else evenly_spaced(len(data), args.num)
+        rows = enumerate(data) if args.all else choose_rows(data, args.num)
+        for index, row in tqdm(rows, "read", None if run.streaming else len(data), leave=False, disable=not args.all):
+            try:
+                image, good, readable, refused = inspect_row(row, reader)
+            except ValueError as error:
+                bad.append(f"sample {index}: {error}")
+                continue
+            bad += [f"sample {index}: {reason}" for reason in refused]
+            inspector.add(index, row, image, good)
+            if index in shown:
+                labels.append({name: decode(label, reader.kinds[name]) for name, label in readable.items()})
+                overviews.append(draw(image, good, tasks))
+                for name, label in labels[-1].items():
+                    if label is not None and not known_values(label, tasks[name]).numel():
+                        inspector.note(name, NOTHING_LABELLED, [index])
+        if not overviews:
+            raise ValueError("; ".join(bad))
         args.output.mkdir(parents=True, exist_ok=True)
         stack_overviews(overviews).save(args.output / "inspection.png")
     except (ValueError, OSError) as error:
@@ -182,8 +144,12 @@ def main():
         print(f"{name} ({task['kind']}, column {reader.columns[name].column!r})")
         for line in summarize([sample[name] for sample in labels], task):
             print(f"  {line}")
-    print(*warnings.lines(), sep="\n", end="\n" if warnings.found else "")
+    for warning in inspector.warnings() + bad:
+        print(f"warning: {warning}")
     print(f"{len(labels)} samples: {args.output / 'inspection.png'}")
+    if args.all:
+        print(f"{index + 1} samples read, {len(bad)} of their images and labels refused")
+        sys.exit(1 if bad else 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Makes a trained model the one that comes with the package: python scripts/ship_model.py outputs/nyud_lite/best
 
-Matrices are stored in 16 bits; what has one dimension (biases, statistics of batch norms) in 32. `from_pretrained` makes
-32 of both. What is lost so is measured by scoring the shipped model.
+Matrices are stored in 16 bits; what has one dimension (biases, statistics of batch norms) in 32. `from_pretrained`
+loads all in 32. What is lost so is measured by scoring the shipped model.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers.utils import logging
 
 from transformers_degmix.interruption import run_script
@@ -49,7 +49,7 @@ def ship(source: str, target: str):
         if overflown:
             raise ValueError(f"{source} has weights that 16 bits do not hold: {', '.join(overflown)}")
         path = directory / "model.safetensors"
-        save_file(weights, path, metadata={"format": "pt"})
+        path.write_bytes(save(weights, metadata={"format": "pt"}))
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ValueError(f"the weights would take {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}")

@@ -16,7 +16,7 @@ def main():
     try:
         args = parse_arguments()
         scores = train(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         # What a loader process raises comes with its traceback.
         message = str(error)
         sys.exit(f"error: {message.strip().splitlines()[-1] if 'Original Traceback' in message else message}")

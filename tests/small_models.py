@@ -1,5 +1,7 @@
 """Models small enough for tests: any backbone, any tasks, every parameter of influence."""
 
+import copy
+
 import torch
 from torch import nn
 from transformers import ConvNextV2Config, Dinov2Config, PreTrainedModel, ResNetConfig, SwinConfig
@@ -51,7 +53,8 @@ def small_config(**fields) -> DeGMixConfig:
         "hidden_size": 16,
         "gating_intermediate_size": 12,
     }
-    return DeGMixConfig(**{**defaults, **fields})
+    # A copy: models change their backbone's configuration, which all tests share.
+    return DeGMixConfig(**copy.deepcopy({**defaults, **fields}))
 
 
 def small_model(seed: int = 0, **fields) -> DeGMixForMultiTaskDensePrediction:

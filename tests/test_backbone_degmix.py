@@ -181,3 +181,20 @@ def test_timm_model_of_one_size_is_refused():
     config = small_config(backbone_config=TimmBackboneConfig(backbone="mixer_s32_224", out_indices=[1, 3, 5, 7]))
     with pytest.raises(ValueError, match=r"backbone 'mixer_s32_224' .* for 448 x 448 it says .*\(224\)"):
         DeGMixModel(config)
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"backbone": "hrnet_w18_small_v2", "size_divisor": 1}, "for 97 x 130 it says"),
+        ({"backbone": "no_such_model"}, "timm builds no 'no_such_model'"),
+        ({"backbone": "test_resnet", "model_args": {"no_such": 1}}, "timm builds no 'test_resnet' with .*no_such"),
+    ],
+)
+def test_what_timm_cannot_build_is_refused_in_a_sentence(fields, message):
+    size_divisor = fields.pop("size_divisor", None)
+    config = TimmBackboneConfig(**fields, out_indices=[1, 2])
+    with pytest.raises(ValueError, match=message) as error:
+        DeGMixModel(small_config(backbone_config=config, size_divisor=size_divisor))
+    assert "\n" not in str(error.value)

@@ -62,12 +62,12 @@ for part in (model, processor):
 
 # Where torchvision is not installed, the PIL processor takes its place.
 BACKENDS = ["pil", "torchvision"]
-BACKENDS += [pytest.param(name, marks=pytest.mark.vision, id=f"{name} where torchvision is") for name in BACKENDS]
-
-
 # One backbone of Transformers and the one whose code is here.
-@pytest.mark.parametrize("backbone", ["swin", "efficientnet_lite"])
-@pytest.mark.parametrize("backend", BACKENDS)
+CASES = [(backend, backbone) for backend in BACKENDS for backbone in ("swin", "efficientnet_lite")]
+VISION = [pytest.param(name, "swin", marks=pytest.mark.vision, id=f"{name} where torchvision is") for name in BACKENDS]
+
+
+@pytest.mark.parametrize("backend, backbone", [*CASES, *VISION])
 def test_same_outputs_without_the_package(tmp_path, backend, backbone):
     model = small_model(backbone_config=BACKBONES[backbone])
     picture, saved, copy = tmp_path / "picture.png", tmp_path / "saved", tmp_path / "copy"

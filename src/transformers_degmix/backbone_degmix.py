@@ -18,28 +18,42 @@ from .configuration_degmix import DeGMixConfig
 # Side of an image on which a backbone is tried: a multiple of every patch in use (14, 16, 32), and of 7, 14 and 28 of
 # the largest.
 TRIED_LENGTH = 448
+# No multiples of a stride, and what they are rounded up to is none of a larger divisor.
+TRIED_SIZE = (97, 130)
 
 
 def build_backbone(config: DeGMixConfig) -> PreTrainedModel:
     """The backbone of a model, with random weights, and the `size_divisor` that it needs where there is none.
 
     Raises:
-        ValueError: it takes images of one size only.
+        ValueError: timm does not know it or one of its `model_args`; or it takes images of one size only, or not of
+            all multiples of `size_divisor`.
     """
     backbone_config: Any = config.backbone_config
     if backbone_config.model_type == "timm_backbone":
-        model_args = getattr(backbone_config, "model_args", {})
-        try:
-            # timm's transformers then take images of other sizes than that of their position embeddings.
-            backbone = AutoBackbone.from_config(backbone_config, **{"dynamic_img_size": True, **model_args})
-        except TypeError:
-            # Other models do not know it.
-            backbone = AutoBackbone.from_config(backbone_config, **model_args)
+        backbone = _build_timm_backbone(backbone_config)
     else:
         backbone = AutoBackbone.from_config(backbone_config)
     if config.size_divisor is None:
         config.size_divisor = find_size_divisor(backbone)
+    else:
+        _map_sizes(backbone, *config.padded_size(TRIED_SIZE))
     return backbone
+
+
+def _build_timm_backbone(backbone_config: Any) -> PreTrainedModel:
+    model_args = getattr(backbone_config, "model_args", {})
+    try:
+        try:
+            # timm's transformers then take images of other sizes than that of their position embeddings.
+            return AutoBackbone.from_config(backbone_config, **{"dynamic_img_size": True, **model_args})
+        except TypeError:
+            # Other models do not know it.
+            return AutoBackbone.from_config(backbone_config, **model_args)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"`backbone_config`: timm builds no {backbone_config.backbone!r} with {model_args}: {error}"
+        ) from error
 
 
 def extract_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor, config: DeGMixConfig) -> tuple[Tensor, ...]:
@@ -80,8 +94,7 @@ def find_size_divisor(backbone: PreTrainedModel) -> int:
     strides = [TRIED_LENGTH // rows for rows, _ in _map_sizes(backbone, TRIED_LENGTH, TRIED_LENGTH)]
     running, failure = [], None
     for divisor in (1, *(max(strides) * factor for factor in (1, 2, 4))):
-        # No multiples of a stride are 97 and 130, and what they are rounded up to is none of a larger divisor.
-        height, width = (-(-length // divisor) * divisor for length in (97, 130))
+        height, width = (-(-length // divisor) * divisor for length in TRIED_SIZE)
         try:
             sizes = _map_sizes(backbone, height, width)
         except ValueError as error:
@@ -107,7 +120,8 @@ def _map_sizes(backbone: PreTrainedModel, height: int, width: int) -> list[torch
     except Exception as error:  # of many types: each backbone checks in its own way, or fails somewhere
         raise ValueError(
             f"the backbone {getattr(config, 'backbone', config.model_type)!r} does not take images of any size, as "
-            f"DeGMix does: for {height} x {width} it says {' '.join(str(error).split())[:300]!r}"
+            f"DeGMix does: for {height} x {width} it says {' '.join(str(error).split())[:300]!r}. If it takes "
+            "multiples of a number, set `size_divisor` to that"
         ) from error
     finally:
         backbone.train(training)

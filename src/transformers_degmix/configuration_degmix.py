@@ -108,7 +108,7 @@ class DeGMixConfig(PreTrainedConfig):
         size_divisor (`int`, *optional*):
             The model pads images on all sides, with 0, to heights and widths that are multiples of it, and crops the
             logits. Defaults to what the backbone needs to run and to see the whole image, which is found out when a
-            model is built: 1 for Swin and ResNet, 14 or 16 for vision transformers, 32 for ConvNeXt and HRNet.
+            model is built, for example 1 for Swin, 14 or 16 for vision transformers, 32 for ConvNeXt.
         single_task (`str`, *optional*):
             The task that the models of one task predict, such as [`DeGMixForSemanticSegmentation`]; needed where
             several are of their kind. The model of all tasks does not read it.

@@ -117,6 +117,7 @@ def decode_image(
     file: str | os.PathLike | BytesIO,
     formats: Sequence[str] | None = None,
     before_decoding: Callable[[Image.Image], Any] | None = None,
+    ignore_orientation: bool = False,
 ) -> Image.Image:
     """An image file -> its first picture, upright. All photos, and the images of data sets, are opened here.
 
@@ -127,6 +128,7 @@ def decode_image(
         file: its path or content.
         formats: PIL's names of those that are allowed.
         before_decoding: is called with the image when its size is known and none of its pixels are decoded.
+        ignore_orientation: whether it stays as it is stored, without EXIF.
 
     Raises:
         ValueError: there is no readable image; the message is one line, which does not name the file.
@@ -146,7 +148,7 @@ def decode_image(
     try:
         white = _white(image)
         image.load()
-        image = upright(image)
+        image = _without_exif(image.copy()) if ignore_orientation else upright(image)
         if white:
             image.info |= _describe_range(image, *white)
         return image
@@ -184,9 +186,11 @@ def _describe_range(image: Image.Image, largest: float, stated: float) -> dict[s
     found = np.max(image.getextrema()) * (1 if len(image.getbands()) == 1 else unit)
     if 0 < found <= stated:
         return {WHITE: stated / unit}
+    if not 0 < found < math.inf:  # nor NaN
+        return {}
     bits = math.ceil(math.log2(max(found, 1) + 1))
     used = 2**bits - 1
-    if not found or (1 < found <= 255 if largest == 255 else bits > 14):
+    if 1 < found <= 255 if largest == 255 else bits > 14:
         return {}
     return {
         DOUBT: f"no value is above {found:g}, but {largest} is taken for white: is {used} meant? Then write it into "
@@ -262,6 +266,13 @@ def to_pixels(
     return pixels
 
 
+def image_size(image: Image.Image | np.ndarray) -> Size:
+    """(height, width) of an image or an array whose channels, if any, are first or last."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    return image.shape[:2] if image.ndim == 2 or image.shape[0] not in (1, 3, 4) else image.shape[1:]
+
+
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF says, and without EXIF then. EXIF that cannot be read is taken for none.
 
@@ -271,12 +282,13 @@ def upright(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # of every type, from PIL's parsers
         return image
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
+    return image if turn is None else _without_exif(image.transpose(turn))
+
+
+def _without_exif(image: Image.Image) -> Image.Image:
     for name in ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"):
-        turned.info.pop(name, None)
-    return turned
+        image.info.pop(name, None)
+    return image
 
 
 def _pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
@@ -295,8 +307,8 @@ def _pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
 def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
     """Label map of an image of `size` -> `(kind.label_channels, height, width)` of dtype `kind.label_dtype`.
 
-    8-bit maps (uint8; PIL modes L, P and RGB) are decoded by `kind.decode`; in mode P the palette's indices are the
-    class ids. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
+    8-bit maps (uint8; PIL modes L, P and RGB) are decoded by `kind.decode`; in mode P they are the palette's indices,
+    or the levels of a palette that is grey. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
 
     Raises:
         ValueError: the map has another shape, or NaN or infinite values.
@@ -306,25 +318,47 @@ def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
 
 def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
     """[`to_label`] without the decoding: an array that owns its memory, uint8 or else `kind.array_dtype`."""
-    if isinstance(label, Image.Image):
-        label = upright(label)
-    elif isinstance(label, Tensor):
+    if isinstance(label, Tensor):
         # NumPy has no bfloat16.
         label = (label.detach().float() if label.is_floating_point() else label).cpu()
-    label = np.asarray(label)
+    label = stored_values(label)
     found, expected = label.shape, (kind.label_channels, *size)
     if found == (*size, kind.label_channels):
         label = np.moveaxis(label, -1, 0)
     elif found == size:
         label = label[None]
     if label.shape != expected:
+        message = f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}"
+        if found[:2] == size[::-1]:
+            message += (
+                " (`image: {ignore_orientation: true}` in `columns` leaves images as their EXIF data turns them)"
+            )
+        elif label.ndim in (2, 3) and image_size(label) != size:
+            message += " (`resize: true` in `columns` resizes maps of another size)"
+        raise ValueError(message)
+    if label.dtype.kind == "f" and not (finite := np.isfinite(label)).all():
+        number = label[~finite][0]
+        name, yaml = ("NaN", ".nan") if np.isnan(number) else ("infinity", ".inf" if number > 0 else "-.inf")
         raise ValueError(
-            f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}; in a data set, "
-            "`resize: true` of the column resizes it"
+            f"expected finite values, got {name} in {1 - finite.mean():.1%} of the pixels (`invalid: {yaml}` in "
+            "`columns` leaves them out)"
         )
-    if label.dtype.kind == "f" and not np.isfinite(label).all():
-        raise ValueError("expected finite values, got NaN or infinity")
     return np.array(label, np.uint8 if label.dtype == np.uint8 else kind.array_dtype, order="C")
+
+
+def stored_values(label: Image.Image | np.ndarray | Tensor) -> np.ndarray:
+    """A label map as an array, upright, and not decoded."""
+    if not isinstance(label, Image.Image):
+        return np.asarray(label)
+    label = upright(label)
+    indices = np.asarray(label)
+    if label.mode != "P":
+        return indices
+    # Tools and optimisers that store grey maps with a palette number its entries anew.
+    colors = np.array(label.getpalette(), np.uint8).reshape(-1, 3)
+    used = np.unique(indices)
+    is_grey = used[-1] < len(colors) and (colors == colors[:, :1]).all()
+    return colors[:, 0][indices] if is_grey and len(np.unique(colors[used, 0])) == len(used) else indices
 
 
 def decode_label(label: np.ndarray, kind: TaskKind) -> np.ndarray:

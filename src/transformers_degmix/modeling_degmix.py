@@ -495,7 +495,7 @@ def _evaluate_frozen(module: nn.Module) -> set[bool]:
 class DeGMixModel(DeGMixPreTrainedModel):
     """DeGMix without task heads: backbone, fusion, deformable mixer encoder, task-aware gating transformer decoder."""
 
-    CPU_PORTION = 1024  # pixels, see `decode`
+    CPU_PORTION = 4096  # pixels, see `decode`
     _keys_to_ignore_on_load_unexpected = [r"^heads\."]
 
     def __init__(self, config: DeGMixConfig):

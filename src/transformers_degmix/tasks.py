@@ -7,7 +7,8 @@ losses, image processing, augmentation and pictures look their rules up here, so
 
 from collections.abc import Callable
 from colorsys import hsv_to_rgb
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import permutations, product
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,41 @@ _8_BIT = ("1", "L", "P")
 
 # Anchors of the perceptually uniform "viridis" colour map, interpolated linearly.
 _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What looks wrong about label maps that were looked at together.
+
+    Attributes:
+        what: in words, the same for all maps of which it can be said.
+        shares: share of its pixels that this is about, of each map.
+        setting: fields of [`~data.columns.Column`] that would make it right, on top of those that the column has;
+            none if no setting can.
+        detail: what it is based on.
+        only: the values that occur, where they can have no other meaning than with this setting.
+    """
+
+    what: str
+    shares: list[float]
+    setting: dict[str, Any] = field(default_factory=dict)
+    detail: str = ""
+    only: tuple[float, ...] = ()
+
+
+def format_fields(fields: dict[str, Any]) -> str:
+    """Fields of a column as YAML reads them: numbers, lists and tables of them, texts."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return text(value[0]) if len(value) == 1 else f"[{', '.join(map(text, value))}]"
+        if isinstance(value, dict):
+            return f"{{{format_fields(value)}}}"
+        if isinstance(value, bool | str):
+            return str(value).lower() if isinstance(value, bool) else value
+        return np.format_float_positional(np.float32(value), trim="-")
+
+    return ", ".join(f"{name}: {text(value)}" for name, value in fields.items())
 
 
 @dataclass(frozen=True)
@@ -48,6 +84,9 @@ class TaskKind:
         offences: label `(channels, height, width)` as stored, 8-bit ones not decoded, and number of classes -> the
             values that cannot be, `(n,)`.
         expected: what they should have been, in words; `{highest}` stands for the largest class id.
+        largest: value that a label may have; `None` for the largest class id.
+        find_suspicions: labels `(channels, height, width)` as for `offences`, and number of classes -> what looks
+            wrong about them, taken together: what cannot be, and what can but is not likely to be meant.
         unknown: label values, array or tensor -> boolean mask, broadcastable to them, of pixels that carry no
             measurement.
         flip: values of a map, array or tensor, that was mirrored left to right.
@@ -75,6 +114,8 @@ class TaskKind:
     image_modes: tuple[str, ...]
     offences: Callable[[np.ndarray, int], np.ndarray]
     expected: str
+    largest: float | None
+    find_suspicions: Callable[[list[np.ndarray], int], list[Suspicion]]
     unknown: Callable[[Tensor | np.ndarray], Tensor | np.ndarray]
     flip: Callable[[Tensor | np.ndarray], Tensor | np.ndarray]
     rescale: Callable[[Tensor | np.ndarray, float], Tensor | np.ndarray]
@@ -120,12 +161,15 @@ def _is_ignored(label: Tensor | np.ndarray) -> Tensor | np.ndarray:
 
 
 def _decode_normals(image: np.ndarray) -> np.ndarray:
-    """`(3, height, width)`; (0, 0, 0), far from the code of any unit vector, is the zero vector."""
+    """`(3, height, width)`; (0, 0, 0), far from the code of any unit vector, is the zero vector, and so are the codes
+    around 127.5, which stand for it in many data sets."""
     normals = image.astype(np.float32)
     normals /= 127.5
     normals -= 1
     red, green, blue = image
     np.copyto(normals, 0, where=(red | green | blue) == 0)
+    red, green, blue = image - np.uint8(126)  # below 126, it turns over
+    np.copyto(normals, 0, where=(red | green | blue) < 4)
     return normals
 
 
@@ -222,6 +266,171 @@ def _color_normals(prediction: Tensor, value_range: tuple[float, float]) -> Tens
     return (_unit(prediction, value_range) * 255).round().to(torch.uint8)
 
 
+# No indoor or street scene is this far away at the median; in millimetres, all are.
+FARTHEST_MEDIAN = 100
+# From this many maps on, it says something that a class occurs in none.
+ENOUGH_MAPS = 16
+# The 48 orders and signs of the components of normals, the least changes first.
+_CONVENTIONS = sorted(
+    product(permutations(range(3)), product((1, -1), repeat=3)),
+    key=lambda c: (c[0] != (0, 1, 2), c[0] != (2, 1, 0), c[1].count(-1)),
+)
+# Of maps of grey levels; 255 times it is not above 1.
+_LEVELS = {"scale": 0.00392}
+_TWO_LEVELS = "0 and 255 are the only values, of which 255 can hardly mean unlabelled"
+
+
+def _shares(masks: list[np.ndarray]) -> list[float]:
+    return [float(mask.mean()) for mask in masks]
+
+
+def _values_of(labels: list[np.ndarray], masks: list[np.ndarray]) -> list[float]:
+    """The different values under the masks."""
+    found = [np.unique(label[mask]) for label, mask in zip(labels, masks)]
+    return np.unique(np.concatenate(found)).tolist()
+
+
+def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion]:
+    everywhere = [np.ones(label.shape, bool) for label in labels]
+    stored = _values_of(labels, everywhere)
+    known = [value for value in stored if value != IGNORE_INDEX]
+    if known and not 0 <= known[0] <= known[-1] < num_labels:
+        wrong = [((label < 0) | (label >= num_labels)) & (label != IGNORE_INDEX) for label in labels]
+        values = _values_of(labels, wrong)
+        if num_labels == 2 and known[0] >= 0 and known[-1] < 256:
+            setting: dict[str, Any] = _LEVELS
+        elif known[0] >= 1 and known[-1] == num_labels:
+            setting = {"offset": -1}
+        else:
+            setting = {"ignore": values} if len(values) <= 2 else {}
+        listed = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
+        return [Suspicion("no class ids", _shares(wrong), setting, listed)]
+    found = []
+    if stored == [0, IGNORE_INDEX]:
+        shares = _shares([label == IGNORE_INDEX for label in labels])
+        found.append(Suspicion(_TWO_LEVELS, shares, _LEVELS, only=(0, IGNORE_INDEX) if num_labels == 2 else ()))
+    between = [_lies_between(label[0]) for label in labels]
+    if sum(inside for inside, _ in between) > 0.08 * max(1, sum(total for _, total in between)):
+        shares = [inside / label.size for (inside, _), label in zip(between, labels)]
+        if np.mean(shares) > 0.001:
+            what = "ids between those of their neighbours, as JPEG and smooth resizing make them"
+            found.append(Suspicion(what, shares, detail="save maps as PNG, and resize them to the nearest"))
+    if len(labels) >= ENOUGH_MAPS and known and 2 * (known[-1] + 1) <= num_labels:
+        detail = f"the largest is {known[-1]}, `num_labels` is {num_labels}"
+        found.append(Suspicion("most class ids do not occur", [1.0] * len(labels), detail=detail))
+    return found
+
+
+def _lies_between(ids: np.ndarray) -> tuple[int, int]:
+    """How many pixels of `(height, width)` have a value strictly between those to both sides, or above and below; and
+    how many have different values there. True classes lie in order by chance only."""
+    inside = total = 0
+    ids = ids.astype(np.int32)
+    for one, middle, other in ((ids[:, :-2], ids[:, 1:-1], ids[:, 2:]), (ids[:-2], ids[1:-1], ids[2:])):
+        differ = (one != other) & (np.maximum(np.maximum(one, middle), other) != IGNORE_INDEX)
+        total += int(differ.sum())
+        inside += int((differ & ((one < middle) == (middle < other)) & (one != middle) & (middle != other)).sum())
+    return inside, total
+
+
+def _suspicious_depth(labels: list[np.ndarray], _) -> list[Suspicion]:
+    wrong = [depth < 0 for depth in labels]
+    values = _values_of(labels, wrong)
+    if values:
+        setting = {"invalid": values} if len(values) <= 2 else {}
+        return [Suspicion("depths below 0", _shares(wrong), setting, f"{values[0]:g}")]
+    far, backgrounds, medians = [0.0] * len(labels), [], [0.0] * len(labels)
+    for index, depth in enumerate(labels):
+        values, counts = np.unique(depth[(depth != 0) & (depth != IGNORE_INDEX)], return_counts=True)
+        if len(values) > 1 and values[-1] > max(3 * values[-2], 50) and counts[-1] > 0.005 * counts.sum():
+            far[index] = counts[-1].item() / depth.size
+            backgrounds.append(values[-1].item())
+            values, counts = values[:-1], counts[:-1]
+        if len(values):
+            medians[index] = values[np.searchsorted(counts.cumsum(), counts.sum() / 2)].item()
+    found = []
+    if backgrounds:
+        setting = {"invalid": sorted(set(backgrounds))} if len(set(backgrounds)) <= 2 else {}
+        what = "a depth far beyond all others, as of a background"
+        found.append(Suspicion(what, far, setting, f"{backgrounds[0]:.7g}"))
+    largest = max(medians)
+    if largest > FARTHEST_MEDIAN:
+        unit = {"scale": 0.001 if largest > 800 else 0.01}
+        what = "not in metres? (`scale` is 0.001 for millimetres, 0.01 for centimetres)"
+        shares = [float(median > FARTHEST_MEDIAN) for median in medians]
+        found.append(Suspicion(what, shares, unit, f"the largest median is {largest:.6g}"))
+    return found
+
+
+def _suspicious_normals(labels: list[np.ndarray], _) -> list[Suspicion]:
+    maps = [_decode_normals(label) if label.dtype == np.uint8 else label for label in labels]
+    known = [~_is_unknown_normal(normals)[0] for normals in maps]
+    lengths = [np.sqrt(np.square(normals).sum(axis=0)) for normals in maps]
+    medians = [np.median(length[mask]) if mask.any() else 1.0 for length, mask in zip(lengths, known)]
+    wrong = [mask & (np.abs(length - 1) > 0.2) for length, mask in zip(lengths, known)]
+    # Maps that were resized have shorter vectors at creases; 8 bits leave of length 1 what is within 0.01.
+    worst = float(max(medians, key=lambda median: abs(median - 1)))
+    if abs(worst - 1) > 0.05 or np.mean(_shares(wrong)) > 0.01:
+        off = [mask & (np.abs(length - 1) > 0.05) for length, mask in zip(lengths, known)]
+        setting, detail = _mends_lengths(labels, off), f"a map's median length is {worst:.4g}"
+        return [Suspicion("vectors are not of length 1", _shares(off), setting, detail)]
+    turned_away = {convention: np.zeros(len(maps)) for convention in _CONVENTIONS}
+    for index, (normals, mask) in enumerate(zip(maps, known)):
+        rays = np.indices(mask.shape) - (np.array(mask.shape).reshape(2, 1, 1) - 1) / 2
+        y, x = rays / max(mask.shape) * 2 * np.tan(np.pi / 6)  # across 60 degrees, as most cameras have about
+        step = max(1, max(mask.shape) // 64)
+        part = (slice(None, None, step),) * 2
+        normals, mask, x, y = normals[(slice(None), *part)], mask[part], x[part], y[part]
+        for order, signs in _CONVENTIONS:
+            to_right, down, to_camera = (sign * normals[channel] for channel, sign in zip(order, signs))
+            # What is seen faces the camera.
+            turned_away[order, signs][index] = (mask & (to_camera - to_right * x - down * y < -0.1)).mean()
+    own = turned_away[_CONVENTIONS[0]]
+    order, signs = min(_CONVENTIONS, key=lambda convention: round(float(turned_away[convention].mean()), 3))
+    if own.mean() > 0.01 and turned_away[order, signs].mean() < own.mean() / 3:
+        what = "vectors that face away from the camera: x is to point to the right, y down, z towards the camera"
+        setting = {} if order == (0, 1, 2) else {"channel_order": list(order)}
+        setting |= {} if min(signs) > 0 else {"scale": list(signs)}
+        return [Suspicion(what, own.tolist(), setting)]
+    return []
+
+
+def _mends_lengths(labels: list[np.ndarray], wrong: list[np.ndarray]) -> dict[str, Any]:
+    """The setting that makes vectors of length 1 of the wrong ones, or leaves them out."""
+    vectors = np.concatenate([label[:, mask] for label, mask in zip(labels, wrong)], axis=1)
+    if vectors.dtype != np.uint8:
+        for setting in ({"scale": 2.0, "offset": -1.0}, {"scale": 1 / 127.5, "offset": -1.0}):
+            lengths = np.linalg.norm(setting["scale"] * vectors + setting["offset"], axis=0)
+            if abs(np.median(lengths) - 1) < 0.05:
+                return setting
+    values, counts = np.unique(vectors, axis=1, return_counts=True)
+    most = values[:, counts.argmax()]
+    # `invalid` is one value for all channels.
+    return {"invalid": [most[0].item()]} if (most == most[0]).all() and counts.max() > counts.sum() / 2 else {}
+
+
+def _suspicious_strengths(labels: list[np.ndarray], _) -> list[Suspicion]:
+    values = _values_of(labels, [np.ones(label.shape, bool) for label in labels])
+    largest = max([value for value in values if value != IGNORE_INDEX], default=0)
+    positive = _shares([label > 0 for label in labels])
+    if labels[0].dtype != np.uint8:
+        if not 0 <= min(values) <= largest <= 1:
+            wrong = _shares([((label < 0) | (label > 1)) & (label != IGNORE_INDEX) for label in labels])
+            return [Suspicion("no strengths", wrong, _LEVELS if 0 <= min(values) <= largest < 256 else {})]
+        if values == [0, IGNORE_INDEX]:
+            return [Suspicion(_TWO_LEVELS, positive, _LEVELS, only=(0, IGNORE_INDEX))]
+        full = 1
+    else:
+        if 0 < largest <= 25:
+            setting, detail = {"scale": 255 // largest}, f"the largest is {largest:g} of 255"
+            return [Suspicion("weak strengths", positive, setting, detail, (0, 1) if values == [0, 1] else ())]
+        full = 255
+    inverted = [(label > full / 2) & (label <= full) for label in labels]
+    if np.mean(_shares(inverted)) > 0.5:
+        return [Suspicion("most pixels are on boundaries", _shares(inverted), {"scale": -1, "offset": 1})]
+    return []
+
+
 TASK_KINDS: dict[str, TaskKind] = {
     # class ids: int64, argmax over the classes
     "segmentation": TaskKind(
@@ -238,6 +447,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         mode_hint="classes as colours need `colors` in their column",
         offences=lambda label, num_labels: _outside(label, 0, num_labels - 1),
         expected="class ids from 0 to {highest}, or 255",
+        largest=None,
+        find_suspicions=_suspicious_ids,
         unknown=_is_ignored,
         flip=_unchanged,
         rescale=_unchanged,
@@ -262,6 +473,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         mode_hint="classes as colours need `colors` in their column",
         offences=lambda label, _: _outside(label, 0, 1),
         expected="0, 1 or 255",
+        largest=1,
+        find_suspicions=lambda labels, _: _suspicious_ids(labels, 2),
         unknown=_is_ignored,
         flip=_unchanged,
         rescale=_unchanged,
@@ -287,6 +500,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         "or 0.0002 (1/5000, as in TUM)",
         offences=lambda depth, _: depth[depth < 0],
         expected="metres of at least 0",
+        largest=float("inf"),
+        find_suspicions=_suspicious_depth,
         unknown=lambda depth: (depth == 0) | (depth == IGNORE_INDEX),
         flip=_unchanged,
         rescale=lambda depth, scale: depth / scale,
@@ -311,6 +526,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         image_modes=("RGB",),
         offences=_wrong_lengths,
         expected="vectors of length 1 or 0",
+        largest=1,
+        find_suspicions=_suspicious_normals,
         unknown=_is_unknown_normal,
         flip=_mirror_x,
         rescale=_unchanged,
@@ -334,6 +551,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         image_modes=_8_BIT,
         offences=lambda strength, _: _outside(strength, 0, 255 if strength.dtype == np.uint8 else 1),
         expected="strengths from 0 to 1, or 255",
+        largest=1,
+        find_suspicions=_suspicious_strengths,
         unknown=_is_ignored,
         flip=_unchanged,
         rescale=_unchanged,

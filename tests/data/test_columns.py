@@ -405,3 +405,39 @@ def test_tables_that_are_refused(column):
         parse_columns({"depth": column}, TASKS)
     with pytest.raises(ValueError, match="true or false as `resize`, got 'no'"):
         parse_columns({"depth": {"resize": "no"}}, TASKS)
+
+
+UNLABELLED = [
+    (SEMSEG, np.array([[0, 1, 255]], np.uint8), {"offset": 2}, [2, 3, 255]),
+    (SEMSEG, np.array([[0, 1, 255]], np.int64), {"offset": -0.0, "scale": 3}, [0, 3, 255]),
+    (SEMSEG, np.array([[0, 10, 255]], np.uint8), {"scale": 0.1}, [0, 1, 255]),
+    ({"kind": "saliency"}, np.array([[0, 100, 255]], np.uint8), {"scale": 0.01}, [0, 1, 255]),
+    ({"kind": "saliency"}, np.array([[0, 100, 255]], np.uint8), {"scale": 0.00392}, [0, 0, 1]),
+    (DEPTH, np.array([[0, 1.5, 255]], np.float32), {"offset": 1}, [0, 2.5, 0]),
+    (DEPTH, np.array([[0, 1000, 255]], np.uint16), {"scale": 0.001, "offset": 1}, [0, 2, 1.255]),
+    (DEPTH, np.array([[np.nan, 0, 3]], np.float32), {"scale": 2, "offset": 1, "invalid": np.nan}, [0, 0, 7]),
+    ({"kind": "boundary"}, np.array([[0, 1, 255]], np.uint8), {"scale": 255}, [0, 1, 255]),
+    ({"kind": "boundary"}, np.array([[0, 0.5, 255]], np.float32), {"scale": -1, "offset": 1}, [1, 0.5, 255]),
+    ({"kind": "boundary"}, np.array([[0, 127.5, 255]], np.float32), {"scale": 1 / 255}, [0, 0.5, 1]),
+]
+
+
+@pytest.mark.parametrize("task, stored, column, expected", UNLABELLED)
+def test_unlabelled_stays_unlabelled(task, stored, column, expected):
+    label = RowReader({"task": task}, {"task": column})({"image": Image.new("RGB", (3, 1)), "task": stored})["task"]
+    assert label.flatten().tolist() == pytest.approx(expected)
+
+
+def test_unlabelled_normals_stay_unlabelled():
+    stored = np.float32([[[0.0, 255, 1]], [[0, 255, 0.5]], [[0, 255, 0.5]]])
+    assert read_normals(stored, {"scale": 2, "offset": -1}) == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert read_normals(stored, {"scale": [1, -1, -1]}) == [[0, 0, 1], [0, 0, -0.5], [0, 0, -0.5]]
+    levels = np.float32([[[0, 127.5, 255]], [[0, 255, 127.5]], [[0, 127.5, 127.5]]])
+    assert read_normals(levels, {"scale": 1 / 127.5, "offset": -1}) == [[0, 0, 1], [0, 1, 0], [0, 0, 0]]
+    codes = np.uint8([[[0, 128, 255]], [[0, 128, 0]], [[0, 128, 0]]])
+    assert read_normals(codes, {"offset": 0.5, "scale": 0.5}) == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+
+
+def read_normals(stored: np.ndarray, column: dict) -> list:
+    row = {"image": Image.new("RGB", (3, 1)), "normals": stored}
+    return RowReader({"normals": NORMALS}, {"normals": column})(row)["normals"][:, 0].tolist()

@@ -4,7 +4,7 @@ from accelerate import Accelerator
 from small_models import ALL_KINDS, random_labels, small_model
 
 from transformers_degmix.evaluation import METRICS
-from transformers_degmix.evaluation.evaluator import evaluate_model, multi_task_gain
+from transformers_degmix.evaluation.evaluator import evaluate_model, format_main_scores, multi_task_gain
 
 
 def make_batch(num_images: int, seed: int) -> dict:
@@ -31,6 +31,20 @@ def test_logits_that_are_not_finite_are_named():
         model.heads["semseg"].classifier.bias[2] = float("nan")
     with pytest.raises(ValueError, match="the logits of 'semseg' are not finite"):
         evaluate_model(model, [make_batch(1, 0)], model.config.tasks, Accelerator())
+
+
+def test_tasks_without_labels_have_no_scores():
+    model, batch = small_model(), make_batch(2, 0)
+    loss, scores = evaluate_model(model, [batch], model.config.tasks, Accelerator())
+    share = model(**batch).losses["depth"].item()
+    batch["labels"]["depth"].fill_(255)
+    without, rest = evaluate_model(model, [batch], model.config.tasks, Accelerator())
+    assert rest == {name: values for name, values in scores.items() if name != "depth"}
+    assert without == pytest.approx(loss - share)
+    assert "depth rmse -  " in format_main_scores(rest, model.config.tasks)
+    singles = dict.fromkeys(model.config.tasks, 0.5)
+    gains = [multi_task_gain({name: rest[name]}, singles, model.config.tasks) for name in rest]
+    assert multi_task_gain(rest, singles, model.config.tasks) == pytest.approx(sum(gains) / 5)
 
 
 @pytest.mark.parametrize("name", list(ALL_KINDS))

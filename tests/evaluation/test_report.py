@@ -62,7 +62,7 @@ def evaluation(model, data):
 
 def make_report(model, evaluation, protocol=Protocol(), name="model"):
     described = {"dataset": "rooms", "split": "test"}
-    return build_report(evaluation, model, name, described, protocol, "fp32", "python scripts/evaluate.py")
+    return build_report(evaluation, model, name, described, protocol, "fp32", "python scripts/evaluate.py", [])
 
 
 def test_scores_are_those_of_evaluate_model(model, data, evaluation):
@@ -336,14 +336,49 @@ def test_single_task_scores():
             single_task_scores(reports, tasks)
 
 
-def test_task_without_labels_is_named(model, data):
-    rows = [{**row, "depth": None} for row in load_rooms("test", 1, (32, 48))]
+def test_tasks_without_labels_are_left_out(model, data, evaluation, tmp_path):
+    rows = [{**row, "depth": None, "human_parts": Image.new("L", (48, 32))} for row in load_rooms("test", 3, (32, 48))]
     features = load_rooms("test", 1, (32, 48)).features
     unlabelled = map_columns(Dataset.from_list(rows, features=features), model.config.tasks)
-    evaluation = evaluate(model, DeGMixImageProcessorPil(tasks=model.config.tasks), unlabelled)
-    assert evaluation.samples[0]["depth_rmse"] is None
-    with pytest.raises(ValueError, match="'depth'.*no valid pixel"):
-        evaluation.scores
+    processor, protocol = DeGMixImageProcessorPil(tasks=model.config.tasks), Protocol(calibration=True)
+    partial = evaluate(model, processor, unlabelled, protocol)
+    assert partial.samples[0]["depth_rmse"] is None
+    report = make_report(model, partial, protocol)
+    # Parts of persons are not asked for where there is none.
+    left = [name for name in evaluation.scores if name not in ("depth", "human_parts")]
+    assert report["scores"] == {name: evaluation.scores[name] for name in left}
+    assert list(report["protocol"]["tasks"]) == list(report["calibration"]) == left
+    assert format_table([report]).splitlines()[-1].count("| - |") == 2
+    write_report(tmp_path, report, partial, model, processor, unlabelled, protocol, Accelerator())
+    assert "## depth\n\n-, no label in this split" in (tmp_path / "report.md").read_text()
+    check_comparable({"a": make_report(model, evaluation), "b": make_report(model, evaluate(model, processor, data))})
+
+
+def test_a_task_can_be_chosen(model, data, evaluation):
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    with ThreadPoolExecutor(1) as executor:
+        chosen = evaluate_whole_images(
+            model, processor, data, Protocol(calibration=True), Accelerator(), executor, 0, ["edge"]
+        )
+    assert chosen.scores == {"edge": evaluation.scores["edge"]} and list(chosen.fingerprint) == ["image", "edge"]
+
+
+def test_samples_that_cannot_be_evaluated_are_named(model, evaluation, tmp_path):
+    rows = load_rooms("test", 3, (32, 48))
+    changed = [dict(row) for row in rows]
+    tiny = {name: changed[0][name].crop((0, 0, 4, 4)) for name in ("image", *model.config.tasks)}
+    changed.append({**changed[0], **tiny, "image_id": "tiny"})
+    changed.append({**changed[0], "depth": Image.new("F", (9, 9)), "image_id": "odd"})
+    data = map_columns(Dataset.from_list(changed, features=rows.features), model.config.tasks)
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks, do_pad=False)
+    partial = evaluate(model, processor, data)
+    assert [(sample["index"], sample["image_id"]) for sample in partial.failed] == [(3, "tiny"), (4, "odd")]
+    assert "(9, 9)" in partial.failed[1]["reason"] and len(partial.samples) == 3
+    assert partial.scores == evaluation.scores and partial.fingerprint == evaluation.fingerprint
+    report = make_report(model, partial)
+    write_report(tmp_path, report, partial, model, processor, data, Protocol(), Accelerator())
+    assert json.loads((tmp_path / "report.json").read_text())["failed"] == partial.failed
+    assert "Samples that could not be evaluated (2)\n\n- tiny: " in (tmp_path / "report.md").read_text()
 
 
 def test_samples_can_be_scored_in_other_processes(model, data, evaluation):

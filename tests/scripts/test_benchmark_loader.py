@@ -3,7 +3,6 @@ import re
 import pytest
 from PIL import Image
 from run_script import run_main
-from transformers.utils import is_torchvision_available
 
 
 @pytest.fixture
@@ -25,10 +24,11 @@ def test_stages_make_up_the_whole(benchmark):
     assert sum(milliseconds) == pytest.approx(1000 / float(per_second[1]), rel=0.05)
 
 
-def test_processors_are_compared(benchmark):
+@pytest.mark.parametrize("torchvision", [False, pytest.param(True, marks=pytest.mark.vision)])
+def test_processors_are_compared(benchmark, torchvision):
     heading, *rows = benchmark("--processors", "--size", "12", "16").splitlines()
     backends = heading.removeprefix("photo         resized with").split()
-    assert backends == (["pil", "torchvision"] if is_torchvision_available() else ["pil"])
+    assert backends == (["pil", "torchvision"] if torchvision else ["pil"])
     photos = [re.match(r" *(\d+ x +\d+) +(-|[A-Z]+) ", row).groups() for row in rows]
     filters = [filter.name for filter in Image.Resampling]
     assert photos[0] == ("12 x   16", "-")

@@ -133,7 +133,7 @@ def test_gain(evaluate, model_dir, tmp_path):
 
     arguments = ("--model", model_dir, *ROOMS, "--flip", "--output", tmp_path / "flipped")
     message = evaluate(*arguments, "--single-task-reports", *singles)
-    assert "\n" not in message and "but for the gain: this evaluation and" in message and "protocol.flip" in message
+    assert "\n" not in message and "no gain: this evaluation and" in message and "protocol.flip" in message
     assert "gain_percent" not in json.loads((tmp_path / "flipped" / "report.json").read_text())
     message = evaluate(*arguments[:-1], tmp_path / "third", "--single-task-reports", singles[0])
     assert message == "error: the gain needs a single-task report of each task; there is none of ['edge']"
@@ -183,7 +183,8 @@ def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_pat
     for arguments, words in (
         ((*ROOMS[:2], "--split", "nowhere", *ROOMS[4:]), ("nowhere", "validation")),
         ((*data, "--split", "nowhere"), ("nowhere", "test")),
-        ((*data, "--split", "test"), ("lacks the columns 'edge'", "'depth'")),
+        ((*data, "--split", "test", "--tasks", "edge", "depth"), ("lacks the columns 'edge'", "'depth'")),
+        ((*data, "--split", "test", "--tasks", "edg"), ("`--tasks`", "'edge'", "'edg'")),
         ((*ROOMS, "--model", tmp_path / "nothing"), ("cannot load", "nothing")),
         ((*ROOMS, "--output", tmp_path / "full"), ("full", "not empty")),
         ((*ROOMS, "--edge-tolerance", 2), ("tolerance", "[0, 1]")),
@@ -199,6 +200,38 @@ def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_pat
         assert not output.exists() and os.listdir(tmp_path / "full") == ["file"]
 
 
+def test_a_data_set_with_labels_of_some_tasks(evaluate, model_dir, rooms, tmp_path):
+    data = load_rooms("test", 3, (32, 48)).remove_columns("edge")
+    (tmp_path / "data").mkdir()
+    data.to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    output = tmp_path / "out"
+    arguments = ("--model", model_dir, "--dataset", tmp_path / "data", "--split", "test", "--output", output)
+    for tasks in ((), ("--tasks", "depth")):
+        output = evaluate(*arguments, *tasks)
+        assert output.splitlines()[2].split(" | ")[2] == "-"
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["scores"] == {"depth": json.loads((rooms / "report.json").read_text())["scores"]["depth"]}
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_what_looks_wrong_is_in_the_report_and_one_bad_sample_is_not_all(evaluate, tmp_path):
+    rows = load_rooms("test", 4, (32, 48))
+    changed = [dict(row) for row in rows]
+    for row in changed:
+        row["depth"] = Image.fromarray(1000 * np.asarray(row["depth"]))
+    changed[1]["depth"] = Image.new("F", (9, 9))
+    (tmp_path / "data").mkdir()
+    type(rows).from_list(changed, features=rows.features).to_parquet(tmp_path / "data" / "test.parquet")
+    model_dir = save_model(tmp_path / "model", {"depth": ROOMS_TASKS["depth"]})
+    arguments = ("--dataset", tmp_path / "data", "--split", "test", "--output", tmp_path / "out")
+    message = evaluate("--model", model_dir, *arguments)
+    assert message.startswith(f"error: {tmp_path / 'out'} is complete but for 1: '{rows[1]['image_id']}' could not be")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["protocol"]["num_images"] == 3 and report["failed"][0]["image_id"] == rows[1]["image_id"]
+    assert len(report["warnings"]) == 1 and "`columns: {depth: {scale: 0.001}}`" in report["warnings"][0]
+    assert report["warnings"][0] in (tmp_path / "out" / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("task", "label", "words"),
     [
@@ -208,7 +241,7 @@ def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_pat
     ],
 )
 def test_bad_label_is_named(evaluate, tmp_path, task, label, words):
-    rows = load_rooms("test", 2, (32, 48))
+    rows = load_rooms("test", 1, (32, 48))
     changed = [dict(row) for row in rows]
     changed[0][task] = Image.fromarray(label)
     (tmp_path / "data").mkdir()

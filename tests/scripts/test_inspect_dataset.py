@@ -91,22 +91,32 @@ def test_tasks_and_columns_of_a_run(inspect, tmp_path):
         assert "classes that do not occur: a" in output
         assert "labelled: 1 of 2 samples, 100.0%" in output and "median 1.5 m" in output
         # Sample 1 is without parts: all 0.
-        assert output.count("warning") == 1 and "column 'ids': nothing is labelled (sample 1" in output
+        assert (
+            output.count("warning") == 1
+            and "column 'ids' (for 'parts'): nothing is labelled, in 100.0% of the pixels of sample 1" in output
+        )
 
 
+STOP = "sample 1: training would stop: column "
 CASES = {
-    "millimetres": ({"depth": floats(1500)}, r"column 'depth': not in metres\?.*sample 1: the median is 1500"),
+    "millimetres": (
+        {"depth": floats(1500)},
+        r"column 'depth': not in metres\?.*100.0%.*sample 1: .*1500; .*`columns: {depth: {scale: 0.001}}`",
+    ),
     "empty depth": ({"depth": floats(0)}, "column 'depth': nothing is labelled.*sample 1"),
-    "negative depth": ({"depth": floats(-2)}, "column 'depth': training would stop.*sample 1.*-2"),
-    "NaN": ({"depth": floats(float("nan"))}, "column 'depth': training would stop.*sample 1.*NaN"),
-    "size": ({"depth": floats(1, width=9)}, r"column 'depth': training would stop.*sample 1.*\(1, 6, 8\).*\(6, 9\)"),
+    "negative depth": ({"depth": floats(-2)}, STOP + "'depth'.* -2 .*100.0%.*`invalid: -2`"),
+    "NaN": ({"depth": floats(float("nan"))}, STOP + "'depth'.*NaN in 100.0%.*`invalid: .nan`"),
+    "size": ({"depth": floats(1, width=9)}, STOP + r"'depth'.*\(1, 6, 8\).*\(6, 9\)"),
     "lengths": (
         {"normals": np.full((3, 6, 8), 0.53).tolist()},
         "column 'normals': vectors are not of len.*sample 1.*0.918",
     ),
-    "class": ({"parts": Image.new("L", (8, 6), 5)}, "column 'parts': training would stop.*sample 1.*0 to 4.*5"),
-    "mode": ({"parts": photo()}, "column 'parts': training would stop.*sample 1.*RGB"),
-    "black": ({"image": np.full((3, 6, 8), 0.5).tolist()}, "column 'image': black.*sample 1.*above 1"),
+    "class": ({"parts": Image.new("L", (8, 6), 9)}, STOP + "'parts'.*0 to 4.*9.*`ignore: 9`"),
+    "mode": ({"parts": photo()}, STOP + "'parts'.*RGB"),
+    "black": (
+        {"image": np.full((3, 6, 8), 0.5).tolist()},
+        "column 'image': black.*sample 1.*above 1.*`columns: {image: {scale: 255}}`",
+    ),
 }
 
 
@@ -127,7 +137,7 @@ def test_what_looks_wrong_is_named(inspect, tmp_path, case):
     assert len(warnings) == 1 and re.search(message, warnings[0]), output
     assert (tmp_path / "out" / "inspection.png").exists()
     if case == "class":  # counted, though it cannot be drawn
-        assert "     5   50.0%" in output
+        assert "     9   50.0%" in output
 
 
 def test_warnings_are_counted(inspect, tmp_path):
@@ -135,7 +145,7 @@ def test_warnings_are_counted(inspect, tmp_path):
         {"image": photo(), "semseg": Image.new("L", (8, 6), 0), "depth": floats(2000 + index)} for index in range(3)
     ]
     output = inspect(save(tmp_path / "data", rows), "--split", "train")
-    assert "not in metres? (`scale: 0.001` for millimetres) (sample 0: the median is 2000; 2 more samples)" in output
+    assert "in 100.0% of the pixels of sample 0 and 2 more: the largest median is 2002; " in output
 
 
 def test_errors(inspect, tmp_path):
@@ -146,6 +156,28 @@ def test_errors(inspect, tmp_path):
     assert re.match(r"error: .*'other'.*'segmentation'.*'segmentaton'", inspect(folder, "--config", config))
     assert "error: " in inspect(folder, "--split", "nowhere")
     assert "error: " in inspect(tmp_path / "nowhere")
+
+
+def test_all_rows_are_read_and_the_bad_ones_listed(inspect, tmp_path, capsys):
+    file = BytesIO()
+    photo().save(file, "PNG")
+    whole = {"image": {"bytes": file.getvalue(), "path": None}, "depth": floats(1.0)}
+    rows = [dict(whole) for _ in range(40)]
+    rows[3]["image"] = {"bytes": file.getvalue()[:-30], "path": None}
+    rows[17]["depth"] = floats(-1.0)
+    rows[38] = {"image": None, "depth": None}
+    features = Features(dict.fromkeys(whole, ImageFeature()))
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    Dataset.from_list(rows, features=features).to_parquet(path)
+    assert "warning" not in inspect(tmp_path / "data", "--num", 2)
+    assert inspect(tmp_path / "data", "--num", 2, "--all") == "1"
+    output = capsys.readouterr().out
+    named = re.findall(r"^warning: sample (\d+): .*column '(\w+)'", output, re.MULTILINE)
+    assert named == [("3", "image"), ("17", "depth"), ("38", "image")]
+    assert "labelled: 2 of 2 samples" in output and "40 samples read, 3 of their images and labels refused" in output
+    Dataset.from_list([whole] * 3, features=features).to_parquet(path)
+    assert inspect(tmp_path / "data", "--all") == "0"
 
 
 def test_a_damaged_image_is_named(inspect, tmp_path):

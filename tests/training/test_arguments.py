@@ -79,6 +79,8 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out\nimage_processor: {tasks: {}}", [], r"`image_processor`.*\['tasks'\]"),
         ("output_dir: out\ncolumns: {depth: d}", [], "`columns`.*rooms"),
         ("output_dir: out\nstreaming: true", [], "`streaming`.*rooms"),
+        ("output_dir: out\ndataset: d\nstreaming: true\nskip_unreadable: true", [], "`skip_unreadable`.*`streaming`"),
+        ("output_dir: out\nmax_unreadable: 1", [], "`max_unreadable`.*1"),
         ("output_dir: out\nshuffle_buffer_size: 0", [], "`shuffle_buffer_size`.*0"),
         ("output_dir: out\nmodel: {tasks: [depth]}", [], r"`model.tasks`.*\['depth'\]"),
         ("output_dir: out\npretrained: a\nnew_tasks: [depth]", [], "new_tasks"),

@@ -136,7 +136,14 @@ def test_without_preprocessing_it_is_imagenets_and_said_so(tmp_path, directory, 
     (tmp_path / "backbone" / "preprocessor_config.json").unlink()
     _, processor = build_model(arguments(tmp_path, pretrained_backbone=directory))
     assert processor.image_mean == DeGMixImageProcessorPil().image_mean
-    assert "no `preprocessor_config.json` could be read" in caplog.text
+    assert "no image processor could be loaded" in caplog.text and "ImageNet's mean" in caplog.text
+
+
+def test_what_the_file_does_not_say_is_as_in_its_class(tmp_path, directory, caplog):
+    fields = {"image_processor_type": "ViTImageProcessor", "size": 224}
+    (tmp_path / "backbone" / "preprocessor_config.json").write_text(json.dumps(fields))
+    _, processor = build_model(arguments(tmp_path, pretrained_backbone=directory))
+    assert processor.image_mean == processor.image_std == (0.5, 0.5, 0.5) and not caplog.text
 
 
 def test_fields_of_the_processor_change_that_of_a_pretrained_model(tmp_path):
@@ -344,11 +351,59 @@ def test_other_backbones_are_refused(tmp_path):
     model = {"backbone_config": {**BACKBONES["resnet"].to_dict(), "depths": [1, 1, 2, 1]}}
     with pytest.raises(ValueError, match=r"they lack .*stages\.2\.layers\.1.* \(12\)"):
         build_model(arguments(tmp_path, model=model, pretrained_backbone=str(directory)))
-    with pytest.raises(OSError, match="`pretrained_backbone: nowhere` is no directory"):
-        build_model(arguments(tmp_path, pretrained_backbone="nowhere"))
-    (directory / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="'bert', of which there is no backbone"):
-        build_model(arguments(tmp_path, pretrained_backbone=str(directory)))
+    for name in ("nowhere", "local-dir:some/where", f"local-dir:{tmp_path}", str(tmp_path)):
+        with pytest.raises(OSError, match=f"`pretrained_backbone: {name}` is neither a directory"):
+            build_model(arguments(tmp_path, pretrained_backbone=name))
+
+
+@pytest.mark.parametrize(
+    "file, content, error, message",
+    [
+        ("config.json", '{"model_type": ', OSError, "is neither a directory with a `config.json`"),
+        ("config.json", "{}", ValueError, ": Unrecognized model"),
+        ("config.json", '{"model_type": "bert"}', ValueError, "is a 'bert', of which there is no backbone"),
+        ("model.safetensors", "no weights", ValueError, "does not fit the model's backbone: .*header"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, directory, file, content, error, message):
+    (tmp_path / "backbone" / file).write_text(content)
+    with pytest.raises(error, match=f"`pretrained_backbone: {directory}`.*{message}"):
+        build_model(arguments(tmp_path, pretrained_backbone=directory))
+
+
+@pytest.fixture
+def swin_directory(tmp_path):
+    """A backbone with norms on its four maps."""
+    randomize(AutoBackbone.from_config(BACKBONES["swin"])).save_pretrained(tmp_path / "swin")
+    return str(tmp_path / "swin")
+
+
+def test_fewer_maps(tmp_path, swin_directory):
+    config = {**BACKBONES["swin"].to_dict(), "out_features": STAGES[1:], "out_indices": None}
+    backbones = [
+        build_model(arguments(tmp_path, model=model, pretrained_backbone=swin_directory))[0].model.backbone
+        for model in ({}, {"backbone_config": config})
+    ]
+    all_maps, fewer = (feature_maps(backbone, photo()) for backbone in backbones)
+    assert_equal(fewer, all_maps[1:])
+
+
+def test_a_lost_norm_is_refused(tmp_path, swin_directory):
+    path = tmp_path / "swin" / "model.safetensors"
+    weights = load_file(path)
+    del weights["hidden_states_norms.stage2.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"they lack hidden_states_norms\.stage2\.weight \(1\)"):
+        build_model(arguments(tmp_path, pretrained_backbone=swin_directory))
+
+
+def test_another_function_of_the_same_weights_is_warned_of(tmp_path, swin_directory, caplog):
+    config = {**BACKBONES["swin"].to_dict(), "drop_path_rate": 0.3}
+    build_model(arguments(tmp_path, model={"backbone_config": config}, pretrained_backbone=swin_directory))
+    assert "differs from" not in caplog.text
+    config |= {"hidden_act": "relu"}
+    build_model(arguments(tmp_path, model={"backbone_config": config}, pretrained_backbone=swin_directory))
+    assert f"that of `pretrained_backbone: {swin_directory}` in hidden_act (relu, not gelu)" in caplog.text
 
 
 @pytest.mark.vision

@@ -1,8 +1,12 @@
 import json
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -111,3 +115,32 @@ def test_start_leaves_out(start):
     whole = list(sampler)
     sampler.start = start
     assert list(sampler) == whole[start:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_unreadable_samples_can_be_left_out(tmp_path, monkeypatch, num_workers):
+    said = []
+    monkeypatch.setattr("transformers_degmix.training.data.logger.warning", said.append)
+    tasks = {"depth": {"kind": "depth"}}
+    args = TrainingArguments(output_dir="o", dataset=str(save_rows(tmp_path)), num_workers=num_workers)
+    with pytest.raises(ValueError, match="sample 1: column 'image': cannot read"):
+        list(load_split(args, "train", tasks))
+    skipping = replace(args, skip_unreadable=True)
+    data = load_split(skipping, "train", tasks)
+    assert [np.asarray(row["depth"]).max() for row in data] == [1, 3, 4, 6, 7, 8]
+    assert said[0].startswith("2 of 8 samples are left out:\nsample 1: column 'image': cannot read the image")
+    assert "\nsample 4: training would stop: column 'depth': expected metres of at least 0" in said[0]
+    with pytest.raises(ValueError, match=r"2 of 8 samples.*`max_unreadable` \(20.0%\).*sample 1:.*sample 4:"):
+        load_split(replace(skipping, max_unreadable=0.2), "train", tasks)
+
+
+def save_rows(folder):
+    """Eight images, of which the second is cut off; depth is 1, 2, ... everywhere, but negative for the fifth."""
+    photo = BytesIO()
+    Image.new("RGB", (8, 6)).save(photo, "PNG")
+    images = [{"bytes": photo.getvalue()[: None if index != 1 else -30], "path": None} for index in range(8)]
+    depths = [Image.new("F", (8, 6), -1.0 if index == 4 else index + 1.0) for index in range(8)]
+    features = Features({"image": ImageFeature(), "depth": ImageFeature()})
+    data = Dataset.from_dict({"image": images, "depth": depths}, features)
+    data.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder / "data"

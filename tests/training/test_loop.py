@@ -221,6 +221,19 @@ def test_data_set_on_disk(tmp_path):
         train(arguments(tmp_path / "other", model={**MODEL, "tasks": tasks}, **fields))
 
 
+@pytest.mark.parametrize("fields", [{}, {"single_task_scores": {"depth": 0.5, "semseg": 0.5}, "streaming": True}])
+def test_a_task_without_labels_in_the_evaluation_split(tmp_path, fields):
+    rooms = load_rooms("train", 4, (32, 48)).select_columns(["image", "depth", "semseg"])
+    rows = [{**row, "depth": None} for row in rooms]
+    save_splits(tmp_path / "data", rooms, ["train"])
+    fields |= save_splits(tmp_path / "data", Dataset.from_list(rows, features=rooms.features), ["validation"])
+    tasks = {"depth": {"kind": "depth"}, "semseg": ROOMS_TASKS["semseg"]}
+    scores = train(arguments(tmp_path, model={**MODEL, "tasks": tasks}, num_logged_images=1, **fields))
+    assert list(scores) == ["semseg"]
+    for name in ("best", "last"):
+        assert "depth" in AutoModel.from_pretrained(tmp_path / "run" / name).config.tasks
+
+
 def save_splits(folder: Path, data: Dataset, splits=("train", "validation")) -> dict:
     """Writes a data set; fields of a run that reads it."""
     for split in splits:
@@ -486,16 +499,17 @@ def test_backbone_has_its_own_learning_rate(tmp_path):
 
 def test_moving_average(tmp_path):
     weights = {}
-    for decay, steps in ((0.0, 1), (0.0, 2), (0.75, 2)):
+    for decay, steps in ((0.0, 1), (0.0, 2), (0.1, 2), (0.75, 2)):
         name = f"{decay}_{steps}"
         rate = {"lr_scheduler": "constant", "learning_rate": 0.01, "max_steps": steps}
         train(arguments(tmp_path, output_dir=str(tmp_path / name), ema_decay=decay, **rate))
         weights[decay, steps] = AutoModel.from_pretrained(tmp_path / name / "last").state_dict()
-    # It starts with the first step's weights.
-    for name, value in weights[0.75, 2].items():
-        if value.is_floating_point():
-            expected = 0.75 * weights[0.0, 1][name] + 0.25 * weights[0.0, 2][name]
-            torch.testing.assert_close(value, expected, msg=name)
+    # It starts with the first step's weights, of which it keeps 2 / 11 at most in the second.
+    for given, decay in ((0.1, 0.1), (0.75, 2 / 11)):
+        for name, value in weights[given, 2].items():
+            if value.is_floating_point():
+                expected = decay * weights[0.0, 1][name] + (1 - decay) * weights[0.0, 2][name]
+                torch.testing.assert_close(value, expected, msg=name)
 
 
 @pytest.mark.parametrize("balancing", ["uncertainty", "dynamic_weight_average"])

@@ -62,6 +62,17 @@ def test_evaluation_gives_the_scores_of_the_loop(tmp_path):
     assert trainer.evaluate()["eval_depth_rmse"] == scores["eval_depth_rmse"]  # nothing is left of the first time
 
 
+def test_tasks_without_labels_are_left_out(tmp_path):
+    trainer = build_trainer(tmp_path, build_model())
+    scores = trainer.evaluate()
+    rows = trainer.eval_dataset.remove_columns("depth")
+    partial = trainer.evaluate(rows)
+    assert "eval_depth_rmse" not in partial
+    assert partial["eval_semseg_mean_iou"] == pytest.approx(scores["eval_semseg_mean_iou"])
+    trainer.data_collator = DeGMixDataCollator(trainer.data_collator.processor, tasks={"depth": TASKS["depth"]})
+    assert [name for name in trainer.evaluate() if name.endswith("rmse")] == ["eval_depth_rmse"]
+
+
 def test_all_logits_at_once_give_the_same_scores(tmp_path):
     scores = [build_trainer(tmp_path, build_model(), batch_eval_metrics=each).evaluate() for each in (True, False)]
     for name in scores[0]:

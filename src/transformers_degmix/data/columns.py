@@ -13,9 +13,10 @@ and is applied row by row when a row is read.
 """
 
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from io import BytesIO
 from typing import Any
 
@@ -24,11 +25,19 @@ import torch
 from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
 from datasets.utils.file_utils import xopen
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
+from transformers.utils import logging
 
-from ..image_processing_pil_degmix import Size, decode_image, nearest, to_label, to_pixels
-from ..tasks import TASK_KINDS, TaskKind
+from ..image_processing_pil_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
+from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
+from ..training.collator import read_label
+from .inspection import check_columns, describe_column
+
+
+logger = logging.get_logger(__name__)
+
+_NOT_NUMBERS = ("colors", "classes", "resize", "ignore_orientation")
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,17 @@ class Column:
         invalid: the same, usually measurements. Both become the unknown label of the task's kind, which is 0 for
             depth, the zero vector for normals and 255 else; a pixel of three channels must have the value in all.
         scale, offset: what is stored times `scale` plus `offset` is meant, after the decoding of 8-bit maps that
-            [`to_label`] does; one number, or one per channel. Class ids are rounded.
+            [`to_label`] does; one number, or one per channel. Class ids are rounded. What is stored as the unknown
+            label stays it; but 255 is a value where a `scale` makes one that a label may have of it.
         channel_order: for each of the three channels, its position among the stored ones; `(2, 1, 0)` reads BGR.
             Whether channels come first or last is seen from the shape.
         colors: (red, green, blue) of each class id, in their order; others are refused. `ignore` and `classes` are
             about these ids then.
-        classes: pairs of a stored class id and the one that is meant; pixels with other ids are without a label.
+        classes: stored class id -> the one that is meant; pixels with other ids are without a label. `scale` and
+            `offset` are about the latter then.
         resize: whether maps of another size than their image are resized, each pixel from the nearest one.
+        ignore_orientation: of images, whether they are left as stored where their EXIF data says how to turn them.
+        expected: the only values that may be stored if the others were not given but concluded from some samples.
     """
 
     column: str
@@ -57,12 +70,43 @@ class Column:
     offset: tuple[float, ...] = (0.0,)
     channel_order: tuple[int, ...] = (0, 1, 2)
     colors: tuple[tuple[int, ...], ...] = ()
-    classes: tuple[tuple[int, int], ...] = ()
+    classes: dict[int, int] = field(default_factory=dict)
     resize: bool = False
+    ignore_orientation: bool = False
+    expected: tuple[float, ...] = ()
 
     @property
     def changes_values(self) -> bool:
         return self != Column(self.column)
+
+    def mended(self, setting: dict[str, Any]) -> "Column":
+        """The column with a [`Suspicion`]'s setting, which is about the values that this one gives."""
+        scale, offset = (np.array(setting.get(name, default)) for name, default in (("scale", 1.0), ("offset", 0.0)))
+        order = list(setting.get("channel_order", (0, 1, 2)))
+        own_scale, own_offset = (
+            np.array(numbers)[order if len(numbers) == 3 else [0]] for numbers in (self.scale, self.offset)
+        )
+        stored = {
+            name: getattr(self, name) + tuple((value - self.offset[0]) / self.scale[0] for value in setting[name])
+            for name in {"ignore", "invalid"} & set(setting)
+        }
+        return replace(
+            self,
+            scale=tuple((own_scale * scale).ravel().tolist()),
+            offset=tuple((own_offset * scale + offset).ravel().tolist()),
+            channel_order=tuple(self.channel_order[index] for index in order),
+            ignore_orientation=setting.get("ignore_orientation", self.ignore_orientation),
+            **stored,
+        )
+
+    def given(self, name: str) -> dict[str, Any]:
+        """What `columns` must say under `name` for this column."""
+        plain = Column(name)
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(Column)
+            if field.name != "expected" and getattr(self, field.name) != getattr(plain, field.name)
+        }
 
     def apply(self, values: Tensor) -> Tensor:
         """Values `(channels, height, width)` in the stored order and scale -> in the meant ones."""
@@ -96,7 +140,7 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
     if not isinstance(given, dict):
         raise ValueError(f"{where} must be the name of a column or a dictionary, got {given!r}")
     num_channels = kind.label_channels if kind else 3
-    refused = set() if kind else {"ignore", "invalid", "resize"}
+    refused = {"expected", "ignore_orientation"} if kind else {"expected", "ignore", "invalid", "resize"}
     if kind is None or kind.label_dtype.is_floating_point:
         refused |= {"colors", "classes"}
     if num_channels == 1:
@@ -105,21 +149,20 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
     column = given.get("column", name)
     if not isinstance(column, str):
         raise ValueError(f"{where} must have the name of a column as `column`, got {column!r}")
-    others: dict[str, Any] = {field: given[field] for field in ("colors", "classes", "resize") if field in given}
+    others: dict[str, Any] = {key: given[key] for key in _NOT_NUMBERS if key in given}
     numbers: dict[str, Any] = {
-        field: _numbers(where, field, given[field]) for field in given if field != "column" and field not in others
+        key: _numbers(where, key, given[key]) for key in given if key != "column" and key not in others
     }
-    for field in {"scale", "offset"} & set(numbers):
-        if len(numbers[field]) not in (1, num_channels) or not all(map(math.isfinite, numbers[field])):
-            raise ValueError(
-                f"{where} must have 1 or {num_channels} finite numbers as `{field}`, got {given[field]!r}"
-            )
+    for key in {"scale", "offset"} & set(numbers):
+        if len(numbers[key]) not in (1, num_channels) or not all(map(math.isfinite, numbers[key])):
+            raise ValueError(f"{where} must have 1 or {num_channels} finite numbers as `{key}`, got {given[key]!r}")
     if "channel_order" in numbers:
         if sorted(numbers["channel_order"]) != [0, 1, 2]:
             raise ValueError(f"{where} must have 0, 1 and 2 as `channel_order`, got {given['channel_order']!r}")
         numbers["channel_order"] = tuple(int(index) for index in numbers["channel_order"])
-    if not isinstance(others.get("resize", False), bool):
-        raise ValueError(f"{where} must have true or false as `resize`, got {others['resize']!r}")
+    for flag in {"resize", "ignore_orientation"} & set(others):
+        if not isinstance(others[flag], bool):
+            raise ValueError(f"{where} must have true or false as `{flag}`, got {others[flag]!r}")
     try:
         if "colors" in others:
             others["colors"] = tuple(tuple(int(value) for value in color) for color in others["colors"])
@@ -128,7 +171,7 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
             if len(set(others["colors"])) < len(others["colors"]):
                 raise ValueError
         if "classes" in others:
-            others["classes"] = tuple((int(stored), int(meant)) for stored, meant in others["classes"].items())
+            others["classes"] = {int(stored): int(meant) for stored, meant in others["classes"].items()}
     except (AttributeError, TypeError, ValueError):
         raise ValueError(
             f"{where} must have different colours, such as [[0, 0, 0], [128, 64, 128]], as `colors` and a table, such "
@@ -167,8 +210,15 @@ class RowReader:
     def __init__(
         self, tasks: dict[str, dict[str, Any]], columns: dict[str, Any] | None = None, features: Features | None = None
     ):
+        self.tasks = tasks
         self.kinds = {name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}
         self.columns = parse_columns(columns or {}, tasks)
+        # Columns of which the user has said what their values mean.
+        self.explained = {
+            name
+            for name, given in (columns or {}).items()
+            if isinstance(given, dict) and set(given) - {"column", "resize"}
+        }
         self.features = features or {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +245,13 @@ class RowReader:
             pixels = to_pixels(stored, do_convert_rgb=True)
             return column.apply(torch.from_numpy(pixels)).numpy()
 
+    def orientation(self, row: dict[str, Any], name: str) -> int:
+        """The EXIF orientation of the image file in a column, 1 if it is upright or no image."""
+        with suppress(Exception):  # of every type, from PIL's decoders
+            image = Image.open(BytesIO(_read_file(row[self.columns[name].column])))
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+        return 1
+
     def read_label(self, row: dict[str, Any], task: str, size: Size) -> Image.Image | np.ndarray | Tensor | None:
         """The label map of a task, for an image of `size`, or `None`.
 
@@ -207,21 +264,30 @@ class RowReader:
             stored = self._stored(row, column)
             if stored is None or not column.changes_values:
                 return stored
-            return _change_label(stored, column, kind, size)
+            return _change_label(stored, column, kind, size, self.tasks[task].get("num_labels") or IGNORE_INDEX)
+
+    def read_checked(self, row: dict[str, Any], task: str, size: Size) -> np.ndarray | None:
+        """The label of a task for an image of `size`, as [`~training.collator.read_label`] gives it, or `None`.
+
+        Raises:
+            ValueError, TypeError: training would refuse it.
+        """
+        label = self.read_label(row, task, size)
+        if label is None:
+            return None
+        with self._naming(row, task):
+            return read_label(label, self.tasks[task]["kind"], size, self.tasks[task].get("num_labels"))
 
     def _stored(self, row: dict[str, Any], column: Column) -> Image.Image | np.ndarray | None:
         """What a row has in a column: an image, an array, or nothing."""
         stored, feature = row.get(column.column), self.features.get(column.column)
         if stored is None or (isinstance(stored, np.ndarray) and _is_nan(stored)):
             return None
-        if isinstance(feature, ImageFeature) and not isinstance(stored, Image.Image):
-            stored = _decode(stored["bytes"], stored["path"])
-            return stored.convert(feature.mode) if feature.mode and isinstance(stored, Image.Image) else stored
-        if isinstance(stored, bytes):
-            return _decode(stored)
-        if isinstance(stored, dict) and ("bytes" in stored or "path" in stored):
-            # A column of images that was written without saying so.
-            return _decode(stored.get("bytes"), stored.get("path"))
+        if isinstance(stored, bytes) or (isinstance(stored, dict) and {"bytes", "path"} & set(stored)):
+            # Of images, or of files, which a column may hold without saying so.
+            stored = _decode(stored, column.ignore_orientation)
+            mode = getattr(feature, "mode", None)
+            return stored.convert(mode) if mode and isinstance(stored, Image.Image) else stored
         if isinstance(stored, list | np.ndarray):
             # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
             return np.asarray(stored, dtype=getattr(_leaf(feature), "dtype", None))
@@ -235,50 +301,74 @@ class RowReader:
         try:
             yield
         except (TypeError, ValueError) as error:
-            source = self.columns[name].column
-            role = "" if name == source else f" (for {name!r})"
             where = f"{str(row['image_id'])!r}, " if "image_id" in row else ""
-            raise ValueError(f"{where}column {source!r}{role}: {error}") from error
+            raise ValueError(f"{where}{describe_column(name, self.columns[name])}: {error}") from error
 
 
-def _decode(content: bytes | None, path: str | None = None) -> Image.Image | np.ndarray:
-    """The image, or the array of NumPy, in a file that is there or has a path."""
+def _decode(stored: bytes | dict[str, Any], ignore_orientation: bool) -> Image.Image | np.ndarray:
+    """The image, or the array of NumPy, in a cell that holds a file or says where it is."""
     try:
-        if content is None:
-            with xopen(path, "rb") as file:
-                content = file.read()
+        content = _read_file(stored)
         if content.startswith(np.lib.format.MAGIC_PREFIX):
             return np.load(BytesIO(content), allow_pickle=False)
-        return decode_image(BytesIO(content))
+        return decode_image(BytesIO(content), ignore_orientation=ignore_orientation)
     except Exception as error:  # of every type, from file systems
-        source = f" {path}" if path else ""
+        source = f" {stored['path']}" if isinstance(stored, dict) and stored.get("path") else ""
         raise ValueError(f"cannot read the image{source}: {error}") from error
 
 
-def _change_label(stored: Image.Image | np.ndarray, column: Column, kind: TaskKind, size: Size) -> Tensor:
+def _read_file(stored: bytes | dict[str, Any]) -> bytes:
+    if isinstance(stored, bytes):
+        return stored
+    if stored.get("bytes") is not None:
+        return stored["bytes"]
+    with xopen(stored["path"], "rb") as file:
+        return file.read()
+
+
+def _change_label(
+    stored: Image.Image | np.ndarray, column: Column, kind: TaskKind, size: Size, num_labels: int
+) -> Tensor:
     """Stored map -> label of an image of `size`, `(height, width)` or `(3, height, width)`."""
     if column.colors:
         values = _ids_of_colors(stored, column.colors)
     elif isinstance(stored, Image.Image) and len(stored.getbands()) != kind.label_channels:
         raise ValueError(f"expected {kind.label_channels} channel(s), got an image of mode {stored.mode}")
     else:
-        values = np.asarray(stored)
+        values = stored_values(stored)
     if column.resize:
         is_first = values.ndim == 3 and values.shape[0] == kind.label_channels
         height, width = values.shape[1:] if is_first else values.shape[:2]
         rows, columns = nearest(height, size[0])[:, None], nearest(width, size[1])
         values = values[:, rows, columns] if is_first else values[rows, columns]
+    if column.expected:
+        if values.dtype == bool:
+            return to_label(values, kind, size)[0]
+        others = values[~_equals_any(values, column.expected)]
+        if len(others):
+            expected = " or ".join(f"{value:g}" for value in column.expected)
+            raise ValueError(
+                f"expected {expected} alone, as in the samples looked at first, got {others[0]:g}; say in `columns` "
+                "what they mean, such as `ignore: 255` or `scale: 1`"
+            )
     absent = _equals_any(values, column.ignore + column.invalid)
     if column.classes:
-        ids, meant = np.array(column.classes).T
-        found, is_known = _find(values, ids)
+        found, is_known = _find(values, np.array([*column.classes]))
         absent |= ~is_known
-        values = meant[found]
+        values = np.array([*column.classes.values()])[found]
     # Absent values need not be such that can be read: NaN, for example.
-    label = column.apply(to_label(np.where(absent, values.dtype.type(0), values), kind, size))
+    decoded = to_label(np.where(absent, values.dtype.type(0), values), kind, size)
+    label = column.apply(decoded)
     if not kind.label_dtype.is_floating_point:
         label = label.round()
     unlabelled = to_label(absent, kind, size).bool().all(dim=0)
+    # What stands for unknown goes on to do so, but 255 is a value where decoding, or `scale`, makes one of it.
+    code = to_label(np.full((kind.label_channels, 1, 1), IGNORE_INDEX, values.dtype), kind, (1, 1))
+    largest = num_labels - 1 if kind.largest is None else kind.largest
+    is_code = to_label(values == IGNORE_INDEX, kind, size).bool()
+    unlabelled |= kind.unknown(decoded.masked_fill(is_code, 1))[0]
+    if (code == IGNORE_INDEX).any() and column.scale == (1.0,) or column.apply(code).abs().max() > largest + 0.5:
+        unlabelled |= is_code.any(dim=0)
     label = label.masked_fill(unlabelled, kind.label_padding).to(kind.label_dtype)
     return label if kind.label_channels > 1 else label[0]
 
@@ -307,13 +397,6 @@ def _find(values: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return found, table[found] == values
 
 
-def image_size(image: Image.Image | np.ndarray) -> Size:
-    """(height, width) of an image or an array whose channels, if any, are first or last."""
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    return image.shape[:2] if image.ndim == 2 or image.shape[0] not in (1, 3, 4) else image.shape[1:]
-
-
 def _is_nan(values: np.ndarray) -> bool:
     """Whether there is nothing but NaN, which is what `datasets` makes of null in NumPy's format."""
     return values.dtype.kind == "f" and bool(np.isnan(values).all())
@@ -337,13 +420,17 @@ def _leaf(feature: Any) -> Any:
 class MappedDataset(torch.utils.data.Dataset):
     """A `datasets.Dataset` whose rows are read by a [`RowReader`]; the index is the `image_id` of rows without one.
 
+    Attributes:
+        warnings: what looks wrong about the columns, see [`check_columns`].
+
     Raises:
         ValueError: on reading a bad row; the message has its index.
     """
 
-    def __init__(self, data: Dataset, reader: RowReader):
+    def __init__(self, data: Dataset, reader: RowReader, warnings: list[str]):
         self.data = data
         self.reader = reader
+        self.warnings = warnings
 
     def __len__(self) -> int:
         return len(self.data)
@@ -361,8 +448,11 @@ def map_columns(
     columns: dict[str, Any] | None = None,
     shuffle_buffer_size: int = 0,
     seed: int = 0,
+    may_lack_columns: bool = False,
 ) -> MappedDataset | IterableDataset:
     """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
+
+    Some rows are looked at before. What looks wrong about them is logged; see [`check_columns`].
 
     Args:
         data: the data set as it is.
@@ -370,23 +460,35 @@ def map_columns(
         columns: `TrainingArguments.columns`.
         shuffle_buffer_size: of a stream, among how many samples the next one is drawn; 0 keeps their order.
         seed: of the draws, together with the epoch (`set_epoch`).
+        may_lack_columns: whether tasks whose column is not there, nor named in `columns`, have no labels; at least one
+            must have its own.
 
     Raises:
         ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
     """
     reader = RowReader(tasks, columns, data.features)
-    data = select_columns(data, reader)
+    data = select_columns(data, reader, may_lack_columns)
+    warnings = check_columns(data, reader).warnings()
+    if os.environ.get("RANK", "0") == "0":  # of several processes that do the same
+        for warning in warnings:
+            logger.warning(warning)
     if not isinstance(data, IterableDataset):
-        return MappedDataset(data, reader)
+        return MappedDataset(data, reader, warnings)
     if shuffle_buffer_size:
         # Before rows are read, so that the buffer holds images as files rather than pixels.
         data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
-    mapped = data.map(reader, remove_columns=[column.column for column in reader.columns.values()])
+    names = [column.column for column in reader.columns.values()]
+    names = [name for name in names if name in (data.column_names or names)]
+    mapped = data.map(reader, remove_columns=names)
     return mapped.with_format(None)  # the reader's own types rather than NumPy's
 
 
-def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Dataset | IterableDataset:
+def select_columns(
+    data: Dataset | IterableDataset, reader: RowReader, may_lack_columns: bool = False
+) -> Dataset | IterableDataset:
     """The data set with no more than the reader needs: images not decoded yet, arrays as NumPy's.
+
+    See [`map_columns`].
 
     Raises:
         ValueError: there is no sample, or a column is missing.
@@ -400,6 +502,9 @@ def select_columns(data: Dataset | IterableDataset, reader: RowReader) -> Datase
         raise ValueError("the data set has no samples in this split")
     available = data.column_names or list(first)
     missing = {name: column.column for name, column in reader.columns.items() if column.column not in available}
+    optional = [name for name in missing if name in reader.tasks and reader.columns[name] == Column(name)]
+    if may_lack_columns and len(optional) == len(missing) < len(reader.tasks):
+        missing = {}
     if missing:
         wanted = ", ".join(repr(c) if c == name else f"{c!r} (for {name!r})" for name, c in missing.items())
         raise ValueError(f"the data set lacks the columns {wanted}; it has {available}{layout_hint(available)}")

@@ -1,18 +1,198 @@
 """What the labels of a data set look like in numbers, and what looks wrong about them though it can be read."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Dataset, IterableDataset
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
-from ..tasks import TASK_KINDS
+from ..image_processing_pil_degmix import DOUBT, image_size, to_coded_label, to_pixels
+from ..tasks import IGNORE_INDEX, TASK_KINDS, Suspicion, format_fields
 
 
-# No indoor or street scene is this far away at the median; in millimetres, all are.
-FARTHEST_MEDIAN = 100
-# What 8 bits per component leave of length 1 is within 0.01.
-LENGTH_TOLERANCE = 0.05
+if TYPE_CHECKING:
+    from .columns import Column, MappedDataset, RowReader
+
+
+# So many samples are looked at together: enough to tell a class that is rare from one that is not there.
+NUM_SAMPLES = 16
+
+
+class LabelInspector:
+    """Collects what looks wrong about the labels of a data set: each kind of task is asked about some maps at a time.
+
+    Args:
+        reader: of the rows that the labels come from.
+    """
+
+    def __init__(self, reader: "RowReader"):
+        self.reader = reader
+        self.waiting: dict[str, dict[int, np.ndarray]] = {name: {} for name in reader.tasks}
+        # Task, or "image", and what -> the first suspicion, and the share of the pixels by sample.
+        self.found: dict[tuple[str, str], tuple[Suspicion, dict[int, float]]] = {}
+
+    def add(
+        self,
+        index: int,
+        row: dict[str, Any],
+        image: Image.Image | np.ndarray,
+        labels: dict[str, np.ndarray | None],
+    ):
+        """A sample: its row, image, and labels as [`read_label`] gives them."""
+        column, orientation = self.reader.columns["image"], self.reader.orientation(row, "image")
+        height, width = image_size(image)
+        # What turns a rectangle by 90 degrees shows in the labels' size.
+        if not column.ignore_orientation and (orientation in (2, 3, 4) or orientation > 4 and height == width):
+            if any(label is not None and self.reader.orientation(row, name) == 1 for name, label in labels.items()):
+                setting, detail = {"ignore_orientation": True}, f"orientation {orientation}; unless labels are upright"
+                what = "EXIF data turns images, but not their labels"
+                self.note("image", Suspicion(what, [1.0], setting, detail), [index])
+        if isinstance(image, Image.Image):
+            if DOUBT in image.info:
+                self.note("image", Suspicion("dark?", [1.0], detail=image.info[DOUBT]), [index])
+        elif to_pixels(image, do_convert_rgb=True).max() <= 1:
+            self.note("image", Suspicion("black?", [1.0], {"scale": 255}, "no value is above 1"), [index])
+        for name, label in labels.items():
+            if label is not None:
+                self.waiting[name][index] = label
+                if len(self.waiting[name]) == NUM_SAMPLES:
+                    self._ask(name)
+
+    def note(self, name: str, suspicion: Suspicion, samples: Iterable[int]):
+        """Something about a task's column, or `"image"`, in these samples."""
+        shares = self.found.setdefault((name, suspicion.what), (suspicion, {}))[1]
+        shares |= {index: share for index, share in zip(samples, suspicion.shares) if share}
+
+    def _ask(self, name: str):
+        labels, self.waiting[name] = self.waiting[name], {}
+        if labels:
+            for suspicion in find_suspicions(list(labels.values()), self.reader.tasks[name]):
+                self.note(name, suspicion, labels)
+
+    def conclude(self):
+        """Changes the reader's columns where the values can have one meaning, and the user has not said which."""
+        for name in self.waiting:
+            self._ask(name)
+        for (name, _), (suspicion, _) in self.found.items():
+            if suspicion.only and name not in self.reader.explained:
+                column = self.reader.columns[name]
+                self.reader.columns[name] = replace(column.mended(suspicion.setting), expected=suspicion.only)
+
+    def warnings(self) -> list[str]:
+        """One line for each thing: column, what, share of the pixels, samples, and the setting that makes it right."""
+        for name in self.waiting:
+            self._ask(name)
+        lines = []
+        for (name, what), (suspicion, shares) in self.found.items():
+            column, (first, *others) = self.reader.columns[name], shares
+            share, more = sum(shares.values()) / len(shares), f" and {len(others)} more" if others else ""
+            line = f"{describe_column(name, column)}: {what}, in {share:.1%} of the pixels of sample {first}{more}"
+            line += f": {suspicion.detail}" if suspicion.detail else ""
+            concluded = suspicion.only and suspicion.only == column.expected
+            if suspicion.setting:
+                fields = format_fields((column if concluded else column.mended(suspicion.setting)).given(name))
+                line += f"; {'taken for' if concluded else 'made right by'} `columns: {{{name}: {{{fields}}}}}`"
+            lines.append(line)
+        return lines
+
+
+def find_suspicions(labels: list[np.ndarray] | Tensor, task: dict[str, Any]) -> list[Suspicion]:
+    """What looks wrong about maps, taken together.
+
+    Args:
+        labels: as [`read_label`] gives them; or the values of one map, `(height, width)` or `(3, height, width)`.
+        task: its fields, as in `DeGMixConfig.tasks`; `num_labels` may be missing.
+    """
+    if isinstance(labels, Tensor):
+        labels = [labels.reshape(-1, *labels.shape[-2:]).numpy()]
+    return TASK_KINDS[task["kind"]].find_suspicions(labels, task.get("num_labels") or IGNORE_INDEX)
+
+
+def describe_column(name: str, column: "Column") -> str:
+    return f"column {column.column!r}" + ("" if name == column.column else f" (for {name!r})")
+
+
+def check_columns(data: Dataset | IterableDataset, reader: "RowReader") -> LabelInspector:
+    """Looks at some rows before all are read, and draws the conclusions.
+
+    Rows that cannot be read are left for later, when all are.
+
+    Args:
+        data: what [`select_columns`] gives.
+        reader: of its rows, whose columns may be changed.
+    """
+    inspector = LabelInspector(reader)
+    for index, row in choose_rows(data, NUM_SAMPLES):
+        with suppress(ValueError):
+            image, labels, *_ = inspect_row(row, reader)
+            inspector.add(index, row, image, labels)
+    inspector.conclude()
+    return inspector
+
+
+def inspect_row(
+    row: dict[str, Any], reader: "RowReader"
+) -> tuple[Image.Image | np.ndarray, dict[str, np.ndarray | None], dict[str, np.ndarray | None], list[str]]:
+    """The image, the labels that training would take, all that can be read, and why training would stop.
+
+    Raises:
+        ValueError: there is no image that can be read.
+    """
+    image = reader.read_image(row)
+    size = to_pixels(image, do_convert_rgb=True).shape[-2:]
+    good, readable = (dict.fromkeys(reader.tasks) for _ in range(2))
+    refused = []
+    for name, kind in reader.kinds.items():
+        try:
+            good[name] = readable[name] = reader.read_checked(row, name, size)
+        except (TypeError, ValueError) as error:
+            refused.append(f"training would stop: {error}")
+            with suppress(TypeError, ValueError):
+                readable[name] = to_coded_label(reader.read_label(row, name, size), kind, size)
+    return image, good, readable, refused
+
+
+class _Refusals(torch.utils.data.Dataset):
+    """Why training would refuse a row, "" if it would not."""
+
+    def __init__(self, data: "MappedDataset"):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> str:
+        try:
+            return "; ".join(inspect_row(self.data.data[index], self.data.reader)[-1])
+        except ValueError as error:
+            return str(error)
+
+
+def find_unreadable(data: "MappedDataset", num_workers: int = 0) -> dict[int, str]:
+    """Reads all rows: index -> reason, of those that are unreadable or that training would refuse."""
+    loader = DataLoader(_Refusals(data), batch_size=None, num_workers=num_workers)
+    return {index: reason for index, reason in enumerate(tqdm(loader, "check", leave=False)) if reason}
+
+
+def choose_rows(data: Dataset | IterableDataset, num: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Indices and rows, evenly spaced; the first ones of a stream."""
+    if isinstance(data, IterableDataset):
+        yield from enumerate(data.take(num))
+    else:
+        for index in evenly_spaced(len(data), num):
+            yield index, data[index]
+
+
+def evenly_spaced(length: int, num: int) -> list[int]:
+    """So many indices, or all."""
+    return np.linspace(0, length - 1, min(num, length)).round().astype(int).tolist()
 
 
 def summarize(labels: list[Tensor | None], task: dict[str, Any]) -> list[str]:
@@ -35,26 +215,6 @@ def summarize(labels: list[Tensor | None], task: dict[str, Any]) -> list[str]:
     if kind.label_dtype.is_floating_point:
         return [*lines, _describe_distribution(known, kind.unit)]
     return lines + _describe_classes(known, task)
-
-
-def find_suspicions(label: Tensor, task: dict[str, Any]) -> dict[str, str]:
-    """What looks wrong about a map: the suspicion -> what it is based on.
-
-    Args:
-        label: `(height, width)`, or `(3, height, width)` for normals.
-        task: its fields, as in `DeGMixConfig.tasks`.
-    """
-    kind, known = TASK_KINDS[task["kind"]], known_values(label, task)
-    if not known.numel():
-        return {"nothing is labelled": "every pixel has a value that stands for unknown"}
-    found = {}
-    if kind.unit == "m" and known.median() > FARTHEST_MEDIAN:
-        found["not in metres? (`scale: 0.001` for millimetres)"] = f"the median is {known.median():.6g}"
-    if kind.label_channels > 1:
-        lengths = torch.linalg.vector_norm(known, dim=0)
-        if (lengths - 1).abs().median() > LENGTH_TOLERANCE:
-            found["vectors are not of length 1"] = f"their median length is {lengths.median():.4g}"
-    return found
 
 
 def known_values(label: Tensor, task: dict[str, Any]) -> Tensor:

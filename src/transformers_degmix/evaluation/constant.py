@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..tasks import IGNORE_INDEX
 from . import METRICS
+from .metric import compute_scores
 
 
 def constant_scores(
@@ -31,7 +32,7 @@ def constant_scores(
         for name, metric in metrics.items():
             label = batch["labels"][name]
             metric.update(constants[name][..., None, None].expand_as(label), label)
-    return {name: metric.compute() for name, metric in metrics.items()}
+    return compute_scores(metrics)
 
 
 def _valid(label: Tensor) -> Tensor:

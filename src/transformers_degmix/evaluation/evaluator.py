@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.columns import MappedDataset
@@ -27,7 +27,7 @@ from ..training.collator import DeGMixDataCollator
 from . import BENCHMARK_METRICS, METRICS
 from .calibration import Calibration, build_calibrations, calibrate_sample
 from .depth import DEPTH_CROPS, adapt_depth, crop_depth
-from .metric import StreamingMetric, finite_logits, valid_pixels
+from .metric import NoValidPixelError, StreamingMetric, compute_scores, finite_logits, valid_pixels
 
 
 Scores = dict[str, float]
@@ -46,7 +46,7 @@ def sum_over_processes(sums: Any, accelerator: Accelerator) -> Any:
 def evaluate_model(
     model: nn.Module, batches: Iterable[dict], tasks: dict[str, dict], accelerator: Accelerator
 ) -> tuple[float, dict[str, dict[str, float]]]:
-    """The loss, and the scores of each task, over all pixels of the data set.
+    """The loss, and the scores of each task that has labels, over all pixels of the data set.
 
     Neither depends on how the samples are put into batches, but for the class weights in the loss of saliency, which
     are those of each batch.
@@ -74,7 +74,7 @@ def evaluate_model(
     for metric in metrics.values():
         metric.sums = sum_over_processes(metric.sums, accelerator)
     errors, counts = sum_over_processes(total, accelerator)
-    return float((errors / counts).sum()), {name: metric.compute() for name, metric in metrics.items()}
+    return float((errors / counts.clamp(min=1)).sum()), compute_scores(metrics)
 
 
 def multi_task_gain(
@@ -83,7 +83,7 @@ def multi_task_gain(
     tasks: dict[str, dict],
     metrics: Mapping[str, type[StreamingMetric]] = METRICS,
 ) -> float:
-    """How much better than single-task models, in percent of their scores, mean over the tasks.
+    """How much better than single-task models, in percent of their scores, mean over the tasks that have scores.
 
     Args:
         scores: by task and name of the score.
@@ -92,17 +92,19 @@ def multi_task_gain(
         metrics: by kind, which say what that score is.
     """
     gains = []
-    for name, task in tasks.items():
-        metric = metrics[task["kind"]]
+    for name in scores:
+        metric = metrics[tasks[name]["kind"]]
         gain = scores[name][metric.main] / single_task_scores[name] - 1
         gains.append(gain if metric.higher_is_better else -gain)
-    return 100 * sum(gains) / len(gains)
+    return 100 * sum(gains) / max(1, len(gains))
 
 
 def format_main_scores(scores: dict[str, dict[str, float]], tasks: dict[str, dict]) -> str:
-    """One line with each task's score of the paper's tables."""
+    """One line with each task's score of the paper's tables, "-" where it has none."""
     names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
-    return "  ".join(f"{task} {name} {scores[task][name]:.4f}" for task, name in names.items())
+    return "  ".join(
+        f"{task} {name} " + (f"{scores[task][name]:.4f}" if task in scores else "-") for task, name in names.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Evaluation:
         fingerprint: `"image"` or task -> hash of the ids and pixels, or labels, as they were used. It depends neither
             on where the data lies nor on how files are compressed.
         calibrations: what [`calibrate_sample`] returns, of all samples; `None` where the protocol has none.
+        failed: samples that could not be evaluated: `index`, `image_id` and `reason`. Nothing else is about them.
     """
 
     metrics: dict[str, StreamingMetric]
@@ -172,19 +175,18 @@ class Evaluation:
     samples: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
     calibrations: dict[str, dict[str, Calibration]] | None = None
+    failed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def scores(self) -> dict[str, Scores]:
-        """
+        """Of the tasks with a label.
+
         Raises:
-            ValueError: a task has no valid pixel in the whole data set.
+            ValueError: no task has one.
         """
-        scores = {}
-        for name, metric in self.metrics.items():
-            try:
-                scores[name] = metric.compute()
-            except ValueError as error:
-                raise ValueError(f"{name!r}: {error}") from error
+        scores = compute_scores(self.metrics)
+        if not scores:
+            raise ValueError(f"none of the tasks {list(self.metrics)} has a valid label in this split")
         return scores
 
 
@@ -215,6 +217,29 @@ class WholeImageCollator:
         }
 
 
+class WholeImages(torch.utils.data.Dataset):
+    """Samples as [`WholeImageCollator`] makes them, or, of one that cannot be read, why."""
+
+    def __init__(self, data: MappedDataset, indices: range, collator: WholeImageCollator):
+        self.data = data
+        self.indices = indices
+        self.collator = collator
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> dict[str, Any] | str:
+        try:
+            return self.collator([self.data[self.indices[position]]])
+        except (ValueError, OSError) as error:
+            return str(error)
+
+
+def _first(samples: list) -> Any:
+    (sample,) = samples
+    return sample
+
+
 def _hash(*parts: bytes | np.ndarray) -> bytes:
     digest = sha256()
     for part in parts:
@@ -230,28 +255,29 @@ def evaluate_whole_images(
     accelerator: Accelerator,
     executor: Executor,
     num_workers: int = 0,
+    task_names: list[str] | None = None,
 ) -> Evaluation:
-    """Scores of all tasks, of the data set and of each sample, with predictions in the labels' own sizes.
+    """Scores of the tasks, of the data set and of each sample, with predictions in the labels' own sizes.
 
     Images go through the model one at a time, so that there is no padding but the processor's, which is cropped away.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` in eval mode on the accelerator's device.
         processor: its image processor.
-        data: with the columns of the model's tasks; every process evaluates a part of it.
+        data: with the columns of the tasks; every process evaluates a part of it.
         protocol: how.
         accelerator: of the processes; it also sets the precision.
         executor: scores samples while the model predicts the next ones.
         num_workers: processes that read samples.
+        task_names: of the tasks; by default all of the model's.
 
     Raises:
-        ValueError: a sample cannot be used; the message names it.
+        ValueError: no sample can be evaluated. Those that cannot, of several, are named in the result.
     """
-    tasks = model.config.tasks
+    tasks = {name: model.config.tasks[name] for name in task_names or model.config.tasks}
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
-    loader = DataLoader(
-        Subset(data, indices), collate_fn=WholeImageCollator(processor, tasks), num_workers=num_workers
-    )
+    whole_images = WholeImages(data, indices, WholeImageCollator(processor, tasks))
+    loader = DataLoader(whole_images, collate_fn=_first, num_workers=num_workers)
     metrics = build_metrics(tasks, protocol)
     error_counts = {
         name: torch.zeros(len(ERROR_BINS[task["kind"]]) - 1, dtype=torch.int64)
@@ -259,24 +285,41 @@ def evaluate_whole_images(
         if task["kind"] in ERROR_BINS
     }
     calibrations = build_calibrations(tasks) if protocol.calibration else None
+    failed: list[dict[str, Any]] = []
     samples, hashes = [], {}
 
-    def submit() -> Iterator[tuple[dict[str, Any], Future]]:
+    def fail(index: int, image_id: str, reason: Any):
+        failed.append({"index": index, "image_id": image_id, "reason": str(reason)})
+
+    def submit() -> Iterator[tuple[dict[str, Any], dict[str, bytes], Future]]:
         progress = tqdm(loader, desc="evaluate", leave=False, disable=not accelerator.is_local_main_process)
         for index, sample in zip(indices, progress):
-            with accelerator.autocast():
-                predictions, confidences = predict_whole_image(model, processor, sample["pixels"], protocol)
+            if isinstance(sample, str):
+                fail(index, str(data.data[index].get("image_id", index)), sample)
+                continue
+            try:
+                with accelerator.autocast():
+                    maps = predict_whole_image(model, processor, sample["pixels"], protocol)
+            except (ValueError, RuntimeError) as error:  # RuntimeError: PyTorch's, where an image is too small
+                fail(index, sample["image_id"], error)
+                continue
+            predictions, confidences = ({name: x[name] for name in tasks if name in x} for x in maps)
             height, width = sample["pixels"].shape[-2:]
-            hashes[index] = sample["hashes"]
             row = {"index": index, "image_id": sample["image_id"], "height": height, "width": width}
             for name, label in sample["labels"].items():
                 if tasks[name]["kind"] == "depth" and protocol.depth:
                     label = sample["labels"][name] = crop_depth(label, protocol.depth_crop, protocol.max_depth)
                 row[f"{name}_empty"] = bool(((label == 0) | (label == IGNORE_INDEX)).all())
-            yield row, executor.submit(score_sample, tasks, protocol, predictions, confidences, sample["labels"])
+            scores = executor.submit(score_sample, tasks, protocol, predictions, confidences, sample["labels"])
+            yield row, sample["hashes"], scores
 
-    for row, future in _running_ahead(submit(), 2 * max(num_workers, 1)):
-        sample_metrics, sample_errors, sample_calibrations = future.result()
+    for row, sample_hashes, future in _running_ahead(submit(), 2 * max(num_workers, 1)):
+        try:
+            sample_metrics, sample_errors, sample_calibrations = future.result()
+        except ValueError as error:
+            fail(row["index"], row["image_id"], error)
+            continue
+        hashes[row["index"]] = sample_hashes
         _add_sums(metrics, sample_metrics)
         for signal, sums in sample_calibrations.items():
             _add_sums(calibrations[signal], sums)
@@ -289,10 +332,12 @@ def evaluate_whole_images(
         summed += by_task.values()
     for sums in summed:
         sums.sums = sum_over_processes(sums.sums, accelerator)
-    if calibrations:
-        # Where no depth is above 0, there are no angles.
-        compared = calibrations["consistency"].items()
-        calibrations["consistency"] = {name: sums for name, sums in compared if sums.sums["count"].any()}
+    # A task may have no label; and where no depth is above 0, there are no angles.
+    for signal, by_task in (calibrations or {}).items():
+        calibrations[signal] = {name: sums for name, sums in by_task.items() if sums.sums["count"].any()}
+    failed = sorted(gather_object(failed), key=lambda sample: sample["index"])
+    if len(failed) == len(data):
+        raise ValueError(f"no sample can be evaluated; {failed[0]['image_id']!r}: {failed[0]['reason']}")
     hashes = dict(sorted(gather_object(list(hashes.items()))))
     return Evaluation(
         metrics,
@@ -300,6 +345,7 @@ def evaluate_whole_images(
         sorted(gather_object(samples), key=lambda sample: sample["index"]),
         {name: _hash(*(sample[name] for sample in hashes.values())).hex()[:16] for name in ("image", *tasks)},
         calibrations,
+        failed,
     )
 
 
@@ -412,6 +458,6 @@ def _sample_scores(metrics: dict[str, StreamingMetric]) -> dict[str, float | Non
     for name, metric in metrics.items():
         try:
             scores |= {f"{name}_{key}": value for key, value in metric.compute().items()}
-        except ValueError:  # no valid pixel
+        except NoValidPixelError:
             scores[f"{name}_{metric.main}"] = None
     return scores

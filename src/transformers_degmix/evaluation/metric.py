@@ -1,11 +1,16 @@
 """What the metrics of all task kinds share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..tasks import TASK_KINDS
+
+
+logger = logging.get_logger(__name__)
 
 
 class StreamingMetric(ABC):
@@ -73,14 +78,14 @@ class StreamingMetric(ABC):
         """The scores.
 
         Raises:
-            ValueError: no valid pixel was added.
+            NoValidPixelError: no valid pixel was added.
         """
 
     @staticmethod
     @abstractmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
-        """Of each pixel, `(batch, height, width)`, of maps as [`update`] takes them; of no meaning where there is no
-        label. Of classes 0 and 1: right and wrong."""
+        """The error of each pixel, `(batch, height, width)`, of maps as [`update`] takes them. A class is wrong (1) or
+        right (0). Where there is no label, the value means nothing."""
 
     @staticmethod
     @abstractmethod
@@ -104,9 +109,24 @@ def finite_logits(logits: Tensor, task: str) -> Tensor:
     return logits.float()
 
 
+class NoValidPixelError(ValueError):
+    """A metric has seen no pixel with a label."""
+
+
 def check_not_empty(count: Tensor, metric: StreamingMetric):
     if not count:
-        raise ValueError(f"{type(metric).__name__} has seen no valid pixel")
+        raise NoValidPixelError(f"{type(metric).__name__} has seen no valid pixel")
+
+
+def compute_scores(metrics: Mapping[str, StreamingMetric]) -> dict[str, dict[str, float]]:
+    """The scores of the tasks of which a pixel was valid; the others are left out, which is said once."""
+    scores = {}
+    for name, metric in metrics.items():
+        try:
+            scores[name] = metric.compute()
+        except NoValidPixelError:
+            logger.warning_once(f"the task {name!r} has no valid label in this split: it is left out of the scores")
+    return scores
 
 
 class ThresholdedMetric(StreamingMetric):

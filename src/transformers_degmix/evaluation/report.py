@@ -40,17 +40,19 @@ def build_report(
     protocol: Protocol,
     precision: str,
     command: str,
+    warnings: list[str],
 ) -> dict[str, Any]:
     """The content of `report.json`.
 
     Args:
         data: `dataset`, its name, and `split`; what else it has is only written.
         command: with which the evaluation was started.
+        warnings: what looks wrong about the data.
 
     Raises:
-        ValueError: a task has no valid pixel in the whole data set.
+        ValueError: no task has a valid pixel.
     """
-    tasks = model.config.tasks
+    tasks, scores = model.config.tasks, evaluation.scores
     sizes = [(sample["height"], sample["width"]) for sample in evaluation.samples]
     confidence: dict[str, Any] = {}
     if evaluation.calibrations:
@@ -70,9 +72,11 @@ def build_report(
     return {
         "version": REPORT_VERSION,
         "model": {"name": model_name, "parameters": model.num_parameters(), "tasks": tasks},
-        "scores": evaluation.scores,
+        "scores": scores,
         "per_class": {
-            name: per_class_iou(m) for name, m in evaluation.metrics.items() if isinstance(m, SegmentationMetric)
+            name: per_class_iou(metric)
+            for name, metric in evaluation.metrics.items()
+            if isinstance(metric, SegmentationMetric) and name in scores
         },
         **confidence,
         "protocol": {
@@ -82,8 +86,10 @@ def build_report(
             "scales": list(protocol.scales),
             "flip": protocol.flip,
             "windows": windows,
-            "tasks": {name: _task_protocol(task, protocol) for name, task in tasks.items()},
+            "tasks": {name: _task_protocol(tasks[name], protocol) for name in scores},
         },
+        "failed": evaluation.failed,
+        "warnings": warnings,
         "fingerprint": evaluation.fingerprint,
         "data": {**data, "smallest_image": list(min(sizes)), "largest_image": list(max(sizes))},
         "versions": {
@@ -244,10 +250,19 @@ def write_report(
 
     lines = [f"# {report['model']['name']} on {report['data']['dataset']}, {report['data']['split']}\n"]
     lines += [format_table([report]), _describe(report)]
+    for title, listed in (
+        ("What looks wrong about the labels", report["warnings"]),
+        ("Samples that could not be evaluated", [f"{s['image_id']}: {s['reason']}" for s in report["failed"]]),
+    ):
+        if listed:
+            lines.append(f"## {title} ({len(listed)})\n\n" + "".join(f"- {line}\n" for line in listed))
     if evaluation.calibrations:
         lines.append(_describe_confidence(report))
     for name, task in model.config.tasks.items():
         lines.append(f"## {name}\n")
+        if name not in report["scores"]:
+            lines.append("-, no label in this split\n" if name in evaluation.metrics else "-, not evaluated\n")
+            continue
         lines.append(_markdown([["score", "value"], *([k, f"{v:.4f}"] for k, v in report["scores"][name].items())]))
         for title, figure in draw_figures(evaluation, name, task).items():
             file_name = f"{name}_{title.replace(' ', '_')}.png"

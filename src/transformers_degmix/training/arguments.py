@@ -29,10 +29,11 @@ LOWEST = {
     ),
 }  # fmt: skip
 
-# Fields that a run may be resumed with other values of: they do not change its weights, but for rounding (`compile`).
+# These may change when a run is resumed. They do not change its weights, but `compile` changes their rounding, and
+# `skip_unreadable` lets a run end that could not without.
 FREE_TO_CHANGE = (
     "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
-    "num_logged_images", "push_to_hub", "hub_private",
+    "num_logged_images", "push_to_hub", "hub_private", "skip_unreadable", "max_unreadable",
 )  # fmt: skip
 
 
@@ -67,6 +68,9 @@ class TrainingArguments:
             this size.
         augmentation: fields of [`~data.augmentation.Augmentation`] to change; null turns it off.
         num_workers: loader processes.
+        skip_unreadable: whether samples with an image or a label that is unreadable or refused are left out rather
+            than end the run. All samples are read for it before the first step, and what is left out is listed.
+        max_unreadable: the run does not start if a larger share of a split would be left out.
 
         model: fields of `DeGMixConfig`. For a benchmark or Rooms, `tasks` defaults to all of theirs, and names with no
             or some fields (`depth: {loss_weight: 5}`) choose among them and change them.
@@ -78,8 +82,8 @@ class TrainingArguments:
         train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.
         pretrained_backbone: weights of a backbone, for example ImageNet's: directory or Hub id of a model of
             Transformers or timm (`timm/resnet18.a1_in1k`), or `efficientnet_lite0`, whose weights are in the extra
-            `lite`. It brings its `backbone_config`, with four maps, and its `image_processor`, where these are not
-            given.
+            `lite`. It brings its `backbone_config`, with up to four maps (a single saved one counts as no choice),
+            and its `image_processor`, where these are not given.
         image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. What makes the values of
             pixels is by default as for the weights that the run starts from.
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
@@ -102,7 +106,7 @@ class TrainingArguments:
         task_balancing: `"fixed"` (the tasks' `loss_weight` alone), `"uncertainty"` or `"dynamic_weight_average"`, see
             `training/balancing.py`.
         ema_decay: of an exponential moving average of weights and statistics, which then is what is evaluated and
-            saved; 0 turns it off.
+            saved; after n steps at most (1 + n) / (10 + n). 0 turns it off.
         seed: of initialisation, order and augmentation.
 
         eval_steps: steps between two evaluations; there is always one at the end.
@@ -135,6 +139,8 @@ class TrainingArguments:
     image_size: list[int] | None = None
     augmentation: dict[str, Any] | None = field(default_factory=dict)
     num_workers: int = 1
+    skip_unreadable: bool = False
+    max_unreadable: float = 0.25
 
     model: dict[str, Any] = field(default_factory=dict)
     tasks: list[str] | None = None
@@ -200,6 +206,12 @@ class TrainingArguments:
             )
         if self.image_size is None:
             self.image_size = list(BENCHMARKS[self.benchmark or "nyud"].input_size)
+        if self.skip_unreadable and self.streaming:
+            raise ValueError(
+                "`skip_unreadable` reads all samples before the first step, which `streaming` is to avoid"
+            )
+        if not 0 <= self.max_unreadable < 1:
+            raise ValueError(f"`max_unreadable` must be a share from 0 to below 1, got {self.max_unreadable}")
         if self.dataset == "rooms" and (self.streaming or self.columns):
             raise ValueError("`streaming` and `columns` are for data sets that are read; rooms are rendered")
         for name, tasks in (("model.tasks", self.model.get("tasks", {})), ("new_tasks", self.new_tasks)):

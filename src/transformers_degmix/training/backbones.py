@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TimmBackboneConfig
 from transformers.image_utils import PILImageResampling
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import cached_file, is_timm_available, logging
 
-from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_efficientnet_lite import EfficientNetLiteConfig
 
 
@@ -61,7 +62,7 @@ class PretrainedBackbone(ABC):
             raise self.refusal(f"it is a {own!r}, not a {other!r}")
         try:
             self.load_weights(backbone)
-        except RuntimeError as error:  # as PyTorch and timm say that weights do not fit
+        except (RuntimeError, SafetensorError) as error:  # as PyTorch and timm say that weights do not fit
             raise self.refusal(error) from error
 
     @abstractmethod
@@ -86,18 +87,22 @@ def find_backbone(name: str) -> PretrainedBackbone:
 
     Raises:
         ImportError: it is timm's, and timm is not installed.
-        OSError: there is no such directory or repository, or it has no `config.json`.
+        OSError: there is no such directory or repository, or it has no `config.json` that can be read.
         ValueError: it is no backbone.
     """
     if name == EFFICIENTNET_LITE0:
         return EfficientNetLite0(name)
     place = name.removeprefix(LOCAL_DIR).removeprefix(HUB)
     try:
-        fields = json.loads(Path(cached_file(place, "config.json")).read_text())
-    except OSError as error:
-        reason = " ".join(str(error).split())
+        if Path(place).is_dir() or name.startswith(LOCAL_DIR):
+            path = Path(place, "config.json")
+        else:
+            path = cached_file(place, "config.json")
+        fields = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
         raise OSError(
-            f"`pretrained_backbone: {name}` is no directory with a `config.json`, and on the Hub: {reason}"
+            f"`pretrained_backbone: {name}` is neither a directory with a `config.json` nor a repository on the Hub "
+            f"with one: {' '.join(str(error).split())}"
         ) from error
     kind = TimmModel if "architecture" in fields else TransformersModel
     return kind(name, place, fields)
@@ -140,11 +145,18 @@ class TransformersModel(PretrainedBackbone):
     NOT_OF_CLASSIFIERS = "hidden_states_norms."
     # What a configuration says of a file: its place, its numbers' type, its classes.
     NOT_OF_CONFIG = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type")
+    # What may differ from the configuration of the weights: the chosen maps, what is for training, the size of images.
+    FREE_TO_DIFFER = re.compile(
+        "out_features|out_indices|stage_names|.*drop.*|.*initializer.*|image_size|.*version|use_cache"
+    )
 
     def __init__(self, name: str, place: str, fields: dict[str, Any]):
         super().__init__(name)
         self.place = place
-        config = AutoConfig.from_pretrained(place)
+        try:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        except ValueError as error:
+            raise ValueError(f"`pretrained_backbone: {name}`: {' '.join(str(error).split())}") from error
         # of models of images and texts
         config = getattr(config, "vision_config", config)
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
@@ -154,28 +166,29 @@ class TransformersModel(PretrainedBackbone):
         config = type(config).from_dict(
             {field: value for field, value in config.to_dict().items() if field not in self.NOT_OF_CONFIG}
         )
+        timm_settings = None
         if isinstance(config, TimmBackboneConfig):
-            self.processor_fields = value_fields(_import_timm().get_pretrained_cfg(config.backbone).to_dict())
-        else:
-            self.processor_fields = {}
-            if len(config.out_features) == 1:
-                # the default, for which nobody has chosen maps
-                stages = [stage for stage in config.stage_names if stage != "stem"]
-                config.out_features = [stages[index] for index in spread(len(stages))]
+            timm_settings = _import_timm().get_pretrained_cfg(config.backbone)
+        elif len(config.out_features) == 1:
+            # the default, for which nobody has chosen maps
+            stages = [stage for stage in config.stage_names if stage != "stem"]
+            config.out_features = [stages[index] for index in spread(len(stages))]
         self.config = config
+        self.processor_fields = {} if timm_settings is None else value_fields(timm_settings.to_dict())
         try:
-            processor, _ = DeGMixImageProcessorPil.get_image_processor_dict(place)
-        except OSError:
-            if not self.processor_fields:
+            # Its class has the values that the file does not give.
+            processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError, ImportError):
+            # With a tag, timm's name is that of the weights.
+            if timm_settings is None or "." not in config.backbone:
+                known = "ImageNet's" if timm_settings is None else f"those of timm's {config.backbone} as"
                 logger.warning(
-                    f"no `preprocessor_config.json` could be read from {place}: images get ImageNet's mean and "
-                    "deviation. If its weights expect others, set `image_mean` and `image_std` in the recipe's "
-                    "`image_processor`."
+                    f"no image processor could be loaded from {place}: images get {known} mean and deviation. If its "
+                    "weights expect others, set `image_mean` and `image_std` in the recipe's `image_processor`."
                 )
         else:
-            self.processor_fields = {
-                field: processor[field] for field in VALUE_FIELDS if processor.get(field) is not None
-            }
+            values = {field: getattr(processor, field, None) for field in VALUE_FIELDS}
+            self.processor_fields = {field: value for field, value in values.items() if value is not None}
 
     def load_weights(self, backbone: PreTrainedModel):
         # Of the base class: that of TimmBackbone would take the directory for the name of a model.
@@ -192,15 +205,32 @@ class TransformersModel(PretrainedBackbone):
             return re.sub(r"\d+", "*", name.removeprefix(f"{backbone.base_model_prefix}."))
 
         known = {without_numbers(name) for name in backbone.state_dict()}
+        missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+        norms = {name for name in backbone.state_dict() if self.NOT_OF_CLASSIFIERS in name}
+        if norms.issubset(missing) and not any(self.NOT_OF_CLASSIFIERS in name for name in unexpected):
+            missing = set(missing) - norms
         misfits = {
-            "they lack": [key for key in report["missing_keys"] if self.NOT_OF_CLASSIFIERS not in key],
+            "they lack": missing,
             "they have other sizes of": [key for key, *_ in report["mismatched_keys"]],
-            # Names that differ in more than a number are those of heads, which may be there.
-            "they have more layers:": [key for key in report["unexpected_keys"] if without_numbers(key) in known],
+            # Names that differ in more than a number are those of heads, which may be there; so may be further maps.
+            "they have more layers:": [
+                key for key in unexpected if self.NOT_OF_CLASSIFIERS not in key and without_numbers(key) in known
+            ],
         }
         found = [f"{what} {', '.join(sorted(keys)[:3])} ({len(keys)})" for what, keys in misfits.items() if keys]
         if found:
             raise self.refusal("; ".join(found))
+        given, own = backbone.config.to_dict(), self.config.to_dict()
+        differing = [
+            f"{field} ({given[field]}, not {own[field]})"
+            for field in sorted(given.keys() & own.keys() - set(self.NOT_OF_CONFIG))
+            if given[field] != own[field] and not self.FREE_TO_DIFFER.fullmatch(field)
+        ]
+        if differing:
+            logger.warning(
+                f"`model.backbone_config` differs from that of `pretrained_backbone: {self.name}` in "
+                f"{', '.join(differing)}: its features are then others than those that the weights are for"
+            )
         backbone.load_state_dict(loaded.state_dict())
 
 

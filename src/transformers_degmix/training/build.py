@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
@@ -103,10 +103,18 @@ def freeze(args: TrainingArguments, model: nn.Module):
 
 
 def build_average(args: TrainingArguments, model: nn.Module) -> AveragedModel | None:
-    """The moving average of a model's weights and of the statistics of its batch norms, if the run has one."""
+    """The moving average of a model's weights and of the statistics of its batch norms, if the run has one.
+
+    At first it decays faster, so that it does not stay near the random weights at the start of a short run.
+    """
     if not args.ema_decay:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int):
+        decay = min(args.ema_decay, float((1 + num_averaged) / (10 + num_averaged)))
+        get_ema_multi_avg_fn(decay)(averaged, current, num_averaged)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def build_optimizer(args: TrainingArguments, model: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from transformers import BatchFeature
 
 from ..data.augmentation import Augmentation
 from ..image_processing_pil_degmix import LabelMap, Size, crop_centred, resized_size, to_coded_label, to_pixels
-from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
+from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
 
 
 class DeGMixDataCollator:
@@ -150,7 +150,11 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
     num_labels = num_labels or IGNORE_INDEX
     offences = task_kind.offences(label, num_labels)
     if len(offences):
-        raise ValueError(f"expected {task_kind.expected.format(highest=num_labels - 1)}, got {offences[0].item():g}")
+        message = f"expected {task_kind.expected.format(highest=num_labels - 1)}, got {offences[0].item():g}"
+        for suspicion in task_kind.find_suspicions([label], num_labels)[:1]:
+            mended = f"; `{format_fields(suspicion.setting)}` in `columns` mends it" if suspicion.setting else ""
+            message += f" ({suspicion.what} in {suspicion.shares[0]:.1%} of the pixels{mended})"
+        raise ValueError(message)
     return label
 
 

@@ -15,12 +15,17 @@ from datasets import Dataset, IterableDataset, Value, load_dataset
 from datasets.distributed import split_dataset_by_node
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Sampler, Subset
+from transformers.utils import logging
 
 from ..data.augmentation import Augmentation
 from ..data.columns import MappedDataset, map_columns
+from ..data.inspection import find_unreadable
 from ..data.rooms import load_rooms
 from .arguments import TrainingArguments
 from .collator import DeGMixDataCollator
+
+
+logger = logging.get_logger(__name__)
 
 
 def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
@@ -64,10 +69,15 @@ def _load(dataset: str, split: str, streaming: bool) -> Dataset | IterableDatase
         return load_dataset("imagefolder", data_files=files, split=split, streaming=streaming)
 
 
-def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> MappedDataset | IterableDataset:
+def load_split(
+    args: TrainingArguments, part: str, tasks: dict[str, dict], may_lack_columns: bool = False
+) -> MappedDataset | IterableDataset:
     """The `"train"` or `"eval"` part of the run's data set, with the columns `image` and one per task.
 
     Labels are `None` where a sample has none. A training stream comes in another random order in each epoch.
+
+    Args:
+        may_lack_columns: whether tasks whose column is not there have no labels, as long as one is.
 
     Raises:
         ValueError: it is empty, smaller than it should be, or lacks a column.
@@ -75,9 +85,31 @@ def load_split(args: TrainingArguments, part: str, tasks: dict[str, dict]) -> Ma
     data = open_split(args, part)
     buffer_size = args.shuffle_buffer_size if part == "train" else 0
     try:
-        return map_columns(data, tasks, args.columns, buffer_size, args.seed)
+        mapped = map_columns(data, tasks, args.columns, buffer_size, args.seed, may_lack_columns)
+        return leave_out_unreadable(mapped, args) if args.skip_unreadable else mapped
     except ValueError as error:
         raise ValueError(f"{args.dataset!r}, split {getattr(args, f'{part}_split')!r}: {error}") from error
+
+
+def leave_out_unreadable(data: MappedDataset, args: TrainingArguments) -> MappedDataset:
+    """The samples that can be used; the others are listed.
+
+    Raises:
+        ValueError: they are more than `args.max_unreadable` of all.
+    """
+    unreadable = find_unreadable(data, args.num_workers)
+    listed = [f"sample {index}: {reason}" for index, reason in unreadable.items()]
+    if len(unreadable) > args.max_unreadable * len(data):
+        raise ValueError(
+            f"{len(unreadable)} of {len(data)} samples cannot be used, more than `max_unreadable` "
+            f"({args.max_unreadable:.1%}) allows: {'; '.join(listed)}"
+        )
+    if not unreadable:
+        return data
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning("\n".join([f"{len(unreadable)} of {len(data)} samples are left out:", *listed]))
+    kept = data.data.select([index for index in range(len(data)) if index not in unreadable])
+    return MappedDataset(kept, data.reader, data.warnings)
 
 
 class ShardedBatchSampler(Sampler):
@@ -152,9 +184,15 @@ class TrainBatches:
             else:
                 self.loader.dataset.set_epoch(self.epoch)
                 batches = islice(self.loader, self.position, None)
-            for batch in batches:
-                self.position += 1
-                yield send_to_device(batch, self.accelerator.device)
+            try:
+                for batch in batches:
+                    self.position += 1
+                    yield send_to_device(batch, self.accelerator.device)
+            except ValueError as error:
+                if not self.sampler:
+                    raise
+                reason = str(error).strip()  # a loader process adds its traceback
+                raise ValueError(f"{reason}; `skip_unreadable: true` leaves out such samples") from error
             if self.position == 0:
                 raise ValueError(
                     f"no process's or worker's part of the stream has the {self.loader.batch_size} images of a batch"
@@ -172,7 +210,7 @@ def build_eval_loader(
     args: TrainingArguments, processor, tasks: dict[str, dict], accelerator: Accelerator
 ) -> DataLoader:
     """Batches of this process's part of the evaluation split: every sample is in one part, once."""
-    data = load_split(args, "eval", tasks)
+    data = load_split(args, "eval", tasks, may_lack_columns=True)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     if args.streaming:
         data = split_dataset_by_node(data, rank, num_processes)

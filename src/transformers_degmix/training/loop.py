@@ -200,7 +200,7 @@ def accumulate_gradients(
 
 
 def model_quality(args: TrainingArguments, loss: float, scores: dict, tasks: dict[str, dict]) -> float:
-    """What the best model has most of: multi-task gain if there is something to compare with, or negative loss."""
+    """Highest for the best model: its multi-task gain if single-task scores are given, else minus its loss."""
     if args.single_task_scores is None:
         return -loss
     return multi_task_gain(scores, args.single_task_scores, tasks)

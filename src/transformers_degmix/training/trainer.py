@@ -6,7 +6,7 @@ import torch
 from transformers import EvalPrediction, TrainerCallback
 
 from ..evaluation import METRICS
-from ..evaluation.metric import finite_logits
+from ..evaluation.metric import compute_scores, finite_logits
 from ..tasks import TASK_KINDS
 from .collator import DeGMixDataCollator
 
@@ -35,9 +35,12 @@ class DenseMetrics:
             compute_result: whether this was the last batch.
 
         Returns:
-            `<task>_<score>` -> value, of all batches so far, which are forgotten then; nothing before the last one.
+            `<task>_<score>` -> value, of all batches so far, which are forgotten then; nothing before the last one,
+            nor of tasks without a label.
         """
         for name, metric in self.metrics.items():
+            if name not in prediction.label_ids:
+                continue
             logits = finite_logits(torch.as_tensor(prediction.predictions[name]), name)
             activation = TASK_KINDS[self.tasks[name]["kind"]].activation
             metric.update(activation(logits), torch.as_tensor(prediction.label_ids[name]))
@@ -45,8 +48,8 @@ class DenseMetrics:
             return {}
         scores = {
             f"{task}_{name}": score
-            for task, metric in self.metrics.items()
-            for name, score in metric.compute().items()
+            for task, scores in compute_scores(self.metrics).items()
+            for name, score in scores.items()
         }
         self._reset()
         return scores
