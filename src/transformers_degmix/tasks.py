@@ -275,6 +275,7 @@ _CONVENTIONS = sorted(
     product(permutations(range(3)), product((1, -1), repeat=3)),
     key=lambda c: (c[0] != (0, 1, 2), c[0] != (2, 1, 0), c[1].count(-1)),
 )
+_FULL_16_BITS = 65535 / np.array([1, 100, 256, 1000, 5000])
 # Of maps of grey levels; 255 times it is not above 1.
 _LEVELS = {"scale": 0.00392}
 _TWO_LEVELS = "0 and 255 are the only values, of which 255 can hardly mean unlabelled"
@@ -284,27 +285,29 @@ def _shares(masks: list[np.ndarray]) -> list[float]:
     return [float(mask.mean()) for mask in masks]
 
 
-def _values_of(labels: list[np.ndarray], masks: list[np.ndarray]) -> list[float]:
-    """The different values under the masks."""
-    found = [np.unique(label[mask]) for label, mask in zip(labels, masks)]
-    return np.unique(np.concatenate(found)).tolist()
+def _values(labels: list[np.ndarray]) -> list[float]:
+    """The different values of all maps, in order."""
+    return np.unique(np.concatenate([np.unique(label) for label in labels])).tolist()
 
 
 def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion]:
-    everywhere = [np.ones(label.shape, bool) for label in labels]
-    stored = _values_of(labels, everywhere)
+    stored = _values(labels)
     known = [value for value in stored if value != IGNORE_INDEX]
     if known and not 0 <= known[0] <= known[-1] < num_labels:
         wrong = [((label < 0) | (label >= num_labels)) & (label != IGNORE_INDEX) for label in labels]
-        values = _values_of(labels, wrong)
-        if num_labels == 2 and known[0] >= 0 and known[-1] < 256:
-            setting: dict[str, Any] = _LEVELS
-        elif known[0] >= 1 and known[-1] == num_labels:
-            setting = {"offset": -1}
-        else:
-            setting = {"ignore": values} if len(values) <= 2 else {}
-        listed = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
-        return [Suspicion("no class ids", _shares(wrong), setting, listed)]
+        values = [value for value in known if not 0 <= value < num_labels]
+        setting: dict[str, Any] = {}
+        detail = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
+        if values == [num_labels]:
+            setting = {"offset": -1} | ({"ignore": [0]} if known[0] == 0 else {})
+            detail += f", if classes count from 1; else `num_labels` is {num_labels + 1}"
+        elif num_labels == 2 and known[0] >= 0 and 200 < stored[-1] < 256:
+            setting = _LEVELS
+        elif num_labels == 2 and known[0] == 0 and len(known) == 2:
+            setting = {"scale": 1 / known[1]}
+        elif len(values) <= 2 and all(value < 0 or value > 200 for value in values):
+            setting = {"ignore": values}
+        return [Suspicion("no class ids", _shares(wrong), setting, detail)]
     found = []
     if stored == [0, IGNORE_INDEX]:
         shares = _shares([label == IGNORE_INDEX for label in labels])
@@ -315,7 +318,8 @@ def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion
         if np.mean(shares) > 0.001:
             what = "ids between those of their neighbours, as JPEG and smooth resizing make them"
             found.append(Suspicion(what, shares, detail="save maps as PNG, and resize them to the nearest"))
-    if len(labels) >= ENOUGH_MAPS and known and 2 * (known[-1] + 1) <= num_labels:
+    is_given = num_labels < IGNORE_INDEX
+    if len(labels) >= ENOUGH_MAPS and is_given and known and 2 * (known[-1] + 1) <= num_labels:
         detail = f"the largest is {known[-1]}, `num_labels` is {num_labels}"
         found.append(Suspicion("most class ids do not occur", [1.0] * len(labels), detail=detail))
     return found
@@ -335,14 +339,16 @@ def _lies_between(ids: np.ndarray) -> tuple[int, int]:
 
 def _suspicious_depth(labels: list[np.ndarray], _) -> list[Suspicion]:
     wrong = [depth < 0 for depth in labels]
-    values = _values_of(labels, wrong)
-    if values:
-        setting = {"invalid": values} if len(values) <= 2 else {}
-        return [Suspicion("depths below 0", _shares(wrong), setting, f"{values[0]:g}")]
+    negative = _values([depth[mask] for depth, mask in zip(labels, wrong)])
+    if negative:
+        setting = {"invalid": negative} if len(negative) <= 2 else {}
+        return [Suspicion("depths below 0", _shares(wrong), setting, f"{negative[0]:g}")]
     far, backgrounds, medians = [0.0] * len(labels), [], [0.0] * len(labels)
     for index, depth in enumerate(labels):
         values, counts = np.unique(depth[(depth != 0) & (depth != IGNORE_INDEX)], return_counts=True)
-        if len(values) > 1 and values[-1] > max(3 * values[-2], 50) and counts[-1] > 0.005 * counts.sum():
+        is_repeated = len(values) > 1 and counts[-1] > 0.005 * counts.sum()
+        # or the largest number of 16 bits, in one of the usual units
+        if is_repeated and (values[-1] > max(3 * values[-2], 50) or np.isclose(values[-1], _FULL_16_BITS).any()):
             far[index] = counts[-1].item() / depth.size
             backgrounds.append(values[-1].item())
             values, counts = values[:-1], counts[:-1]
@@ -410,13 +416,14 @@ def _mends_lengths(labels: list[np.ndarray], wrong: list[np.ndarray]) -> dict[st
 
 
 def _suspicious_strengths(labels: list[np.ndarray], _) -> list[Suspicion]:
-    values = _values_of(labels, [np.ones(label.shape, bool) for label in labels])
-    largest = max([value for value in values if value != IGNORE_INDEX], default=0)
+    values = _values(labels)
+    known = [value for value in values if value != IGNORE_INDEX]
+    smallest, largest = (known[0], known[-1]) if known else (0, 0)
     positive = _shares([label > 0 for label in labels])
     if labels[0].dtype != np.uint8:
-        if not 0 <= min(values) <= largest <= 1:
+        if not 0 <= smallest <= largest <= 1:
             wrong = _shares([((label < 0) | (label > 1)) & (label != IGNORE_INDEX) for label in labels])
-            return [Suspicion("no strengths", wrong, _LEVELS if 0 <= min(values) <= largest < 256 else {})]
+            return [Suspicion("no strengths", wrong, _LEVELS if 0 <= smallest <= largest < 256 else {})]
         if values == [0, IGNORE_INDEX]:
             return [Suspicion(_TWO_LEVELS, positive, _LEVELS, only=(0, IGNORE_INDEX))]
         full = 1

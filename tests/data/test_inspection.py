@@ -70,6 +70,8 @@ IGNORED[:2] = 255
         ({}, [IGNORED, LEVELS[0]], [IGNORED, 255 * DISC]),  # 1 occurs, so that 255 is unlabelled
         ({"ignore": 255}, LEVELS, [255 * DISC, 0 * DISC]),
         ({"scale": 1 / 255}, LEVELS, [DISC, 0 * DISC]),
+        # 8 bits and 1 bit in one data set
+        ({}, [*LEVELS, DISC], [DISC, 0 * DISC, DISC]),
     ],
 )
 def test_binary_masks(task, column, labels, expected):
@@ -162,7 +164,10 @@ def test_classes_that_never_occur():
 @pytest.mark.parametrize(
     "stored, task, setting",
     [
-        (DISC * np.uint8(1) + np.uint8(1), BINARY, {"scale": 0.00392}),
+        (DISC * np.uint8(1) + np.uint8(1), BINARY, {"offset": -1}),
+        (DISC * np.uint8(128), BINARY, {"scale": 0.0078125}),
+        (np.arange(768).reshape(SIZE).astype(np.uint8), BINARY, {"scale": 0.00392}),
+        (np.arange(768).reshape(SIZE).astype(np.uint8) % 41, SEMSEG, {"offset": -1, "ignore": 0}),
         (np.arange(768).reshape(SIZE).astype(np.uint8) % 40 + np.uint8(1), SEMSEG, {"offset": -1}),
         (np.where(DISC, 250, 0).astype(np.uint8), SEMSEG, {"ignore": 250}),
         (file(np.where(DISC, -1, 2).astype(np.float32), "TIFF"), DEPTH, {"invalid": -1}),
@@ -170,9 +175,24 @@ def test_classes_that_never_occur():
 )
 def test_values_that_cannot_be_are_refused_with_the_setting_that_mends_them(stored, task, setting):
     (name, value), *_ = setting.items()
-    with pytest.raises(ValueError, match=rf"% of the pixels; `{name}: {value}`"):
+    with pytest.raises(ValueError, match=rf"% of the pixels; `{name}: {value}"):
         make([stored], task)
     make([stored], task, setting)
+
+
+@pytest.mark.parametrize("unit", [100, 256, 1000])
+def test_backgrounds_at_the_end_of_16_bits(unit):
+    stored = np.where(DISC, 40000 + np.arange(768).reshape(SIZE), 65535) / unit
+    warnings, _ = make([file(stored.astype(np.float32), "TIFF")], DEPTH)
+    _, read = make([file(stored.astype(np.float32), "TIFF")], DEPTH, setting_in(warnings[0]))
+    assert ((read[0] == 0) == ~DISC).all()
+
+
+def test_labels_of_nothing_are_not_suspicious():
+    nothing = np.full(SIZE, 255, np.float32)
+    for task in (BINARY, SEMSEG, SALIENCY, BOUNDARY, DEPTH):
+        assert not make([nothing.tolist()], task, are_files=False)[0]
+    assert not make([np.zeros((*SIZE, 3)).tolist()], NORMALS, are_files=False)[0]
 
 
 def test_far_backgrounds():

@@ -111,7 +111,7 @@ CASES = {
         {"normals": np.full((3, 6, 8), 0.53).tolist()},
         "column 'normals': vectors are not of len.*sample 1.*0.918",
     ),
-    "class": ({"parts": Image.new("L", (8, 6), 9)}, STOP + "'parts'.*0 to 4.*9.*`ignore: 9`"),
+    "class": ({"parts": Image.new("L", (8, 6), 254)}, STOP + "'parts'.*0 to 4.*254.*`ignore: 254`"),
     "mode": ({"parts": photo()}, STOP + "'parts'.*RGB"),
     "black": (
         {"image": np.full((3, 6, 8), 0.5).tolist()},
@@ -137,7 +137,7 @@ def test_what_looks_wrong_is_named(inspect, tmp_path, case):
     assert len(warnings) == 1 and re.search(message, warnings[0]), output
     assert (tmp_path / "out" / "inspection.png").exists()
     if case == "class":  # counted, though it cannot be drawn
-        assert "     9   50.0%" in output
+        assert "   254   50.0%" in output
 
 
 def test_warnings_are_counted(inspect, tmp_path):

@@ -67,14 +67,16 @@ class LabelInspector:
 
     def note(self, name: str, suspicion: Suspicion, samples: Iterable[int]):
         """Something about a task's column, or `"image"`, in these samples."""
-        shares = self.found.setdefault((name, suspicion.what), (suspicion, {}))[1]
-        shares |= {index: share for index, share in zip(samples, suspicion.shares) if share}
+        shares = {index: share for index, share in zip(samples, suspicion.shares) if share}
+        if shares:
+            self.found.setdefault((name, suspicion.what), (suspicion, {}))[1].update(shares)
 
     def _ask(self, name: str):
         labels, self.waiting[name] = self.waiting[name], {}
-        if labels:
-            for suspicion in find_suspicions(list(labels.values()), self.reader.tasks[name]):
-                self.note(name, suspicion, labels)
+        for dtype in {label.dtype for label in labels.values()}:  # 8 bits have their own code
+            alike = {index: label for index, label in labels.items() if label.dtype == dtype}
+            for suspicion in find_suspicions(list(alike.values()), self.reader.tasks[name]):
+                self.note(name, suspicion, alike)
 
     def conclude(self):
         """Changes the reader's columns where the values can have one meaning, and the user has not said which."""

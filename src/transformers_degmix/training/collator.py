@@ -153,7 +153,7 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
         message = f"expected {task_kind.expected.format(highest=num_labels - 1)}, got {offences[0].item():g}"
         for suspicion in task_kind.find_suspicions([label], num_labels)[:1]:
             mended = f"; `{format_fields(suspicion.setting)}` in `columns` mends it" if suspicion.setting else ""
-            message += f" ({suspicion.what} in {suspicion.shares[0]:.1%} of the pixels{mended})"
+            message += f" ({suspicion.what}, {suspicion.detail}, in {suspicion.shares[0]:.1%} of the pixels{mended})"
         raise ValueError(message)
     return label
 
