@@ -278,7 +278,7 @@ _CONVENTIONS = sorted(
 _FULL_16_BITS = 65535 / np.array([1, 100, 256, 1000, 5000])
 # Of maps of grey levels; 255 times it is not above 1.
 _LEVELS = {"scale": 0.00392}
-_TWO_LEVELS = "0 and 255 are the only values, of which 255 can hardly mean unlabelled"
+TWO_LEVELS = "0 and 255 are the only values, of which 255 can hardly mean unlabelled"
 
 
 def _shares(masks: list[np.ndarray]) -> list[float]:
@@ -311,7 +311,7 @@ def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion
     found = []
     if stored == [0, IGNORE_INDEX]:
         shares = _shares([label == IGNORE_INDEX for label in labels])
-        found.append(Suspicion(_TWO_LEVELS, shares, _LEVELS, only=(0, IGNORE_INDEX) if num_labels == 2 else ()))
+        found.append(Suspicion(TWO_LEVELS, shares, _LEVELS, only=(0, IGNORE_INDEX) if num_labels == 2 else ()))
     between = [_lies_between(label[0]) for label in labels]
     if sum(inside for inside, _ in between) > 0.08 * max(1, sum(total for _, total in between)):
         shares = [inside / label.size for (inside, _), label in zip(between, labels)]
@@ -425,7 +425,7 @@ def _suspicious_strengths(labels: list[np.ndarray], _) -> list[Suspicion]:
             wrong = _shares([((label < 0) | (label > 1)) & (label != IGNORE_INDEX) for label in labels])
             return [Suspicion("no strengths", wrong, _LEVELS if 0 <= smallest <= largest < 256 else {})]
         if values == [0, IGNORE_INDEX]:
-            return [Suspicion(_TWO_LEVELS, positive, _LEVELS, only=(0, IGNORE_INDEX))]
+            return [Suspicion(TWO_LEVELS, positive, _LEVELS, only=(0, IGNORE_INDEX))]
         full = 1
     else:
         if 0 < largest <= 25:

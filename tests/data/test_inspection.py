@@ -82,7 +82,7 @@ def test_binary_masks(task, column, labels, expected):
         assert len(warnings) == 1 and setting_in(warnings[0])["scale"] == 0.00392 and "taken for" in warnings[0]
         assert "column 'map' (for 'task')" in warnings[0] and f"{DISC.mean():.1%} of the pixels" in warnings[0]
     else:
-        assert not column or not warnings or "scale" in setting_in(warnings[0])
+        assert not warnings
 
 
 def test_conclusions_that_a_later_row_contradicts_are_refused():
@@ -90,6 +90,20 @@ def test_conclusions_that_a_later_row_contradicts_are_refused():
     labels[1] = IGNORED  # not among the 16 that are looked at
     with pytest.raises(ValueError, match="0 or 255 alone.*got 1.*`columns`.*`ignore: 255`"):
         make(labels, BINARY)
+
+
+def test_masks_of_two_levels_that_are_explained_by_a_table():
+    warnings, read = make(LEVELS, SEMSEG, {"classes": {0: 1, 255: 255}})
+    assert not warnings and read[0].tolist() == np.where(DISC, 255, 1).tolist()
+
+
+def test_masks_of_two_levels_that_are_resized():
+    large = [label.repeat(2, 0).repeat(2, 1) for label in LEVELS]
+    features = Features({"image": ImageFeature(), "task": ImageFeature()})
+    rows = {"image": [file(np.full((*SIZE, 3), 90, np.uint8))] * 2, "task": [file(label) for label in large]}
+    rows = map_columns(Dataset.from_dict(rows, features=features), {"task": SALIENCY}, {"task": {"resize": True}})
+    assert setting_in(rows.warnings[0]) == {"scale": 0.00392, "resize": True}
+    assert rows[0]["task"].tolist() == (DISC * 1).tolist()
 
 
 def test_masks_of_two_levels_for_several_classes():

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..image_processing_pil_degmix import DOUBT, image_size, to_coded_label, to_pixels
-from ..tasks import IGNORE_INDEX, TASK_KINDS, Suspicion, format_fields
+from ..tasks import IGNORE_INDEX, TASK_KINDS, TWO_LEVELS, Suspicion, format_fields
 
 
 if TYPE_CHECKING:
@@ -73,10 +73,13 @@ class LabelInspector:
 
     def _ask(self, name: str):
         labels, self.waiting[name] = self.waiting[name], {}
+        column = self.reader.columns[name]
         for dtype in {label.dtype for label in labels.values()}:  # 8 bits have their own code
             alike = {index: label for index, label in labels.items() if label.dtype == dtype}
             for suspicion in find_suspicions(list(alike.values()), self.reader.tasks[name]):
-                self.note(name, suspicion, alike)
+                # Unless the user has said what is unlabelled.
+                if suspicion.what != TWO_LEVELS or not (column.ignore or column.invalid or column.classes):
+                    self.note(name, suspicion, alike)
 
     def conclude(self):
         """Changes the reader's columns where the values can have one meaning, and the user has not said which."""
