@@ -307,6 +307,8 @@ def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion
             setting = {"scale": 1 / known[1]}
         elif len(values) <= 2 and all(value < 0 or value > 200 for value in values):
             setting = {"ignore": values}
+        else:
+            detail += f"; `classes`, such as {{{values[0]:g}: 0, ...}}, in `columns` makes class ids of others"
         return [Suspicion("no class ids", _shares(wrong), setting, detail)]
     found = []
     if stored == [0, IGNORE_INDEX]:
