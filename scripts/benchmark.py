@@ -60,7 +60,6 @@ from transformers_degmix import (
 )
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data.benchmarks import BENCHMARKS
-from transformers_degmix.interruption import run_script
 from transformers_degmix.loss_degmix import multi_task_loss
 from transformers_degmix.saving import check_writable, whole_directory
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
@@ -713,4 +712,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

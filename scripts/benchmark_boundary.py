@@ -27,7 +27,6 @@ from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.evaluation import BoundaryMetric
 from transformers_degmix.evaluation.boundary import THRESHOLDS
-from transformers_degmix.interruption import run_script
 
 
 IMAGE_SIZE = BENCHMARKS["nyud"].input_size
@@ -113,4 +112,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

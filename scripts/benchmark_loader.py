@@ -27,7 +27,6 @@ from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data import augmentation
 from transformers_degmix.data.columns import MappedDataset, map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
-from transformers_degmix.interruption import run_script
 from transformers_degmix.training.collator import DeGMixDataCollator
 
 
@@ -125,4 +124,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import UNFINISHED
 from transformers_degmix.training.arguments import parse_arguments
 
@@ -88,4 +87,4 @@ def steps_made(log: Path, max_steps: int) -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from transformers_degmix.evaluation.report import check_comparable, format_table, read_report
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import write_whole
 
 
@@ -33,4 +32,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

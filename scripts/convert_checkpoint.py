@@ -9,7 +9,6 @@ from transformers_degmix import DeGMixForMultiTaskDensePrediction
 from transformers_degmix.conversion import convert_checkpoint
 from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import check_writable, save_model_directory
 
 
@@ -53,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -17,7 +17,6 @@ from transformers.utils import logging
 
 from transformers_degmix.data.rooms import render_room
 from transformers_degmix.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory
 from transformers_degmix.shipped import add_model_argument
 
@@ -63,4 +62,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

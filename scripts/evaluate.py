@@ -36,7 +36,6 @@ from transformers_degmix.evaluation.report import (
     write_report,
 )
 from transformers_degmix.geometry import FIELD_OF_VIEW
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
 from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels
@@ -186,4 +185,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

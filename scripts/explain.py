@@ -30,7 +30,6 @@ from transformers_degmix.interpretation import (
     find_sampling_points,
     inspect_images,
 )
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
 from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.training.data import load_split
@@ -136,4 +135,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -20,7 +20,6 @@ from transformers.utils import logging
 
 from transformers_degmix.export import OnnxModel, export_onnx, quantize_onnx
 from transformers_degmix.image_processing_pil_degmix import load_image
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory
 from transformers_degmix.shipped import add_model_argument
 
@@ -83,4 +82,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from rooms_study import DEGMIX, parse_study, run, study_parser, tune
 
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
@@ -76,4 +75,4 @@ def draw_table(results: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -30,7 +30,6 @@ from transformers_degmix.data.inspection import (
     summarize,
 )
 from transformers_degmix.image_processing_pil_degmix import decode_label, to_pixels
-from transformers_degmix.interruption import run_script
 from transformers_degmix.tasks import TASK_KINDS, Suspicion, TaskKind
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
@@ -153,4 +152,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import yaml
 
-from transformers_degmix.interruption import run_script
 from transformers_degmix.model_card import card_name, published_card
 from transformers_degmix.training.arguments import read_config
 
@@ -23,4 +22,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -25,7 +25,6 @@ from transformers.utils import logging
 
 from transformers_degmix.image_processing_pil_degmix import load_image, resize_nearest
 from transformers_degmix.inference import PREDICTION_ERRORS, Predictor, Result, map_ahead
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory, write_whole
 from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels, check_window
@@ -244,4 +243,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -16,7 +16,6 @@ import datasets
 from huggingface_hub.utils import validate_repo_id
 
 from transformers_degmix.data.prepare import ARCHIVES, Job, prepare, push, push_command
-from transformers_degmix.interruption import run_script
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -6,7 +6,6 @@ Weights, configuration, image processor, code, card and pictures go up in one co
 import argparse
 import sys
 
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import push_model_directory
 
 
@@ -25,4 +24,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

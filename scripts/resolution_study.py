@@ -21,7 +21,6 @@ from rooms_study import DEGMIX, parse_study, run, study_parser
 from transformers_degmix.configuration_degmix import OFFSET_POSITIONS
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments
@@ -100,4 +99,4 @@ def draw_tables(results: dict, seeds: list[int], factors: list[float], tasks: di
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

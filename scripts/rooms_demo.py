@@ -23,7 +23,6 @@ from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.constant import constant_scores
 from transformers_degmix.evaluation.evaluator import evaluate_model
-from transformers_degmix.interruption import run_script
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.collator import DeGMixDataCollator
 from transformers_degmix.training.loop import train
@@ -90,4 +89,4 @@ def print_scores(scores: dict[str, dict], tasks: dict[str, dict], num_images: in
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -22,7 +22,6 @@ from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction,
 from transformers_degmix.data.rooms import ROOMS_TASKS
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import save_model_directory
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
@@ -145,4 +144,4 @@ def show(costs: list[float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

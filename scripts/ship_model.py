@@ -13,7 +13,6 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from transformers.utils import logging
 
-from transformers_degmix.interruption import run_script
 from transformers_degmix.saving import load_model_directory, save_model_directory, whole_directory
 from transformers_degmix.shipped import DEFAULT_MODEL, SHIPPED_MODELS
 
@@ -57,4 +56,4 @@ def ship(source: str, target: str):
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

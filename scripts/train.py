@@ -6,7 +6,6 @@ import sys
 from accelerate import PartialState
 from transformers.utils import logging
 
-from transformers_degmix.interruption import run_script
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.loop import TrainingTerminated, train
 
@@ -30,4 +29,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()
