@@ -60,13 +60,13 @@ from transformers_degmix import (
 )
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data.benchmarks import BENCHMARKS
+from transformers_degmix.hub.model_directory import check_writable, whole_directory
 from transformers_degmix.loss_degmix import multi_task_loss
-from transformers_degmix.saving import check_writable, whole_directory
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ROOT / "scripts" / "recipes"
+RECIPES = ROOT / "src" / "transformers_degmix" / "recipes"
 sys.path.append(str(ROOT / "tests"))
 from small_models import random_labels  # noqa: E402
 from textbook import textbook_head  # noqa: E402
@@ -449,7 +449,7 @@ def measure_onnx(machine: Machine, model: DeGMixForMultiTaskDensePrediction, ima
     """The whole model in onnxruntime against eager mode."""
     import onnxruntime
 
-    from transformers_degmix.export import export_onnx
+    from transformers_degmix.hub.onnx import export_onnx
 
     model.eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 from transformers_degmix import DeGMixConfig, DeGMixImageProcessor, DeGMixImageProcessorPil
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data import augmentation
+from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.columns import MappedDataset, map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
-from transformers_degmix.training.collator import DeGMixDataCollator
 
 
 NUM_EPOCHS = 4

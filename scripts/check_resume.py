@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from transformers_degmix.saving import UNFINISHED
+from transformers_degmix.hub.model_directory import UNFINISHED
 from transformers_degmix.training.arguments import parse_arguments
 
 
 SCRIPTS = Path(__file__).parent
-RECIPE = SCRIPTS / "recipes" / "rooms_tiny.yaml"
+RECIPE = SCRIPTS.parent / "src" / "transformers_degmix" / "recipes" / "rooms_tiny.yaml"
 
 
 def main():

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from transformers_degmix.evaluation.report import check_comparable, format_table, read_report
-from transformers_degmix.saving import write_whole
+from transformers_degmix.hub.model_directory import write_whole
 
 
 def parse_args() -> argparse.Namespace:

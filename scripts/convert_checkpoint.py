@@ -6,10 +6,10 @@ import sys
 from transformers.utils import logging
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
-from transformers_degmix.conversion import convert_checkpoint
 from transformers_degmix.data.benchmarks import BENCHMARKS
+from transformers_degmix.hub.conversion import convert_checkpoint
+from transformers_degmix.hub.model_directory import check_writable, save_model_directory
 from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
-from transformers_degmix.saving import check_writable, save_model_directory
 
 
 def parse_args() -> argparse.Namespace:

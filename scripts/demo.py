@@ -16,9 +16,9 @@ from skimage.data import coffee
 from transformers.utils import logging
 
 from transformers_degmix.data.rooms import render_room
-from transformers_degmix.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
-from transformers_degmix.saving import load_model_directory
-from transformers_degmix.shipped import add_model_argument
+from transformers_degmix.hub.model_directory import load_model_directory
+from transformers_degmix.hub.shipped import add_model_argument
+from transformers_degmix.inference.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
 
 
 def parse_args() -> argparse.Namespace:

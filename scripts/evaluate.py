@@ -35,11 +35,11 @@ from transformers_degmix.evaluation.report import (
     single_task_scores,
     write_report,
 )
-from transformers_degmix.geometry import FIELD_OF_VIEW
-from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
-from transformers_degmix.shipped import add_model_argument
+from transformers_degmix.hub.model_directory import check_writable, load_model_directory, whole_directory
+from transformers_degmix.hub.shipped import add_model_argument
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels
 from transformers_degmix.training.data import load_split
+from transformers_degmix.visualization.geometry import FIELD_OF_VIEW
 
 
 def parse_args() -> argparse.Namespace:

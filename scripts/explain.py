@@ -21,19 +21,19 @@ from transformers.utils import logging
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
 from transformers_degmix.evaluation.arguments import add_data_arguments, check_data_arguments, read_run
+from transformers_degmix.hub.model_directory import check_writable, load_model_directory, whole_directory
+from transformers_degmix.hub.shipped import add_model_argument
 from transformers_degmix.image_processing_pil_degmix import load_image
-from transformers_degmix.inference import prepare
-from transformers_degmix.interpretation import (
+from transformers_degmix.inference.predictor import prepare
+from transformers_degmix.interpretation.attention import (
     describe_affinity,
     describe_sampling,
     draw_affinity,
     find_sampling_points,
     inspect_images,
 )
-from transformers_degmix.saving import check_writable, load_model_directory, whole_directory
-from transformers_degmix.shipped import add_model_argument
 from transformers_degmix.training.data import load_split
-from transformers_degmix.visualization import draw_sampling
+from transformers_degmix.visualization.overview import draw_sampling
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,10 +18,10 @@ from statistics import median
 from torch import Tensor
 from transformers.utils import logging
 
-from transformers_degmix.export import OnnxModel, export_onnx, quantize_onnx
+from transformers_degmix.hub.model_directory import load_model_directory
+from transformers_degmix.hub.onnx import OnnxModel, export_onnx, quantize_onnx
+from transformers_degmix.hub.shipped import add_model_argument
 from transformers_degmix.image_processing_pil_degmix import load_image
-from transformers_degmix.saving import load_model_directory
-from transformers_degmix.shipped import add_model_argument
 
 
 def parse_args() -> argparse.Namespace:

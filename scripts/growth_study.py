@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from rooms_study import DEGMIX, parse_study, run, study_parser, tune
 
-from transformers_degmix.saving import load_model_directory
+from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
 

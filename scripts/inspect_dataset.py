@@ -34,7 +34,7 @@ from transformers_degmix.tasks import TASK_KINDS, Suspicion, TaskKind
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
 from transformers_degmix.training.data import open_split
-from transformers_degmix.visualization import draw_overview, stack_overviews
+from transformers_degmix.visualization.overview import draw_overview, stack_overviews
 
 
 Tasks = dict[str, dict[str, Any]]

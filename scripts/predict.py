@@ -23,12 +23,18 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
+from transformers_degmix.hub.model_directory import load_model_directory, write_whole
+from transformers_degmix.hub.shipped import add_model_argument
 from transformers_degmix.image_processing_pil_degmix import load_image, resize_nearest
-from transformers_degmix.inference import PREDICTION_ERRORS, Predictor, Result, map_ahead
-from transformers_degmix.saving import load_model_directory, write_whole
-from transformers_degmix.shipped import add_model_argument
+from transformers_degmix.inference.predictor import PREDICTION_ERRORS, Predictor, Result, map_ahead
 from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels, check_window
-from transformers_degmix.visualization import draw_confidence, draw_legend, draw_overview, draw_prediction, panel_size
+from transformers_degmix.visualization.overview import (
+    draw_confidence,
+    draw_legend,
+    draw_overview,
+    draw_prediction,
+    panel_size,
+)
 
 
 IMAGE_SUFFIXES = {
@@ -153,7 +159,7 @@ def predict_video(predictor: Predictor, path: Path, tasks: dict[str, dict], outp
     Raises:
         ValueError, RuntimeError, MemoryError: the video cannot be read or predicted.
     """
-    from transformers_degmix.video import VideoWriter, read_frames, survey_video
+    from transformers_degmix.inference.video import VideoWriter, read_frames, survey_video
 
     survey = survey_video(path)
     size = panel_size((survey.samples[0].height, survey.samples[0].width))
@@ -193,7 +199,7 @@ def main():
         allow_pixels(args.max_pixels)
         images, videos, others = find_inputs(args.input)
         if videos:
-            import transformers_degmix.video  # noqa: F401
+            import transformers_degmix.inference.video  # noqa: F401
         model, processor = load_model_directory(args.model, args.device, getattr(torch, args.dtype))
         tasks = model.config.tasks
         check_output(images + videos, tasks, args.output)

@@ -6,7 +6,7 @@ Weights, configuration, image processor, code, card and pictures go up in one co
 import argparse
 import sys
 
-from transformers_degmix.saving import push_model_directory
+from transformers_degmix.hub.model_directory import push_model_directory
 
 
 def main():

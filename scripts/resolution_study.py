@@ -21,7 +21,7 @@ from rooms_study import DEGMIX, parse_study, run, study_parser
 from transformers_degmix.configuration_degmix import OFFSET_POSITIONS
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
-from transformers_degmix.saving import load_model_directory
+from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader

@@ -19,18 +19,18 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
+from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.constant import constant_scores
 from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import parse_arguments
-from transformers_degmix.training.collator import DeGMixDataCollator
 from transformers_degmix.training.loop import train
 from transformers_degmix.training.tracking import draw_samples
-from transformers_degmix.visualization import draw_overview
+from transformers_degmix.visualization.overview import draw_overview
 
 
-RECIPE = Path(__file__).parent / "recipes" / "rooms_demo.yaml"
+RECIPE = Path(__file__).parents[1] / "src" / "transformers_degmix" / "recipes" / "rooms_demo.yaml"
 QUICK = "--num_train_images 16 --num_eval_images 8 --max_steps 4 --eval_steps 2 --warmup_steps 1".split()
 NUM_DRAWN = 4
 

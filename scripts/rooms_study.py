@@ -22,13 +22,13 @@ from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction,
 from transformers_degmix.data.rooms import ROOMS_TASKS
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
-from transformers_degmix.saving import save_model_directory
+from transformers_degmix.hub.model_directory import save_model_directory
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.build import complete_tasks
 from transformers_degmix.training.loop import train
 
 
-RECIPE = Path(__file__).parent / "recipes" / "rooms_study.yaml"
+RECIPE = Path(__file__).parents[1] / "src" / "transformers_degmix" / "recipes" / "rooms_study.yaml"
 PLAIN = {"num_mixer_layers": 0, "use_decoder": False}
 # Fields of DeGMixConfig. All are parts of the first DeGMix, so that they can start from its weights.
 DEGMIX = {"num_mixer_layers": 2, "num_attention_heads": 2}

@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 import transformers_degmix  # noqa: F401 (registers the model)
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
-from transformers_degmix.conversion import convert_state_dict
+from transformers_degmix.hub.conversion import convert_state_dict
 
 
 TRAINED = [name for name in MODELS if name.startswith("degmix")]

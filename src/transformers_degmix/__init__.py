@@ -17,6 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
 from .configuration_degmix import DeGMixConfig
+from .hub.shipped import DEGMIX_LITE0_NYUD
 from .image_processing_pil_degmix import DeGMixImageProcessorPil
 from .modeling_degmix import DeGMixForMultiTaskDensePrediction, DeGMixModel, DeGMixPreTrainedModel
 from .modeling_degmix_single_task import (
@@ -26,7 +27,6 @@ from .modeling_degmix_single_task import (
 )
 from .modeling_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from .pipeline_degmix import MultiTaskDensePredictionPipeline
-from .shipped import DEGMIX_LITE0_NYUD
 from .version import __version__
 
 

@@ -21,12 +21,12 @@ from datasets import (
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.columns import RowReader, map_columns, name_classes, parse_columns
 from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
-from transformers_degmix.training.collator import DeGMixDataCollator
 
 
-RECIPE = Path(__file__).parents[2] / "scripts" / "recipes" / "nyuv2_tanganke.yaml"
+RECIPE = Path(__file__).parents[2] / "src" / "transformers_degmix" / "recipes" / "nyuv2_tanganke.yaml"
 SEMSEG, DEPTH, NORMALS = {"kind": "segmentation", "num_labels": 13}, {"kind": "depth"}, {"kind": "normals"}
 TASKS = {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}
 IMAGE = Image.new("RGB", (3, 2), (10, 20, 30))

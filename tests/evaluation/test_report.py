@@ -14,6 +14,7 @@ from small_models import small_model
 from torch.utils.data import DataLoader
 
 from transformers_degmix import DeGMixImageProcessorPil
+from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.columns import map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import BENCHMARK_METRICS, BoundaryMetric
@@ -34,10 +35,9 @@ from transformers_degmix.evaluation.report import (
     single_task_scores,
     write_report,
 )
-from transformers_degmix.geometry import depth_normals_angles
 from transformers_degmix.sliding_windows import predict_in_windows
 from transformers_degmix.tasks import TASK_KINDS
-from transformers_degmix.training.collator import DeGMixDataCollator
+from transformers_degmix.visualization.geometry import depth_normals_angles
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from small_models import small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
-from transformers_degmix.saving import save_model_directory
+from transformers_degmix.hub.model_directory import save_model_directory
 
 
 ROOMS = ("--dataset", "rooms", "--split", "test", "--num-images", 3, "--image-size", 32, 48)

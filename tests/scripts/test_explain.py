@@ -12,7 +12,7 @@ from small_models import ALL_KINDS, small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import load_rooms
-from transformers_degmix.saving import save_model_directory
+from transformers_degmix.hub.model_directory import save_model_directory
 
 
 TASKS = {name: ALL_KINDS[name] for name in ("depth", "edge")}

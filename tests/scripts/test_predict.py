@@ -15,7 +15,7 @@ from small_models import BACKBONES, small_model
 from transformers import SwinModel, pipeline
 
 from transformers_degmix import DeGMixImageProcessorPil
-from transformers_degmix.saving import save_model_directory
+from transformers_degmix.hub.model_directory import save_model_directory
 from transformers_degmix.tasks import label_palette
 
 
@@ -287,7 +287,7 @@ def test_broken_write_leaves_nothing(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def video(tmp_path_factory) -> Path:
     """Ten frames that get brighter, with a pause after the fifth."""
-    video = pytest.importorskip("transformers_degmix.video")
+    video = pytest.importorskip("transformers_degmix.inference.video")
     path = tmp_path_factory.mktemp("videos") / "clip.mp4"
     with open(path, "wb") as file, video.VideoWriter(file, Fraction(25)) as writer:
         for index in range(10):
@@ -297,7 +297,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("options", [(), ("--num-workers", 0), ("--window", 48, 32, "--batch-size", 4)])
 def test_video(predict, model_dir, video, tmp_path, options):
-    from transformers_degmix.video import read_frames
+    from transformers_degmix.inference.video import read_frames
 
     assert predict("--model", model_dir, "--input", video, "--output", tmp_path, *options)[0] == 0
     assert os.listdir(tmp_path) == ["clip.overview.mp4"]
@@ -344,7 +344,7 @@ def test_images_at_their_own_size(predict, tmp_path):
 
 
 def test_an_interrupted_video_leaves_nothing(model_dir, video, tmp_path):
-    from transformers_degmix.video import VideoWriter, read_frames
+    from transformers_degmix.inference.video import VideoWriter, read_frames
 
     frames = [frame.image for frame in read_frames(video)] * 30
     with open(tmp_path / "long.mp4", "wb") as file, VideoWriter(file, Fraction(25)) as writer:

@@ -11,7 +11,7 @@ from run_script import run_main
 from small_models import small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
-from transformers_degmix.saving import save_model_directory
+from transformers_degmix.hub.model_directory import save_model_directory
 
 
 REPO = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ assert predict.image_processor.size == {"shortest_edge": 48}
 
 PUSH = """
 import sys
-from transformers_degmix.saving import push_model_directory
+from transformers_degmix.hub.model_directory import push_model_directory
 
 for directory in sys.argv[1:]:
     try:

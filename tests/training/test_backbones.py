@@ -26,15 +26,15 @@ from transformers import (
 )
 
 from transformers_degmix import DeGMixImageProcessorPil
-from transformers_degmix.model_card import hub_id
-from transformers_degmix.saving import load_model_directory
+from transformers_degmix.hub.model_card import hub_id
+from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments, read_config
 from transformers_degmix.training.backbones import spread
 from transformers_degmix.training.build import build_model
 from transformers_degmix.training.loop import train
 
 
-RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+RECIPES = Path(__file__).parents[2] / "src" / "transformers_degmix" / "recipes"
 
 
 def arguments(tmp_path, **fields):

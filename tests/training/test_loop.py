@@ -26,13 +26,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModel, pipeline
 
 from transformers_degmix import DeGMixConfig
+from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.balancing import FixedWeights
 from transformers_degmix.training.build import build_model, build_optimizer, build_scheduler
-from transformers_degmix.training.collator import DeGMixDataCollator
 from transformers_degmix.training.data import TrainBatches, load_split
 from transformers_degmix.training.loop import train
 

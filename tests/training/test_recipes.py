@@ -20,7 +20,7 @@ from transformers_degmix.training.build import build_model
 from transformers_degmix.training.loop import train
 
 
-FOLDER = Path(__file__).parents[2] / "scripts" / "recipes"
+FOLDER = Path(__file__).parents[2] / "src" / "transformers_degmix" / "recipes"
 # The others are parts of recipes.
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("swin_"))
 # Those with backbones of timm

@@ -10,9 +10,9 @@ from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
 from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil
 from transformers_degmix.data.augmentation import Augmentation
+from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation.evaluator import evaluate_model
-from transformers_degmix.training.collator import DeGMixDataCollator
 from transformers_degmix.training.trainer import AugmentedDataset, DenseMetrics, SetEpochCallback
 
 

@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from ..image_processing_pil_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
-from ..training.collator import read_label
+from .collator import read_label
 from .inspection import check_columns, describe_column
 
 
@@ -267,7 +267,7 @@ class RowReader:
             return _change_label(stored, column, kind, size, self.tasks[task].get("num_labels") or IGNORE_INDEX)
 
     def read_checked(self, row: dict[str, Any], task: str, size: Size) -> np.ndarray | None:
-        """The label of a task for an image of `size`, as [`~training.collator.read_label`] gives it, or `None`.
+        """The label of a task for an image of `size`, as [`~data.collator.read_label`] gives it, or `None`.
 
         Raises:
             ValueError, TypeError: training would refuse it.

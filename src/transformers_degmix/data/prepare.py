@@ -23,7 +23,7 @@ from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 from tqdm import tqdm
 
-from ..saving import check_writable, hub_errors
+from ..hub.model_directory import check_writable, hub_errors
 from .archives import check_header, unpack
 from .cityscapes import PACKAGES, Cityscapes
 from .nyud import NYUD

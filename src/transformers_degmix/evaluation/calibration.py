@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..geometry import depth_normals_angles, first_of_kind
 from ..tasks import TASK_KINDS
+from ..visualization.geometry import depth_normals_angles, first_of_kind
 from . import METRICS
 from .metric import valid_pixels
 

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.collator import DeGMixDataCollator
 from ..data.columns import MappedDataset
-from ..geometry import FIELD_OF_VIEW
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil, crop_centred, resized_size
 from ..loss_degmix import count_pixels
 from ..modeling_degmix import DeGMixDensePredictionOutput
 from ..sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows
 from ..tasks import IGNORE_INDEX, TASK_KINDS
-from ..training.collator import DeGMixDataCollator
+from ..visualization.geometry import FIELD_OF_VIEW
 from . import BENCHMARK_METRICS, METRICS
 from .calibration import Calibration, build_calibrations, calibrate_sample
 from .depth import DEPTH_CROPS, adapt_depth, crop_depth

@@ -75,8 +75,8 @@ class TrainingArguments:
         model: fields of `DeGMixConfig`. For a benchmark or Rooms, `tasks` defaults to all of theirs, and names with no
             or some fields (`depth: {loss_weight: 5}`) choose among them and change them.
         tasks: names of the tasks to train, of those that there are; all by default.
-        pretrained: model directory, Hub id or a name of [`~shipped.SHIPPED_MODELS`] to fine-tune; `model` then is its
-            configuration's.
+        pretrained: model directory, Hub id or a name of [`~hub.shipped.SHIPPED_MODELS`] to fine-tune; `model` then is
+            its configuration's.
         new_tasks: tasks to add to the `pretrained` model, name -> fields, of which those of a benchmark or of Rooms
             need none (`normals: {}`). The model's other tasks do not attend to them, see its `add_task`.
         train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.

@@ -12,9 +12,9 @@ from ..configuration_degmix import NYUD_TASKS, DeGMixConfig
 from ..data.benchmarks import BENCHMARKS
 from ..data.columns import name_classes
 from ..data.rooms import ROOMS_TASKS
+from ..hub.shipped import find_model
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
-from ..shipped import find_model
 from .arguments import TrainingArguments
 from .backbones import find_backbone
 from .data import open_split

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from transformers.utils import logging
 
 from ..data.augmentation import Augmentation
+from ..data.collator import DeGMixDataCollator
 from ..data.columns import MappedDataset, map_columns
 from ..data.inspection import find_unreadable
 from ..data.rooms import load_rooms
 from .arguments import TrainingArguments
-from .collator import DeGMixDataCollator
 
 
 logger = logging.get_logger(__name__)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..evaluation.evaluator import evaluate_model, multi_task_gain
+from ..hub.model_card import PICTURE, run_card
+from ..hub.model_directory import hub_errors, push_model_directory, remove_unfinished, save_model_directory
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..loss_degmix import count_pixels
-from ..model_card import PICTURE, run_card
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
-from ..saving import hub_errors, push_model_directory, remove_unfinished, save_model_directory
 from .arguments import TrainingArguments
 from .balancing import TASK_BALANCING
 from .build import build_average, build_model, build_optimizer, build_scheduler, trained_tasks

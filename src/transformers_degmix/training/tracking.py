@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..data.collator import DeGMixDataCollator
 from ..evaluation.evaluator import format_main_scores
 from ..image_processing_pil_degmix import to_pixels
-from ..visualization import draw_overview, stack_overviews
+from ..visualization.overview import draw_overview, stack_overviews
 from .arguments import TrainingArguments
-from .collator import DeGMixDataCollator
 
 
 class RunTracker:

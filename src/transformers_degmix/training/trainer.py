@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from transformers import EvalPrediction, TrainerCallback
 
+from ..data.collator import DeGMixDataCollator
 from ..evaluation import METRICS
 from ..evaluation.metric import compute_scores, finite_logits
 from ..tasks import TASK_KINDS
-from .collator import DeGMixDataCollator
 
 
 class DenseMetrics:

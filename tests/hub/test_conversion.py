@@ -20,12 +20,12 @@ from transformers import AutoModel
 
 import transformers_degmix  # noqa: F401 (registers the model)
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
-from transformers_degmix.conversion import convert_checkpoint, convert_state_dict, load_released_checkpoint
-from transformers_degmix.saving import whole_directory
+from transformers_degmix.hub.conversion import convert_checkpoint, convert_state_dict, load_released_checkpoint
+from transformers_degmix.hub.model_directory import whole_directory
 
 
 NYUD, PASCAL, DEMT = MODELS
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "convert_checkpoint.py"
 
 

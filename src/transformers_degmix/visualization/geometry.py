@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .tasks import TASK_KINDS
+from ..tasks import TASK_KINDS
 
 
 # Across the longer side, in degrees. What a photo was taken with is unknown; phones and depth cameras have 57 to 70.

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from transformers_degmix.data.rooms import render_room
 from transformers_degmix.data.rooms.scene import sample_room
-from transformers_degmix.geometry import (
+from transformers_degmix.visualization.geometry import (
     FIELD_OF_VIEW,
     depth_normals_angles,
     first_of_kind,

@@ -11,11 +11,11 @@ from huggingface_hub import ModelCard, constants
 from run_script import run_main
 from transformers import AutoModel
 
-from transformers_degmix.model_card import card_name, published_card
-from transformers_degmix.shipped import SHIPPED_MODELS
+from transformers_degmix.hub.model_card import card_name, published_card
+from transformers_degmix.hub.shipped import SHIPPED_MODELS
 
 
-CARDS = Path(__file__).parents[1] / "model_cards"
+CARDS = Path(__file__).parents[2] / "model_cards"
 PUBLISHED = {card_name(entry): entry for entry in yaml.safe_load((CARDS / "published.yaml").read_text())}
 SECTIONS = [
     "Intended use", "Limits", "Bias", "How to get started", "Training data", "Training procedure", "Evaluation",
@@ -71,7 +71,7 @@ def test_card(monkeypatch, name):
         )
     assert "### Measured by us\n\n**Nothing.**" in card.text
     assert "code has no licence" in card.text
-    assert "recipe" not in entry or f"scripts/recipes/{entry['recipe']}.yaml" in card.text
+    assert "recipe" not in entry or f"src/transformers_degmix/recipes/{entry['recipe']}.yaml" in card.text
     assert ("convert_checkpoint.py" in card.text) == ("checkpoint" not in entry)
 
 

@@ -11,15 +11,15 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from .data.benchmarks import BENCHMARKS
-from .evaluation import BENCHMARK_METRICS, METRICS
-from .evaluation.metric import StreamingMetric
-from .tasks import TASK_KINDS
-from .version import __version__
+from ..data.benchmarks import BENCHMARKS
+from ..evaluation import BENCHMARK_METRICS, METRICS
+from ..evaluation.metric import StreamingMetric
+from ..tasks import TASK_KINDS
+from ..version import __version__
 
 
 if TYPE_CHECKING:
-    from .training.arguments import TrainingArguments
+    from ..training.arguments import TrainingArguments
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -163,7 +163,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
             "decay of power 0.9 over 40,000 iterations of 8 images; random scale, crop, mirroring and photometric "
             "distortion; a backbone that was trained before on ImageNet or ADE20k. "
             + (
-                f"`scripts/recipes/{entry['recipe']}.yaml` is our recipe for it, from the weights "
+                f"`src/transformers_degmix/recipes/{entry['recipe']}.yaml` is our recipe for it, from the weights "
                 f"`{recipe['pretrained_backbone']}`."
                 if recipe
                 else "We have no recipe for it."
@@ -189,7 +189,7 @@ def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) 
     if output_dir is None:
         return (
             f"{entry['checkpoint']} Nor is there a recipe. The backbone is that of "
-            "`scripts/recipes/nyud_demt_hrnet18.yaml`."
+            "`src/transformers_degmix/recipes/nyud_demt_hrnet18.yaml`."
         )
     checkout = "In a checkout of transformers-degmix,"
     if "checkpoint" in entry:
@@ -206,7 +206,7 @@ or train one"""
 
 ```bash
 python scripts/prepare_dataset.py {entry["benchmark"]} ARCHIVE data/{entry["benchmark"]}
-python scripts/train.py scripts/recipes/{entry["recipe"]}.yaml
+python scripts/train.py src/transformers_degmix/recipes/{entry["recipe"]}.yaml
 ```
 
 Then

@@ -12,7 +12,7 @@ from PIL import Image
 from small_models import BACKBONES, small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
-from transformers_degmix.inference import Predictor, map_ahead, predict_batch, prepare, take_ahead
+from transformers_degmix.inference.predictor import Predictor, map_ahead, predict_batch, prepare, take_ahead
 
 
 @pytest.fixture(scope="module")

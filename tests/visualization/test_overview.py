@@ -5,9 +5,9 @@ from PIL import Image
 from small_models import small_config
 from torch.nn import functional as F
 
-from transformers_degmix.geometry import depth_normals_angles
 from transformers_degmix.tasks import IGNORE_INDEX, TASK_KINDS, label_palette
-from transformers_degmix.visualization import (
+from transformers_degmix.visualization.geometry import depth_normals_angles
+from transformers_degmix.visualization.overview import (
     HATCHING,
     PADDING,
     PAPER,

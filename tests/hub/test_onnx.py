@@ -8,8 +8,8 @@ from small_models import ALL_KINDS, small_model
 from transformers import ConvNextV2Config, ResNetConfig, SwinConfig, TimmBackboneConfig
 
 from transformers_degmix import DeGMixImageProcessor, EfficientNetLiteConfig
-from transformers_degmix.export import SIZES, compare, export_onnx, export_program, quantize_onnx
-from transformers_degmix.saving import load_model_directory
+from transformers_degmix.hub.model_directory import load_model_directory
+from transformers_degmix.hub.onnx import SIZES, compare, export_onnx, export_program, quantize_onnx
 
 
 onnx = pytest.importorskip("onnx")

@@ -15,12 +15,12 @@ from huggingface_hub import create_repo, upload_folder
 from transformers import AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from . import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
+from .. import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
 from .shipped import find_model
 
 
 if TYPE_CHECKING:
-    from .export import OnnxModel
+    from .onnx import OnnxModel
 
 
 # In the names of files and directories that are being written; what has it afterwards was left by a killed process.
@@ -139,7 +139,7 @@ def load_model_directory(
     """
     try:
         if str(name).endswith(".onnx"):
-            from .export import OnnxModel  # it imports this module
+            from .onnx import OnnxModel  # it imports this module
 
             model = OnnxModel(name)
             return model, model.processor

@@ -19,7 +19,7 @@ from transformers import pipeline
 
 from transformers_degmix import DeGMixImageProcessorPil, demo
 from transformers_degmix.data.rooms import render_room
-from transformers_degmix.demo import (
+from transformers_degmix.inference.demo import (
     FIELD_OF_VIEW,
     LAUNCH_OPTIONS,
     LONGEST_SIDE,

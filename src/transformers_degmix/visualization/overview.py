@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..image_processing_pil_degmix import crop_centred, resize_nearest
+from ..tasks import IGNORE_INDEX, TASK_KINDS, label_palette
 from .geometry import FIELD_OF_VIEW, depth_normals_angles, first_of_kind
-from .image_processing_pil_degmix import crop_centred, resize_nearest
-from .tasks import IGNORE_INDEX, TASK_KINDS, label_palette
 
 
 Color = tuple[int, int, int]
@@ -536,7 +536,7 @@ def draw_sampling(
 
     Args:
         image: the photo, upright.
-        area, pixels: of [`~interpretation.SamplingPoints`].
+        area, pixels: of [`~interpretation.attention.SamplingPoints`].
         points, outside: those of one layer, `(tasks, pixels, channels, 2)` and `(tasks, pixels, channels)`.
         names: of the tasks.
         note: which layer it is.

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from transformers import BatchFeature
 
-from ..data.augmentation import Augmentation
 from ..image_processing_pil_degmix import LabelMap, Size, crop_centred, resized_size, to_coded_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
+from .augmentation import Augmentation
 
 
 class DeGMixDataCollator:

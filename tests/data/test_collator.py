@@ -9,9 +9,9 @@ from small_models import ALL_KINDS
 from torch.utils.data import DataLoader
 
 from transformers_degmix.data.augmentation import Augmentation
+from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
-from transformers_degmix.training.collator import DeGMixDataCollator
 
 
 SIZE = (32, 48)

@@ -8,7 +8,7 @@ from small_models import ALL_KINDS, small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.columns import map_columns
-from transformers_degmix.interpretation import (
+from transformers_degmix.interpretation.attention import (
     describe_affinity,
     describe_sampling,
     draw_affinity,

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data.columns import MappedDataset
-from .image_processing_pil_degmix import Size, resized_size, to_pixels
-from .modeling_degmix import DeGMixForMultiTaskDensePrediction
-from .visualization import crop_attentions
+from ..data.columns import MappedDataset
+from ..image_processing_pil_degmix import Size, resized_size, to_pixels
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
+from ..visualization.overview import crop_attentions
 
 
 NUM_COLUMNS = 3

@@ -21,12 +21,11 @@ from transformers.image_processing_base import ImageProcessingMixin
 from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
-from .geometry import FIELD_OF_VIEW, first_of_kind, viewing_rays
-from .image_processing_pil_degmix import decode_image, to_pixels
-from .inference import Result, predict_batch, prepare
-from .modeling_degmix import DeGMixForMultiTaskDensePrediction
-from .tasks import TASK_KINDS
-from .visualization import (
+from ..image_processing_pil_degmix import decode_image, to_pixels
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
+from ..tasks import TASK_KINDS
+from ..visualization.geometry import FIELD_OF_VIEW, first_of_kind, viewing_rays
+from ..visualization.overview import (
     ValueRange,
     class_legend,
     draw_overview,
@@ -34,6 +33,7 @@ from .visualization import (
     mean_shares,
     shown_range,
 )
+from .predictor import Result, predict_batch, prepare
 
 
 # Pillow decodes more, with less used code (and with Ghostscript).

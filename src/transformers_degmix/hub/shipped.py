@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 # EfficientNet-Lite0, trained on the photographs of NYUD-v2. Its card is model_cards/degmix_lite0_nyud.md.
-DEGMIX_LITE0_NYUD = str(Path(__file__).parent / "checkpoints" / "degmix_lite0_nyud")
+DEGMIX_LITE0_NYUD = str(Path(__file__).parents[1] / "checkpoints" / "degmix_lite0_nyud")
 
 # By name.
 SHIPPED_MODELS = {"degmix_lite0_nyud": DEGMIX_LITE0_NYUD}

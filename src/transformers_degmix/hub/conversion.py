@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import SwinConfig
 from transformers.utils import logging
 
-from .configuration_degmix import DeGMixConfig
-from .data.benchmarks import BENCHMARKS, TASKS, Benchmark
-from .modeling_degmix import DeGMixForMultiTaskDensePrediction
-from .tasks import TASK_KINDS
+from ..configuration_degmix import DeGMixConfig
+from ..data.benchmarks import BENCHMARKS, TASKS, Benchmark
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
+from ..tasks import TASK_KINDS
 
 
 logger = logging.get_logger(__name__)

@@ -13,12 +13,12 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from transformers_degmix import DEGMIX_LITE0_NYUD, DeGMixForMultiTaskDensePrediction
 from transformers_degmix.data.benchmarks import NYUD_CLASSES
-from transformers_degmix.saving import load_model_directory
-from transformers_degmix.shipped import DEFAULT_MODEL
+from transformers_degmix.hub.model_directory import load_model_directory
+from transformers_degmix.hub.shipped import DEFAULT_MODEL
 
 
 TASK = "multi-task-dense-prediction"
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")

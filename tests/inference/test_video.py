@@ -10,7 +10,7 @@ from PIL import Image
 
 av = pytest.importorskip("av")
 
-from transformers_degmix.video import VideoWriter, read_frames, survey_video  # noqa: E402
+from transformers_degmix.inference.video import VideoWriter, read_frames, survey_video  # noqa: E402
 
 
 RATE = Fraction(25)
