@@ -139,7 +139,7 @@ def read_report(path: Path) -> dict[str, Any]:
         if report["version"] != REPORT_VERSION:
             raise ValueError(f"it is of version {report['version']}, not {REPORT_VERSION}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a report of evaluate.py: {error!r}") from error
+        raise ValueError(f"{path} is not a report of `degmix evaluate`: {error!r}") from error
     return report
 
 

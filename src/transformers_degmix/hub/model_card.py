@@ -163,7 +163,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
             "decay of power 0.9 over 40,000 iterations of 8 images; random scale, crop, mirroring and photometric "
             "distortion; a backbone that was trained before on ImageNet or ADE20k. "
             + (
-                f"`src/transformers_degmix/recipes/{entry['recipe']}.yaml` is our recipe for it, from the weights "
+                f"`degmix train {entry['recipe']}` is our recipe for it, from the weights "
                 f"`{recipe['pretrained_backbone']}`."
                 if recipe
                 else "We have no recipe for it."
@@ -173,7 +173,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         reported=rows(entry["scores"]),
         reported_note=f"Source: {paper}. We have not checked these numbers.",
         measured=rows(measured.get("scores", {})),
-        measured_note=measured.get("note", f"`scripts/evaluate.py` measures a model on `data/{benchmark}`."),
+        measured_note=measured.get("note", f"`degmix evaluate` measures a model on `data/{benchmark}`."),
         environment="Not known: the authors state neither hours nor energy, and we have not trained it.",
         citation=CITATIONS[model],
     )
@@ -187,10 +187,7 @@ def card_name(entry: dict[str, Any]) -> str:
 def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) -> str:
     """How to come by a published configuration: from the authors' weights, if there are any, or by training."""
     if output_dir is None:
-        return (
-            f"{entry['checkpoint']} Nor is there a recipe. The backbone is that of "
-            "`src/transformers_degmix/recipes/nyud_demt_hrnet18.yaml`."
-        )
+        return f"{entry['checkpoint']} Nor is there a recipe. The backbone is that of the recipe `nyud_demt_hrnet18`."
     checkout = "In a checkout of transformers-degmix,"
     if "checkpoint" in entry:
         directory, weights = f"{output_dir}/best", f"{entry['checkpoint']} {checkout} train one"
@@ -198,15 +195,15 @@ def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) 
         weights = f"""{checkout} convert the authors' checkpoint, if you have it and may use it:
 
 ```bash
-python scripts/convert_checkpoint.py CHECKPOINT {directory} --dataset {entry["benchmark"]}
+degmix convert CHECKPOINT {directory} --dataset {entry["benchmark"]}
 ```
 
 or train one"""
     return f"""{weights}, which ends in `{output_dir}/best`:
 
 ```bash
-python scripts/prepare_dataset.py {entry["benchmark"]} ARCHIVE data/{entry["benchmark"]}
-python scripts/train.py src/transformers_degmix/recipes/{entry["recipe"]}.yaml
+degmix prepare {entry["benchmark"]} ARCHIVE data/{entry["benchmark"]}
+degmix train {entry["recipe"]}
 ```
 
 Then
@@ -279,11 +276,11 @@ def run_card(
         get_started=LOAD.format(directory="PATH_OR_REPOSITORY"),
         training_data=f"{data.get('holds', f'`{data_id}`.')}\n\n{splits}",
         training_procedure=f"transformers-degmix {__version__}, transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}; `scripts/train.py` with\n\n"
+        f"{torch.__version__}, Python {platform.python_version()}; `degmix train` with\n\n"
         f"```yaml\n{recipe}\n```",
         evaluation="On the evaluation split that training compared its models on, in batches as in training, with "
         "labels of the batch's size. `exact_f` of boundaries counts pixels that coincide with true ones and is not "
-        "comparable with the odsF of papers; `scripts/evaluate.py` makes a report with that.",
+        "comparable with the odsF of papers; `degmix evaluate` makes a report with that.",
         reported=[],
         measured=rows,
         measured_note="One run, no error bars. All scores of the evaluation:\n\n"

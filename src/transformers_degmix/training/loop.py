@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..evaluation.evaluator import evaluate_model, multi_task_gain
+from ..files import hub_errors, remove_unfinished
 from ..hub.model_card import PICTURE, run_card
-from ..hub.model_directory import hub_errors, push_model_directory, remove_unfinished, save_model_directory
+from ..hub.model_directory import push_model_directory, save_model_directory
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..loss_degmix import count_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
