@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from fnmatch import fnmatch
 from os import PathLike
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import create_repo, upload_folder
@@ -14,11 +13,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from .. import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
 from ..files import hub_errors, whole_directory
+from .onnx import OnnxModel
 from .shipped import find_model
-
-
-if TYPE_CHECKING:
-    from .onnx import OnnxModel
 
 
 # Patterns of what a model directory on the Hub must hold. All code is written together with the model's.
@@ -75,7 +71,7 @@ def push_model_directory(path: str | PathLike, repo: str, private: bool = False)
 
 def load_model_directory(
     name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple["DeGMixForMultiTaskDensePrediction | OnnxModel", ImageProcessingMixin]:
+) -> tuple[DeGMixForMultiTaskDensePrediction | OnnxModel, ImageProcessingMixin]:
     """Model, in eval mode, and image processor of a shipped model, a directory or the Hub, or a file of `export_onnx`.
 
     Of such a file both stay on the CPU, in float32.
@@ -86,8 +82,6 @@ def load_model_directory(
     """
     try:
         if str(name).endswith(".onnx"):
-            from .onnx import OnnxModel  # it imports this module
-
             model = OnnxModel(name)
             return model, model.processor
         place = find_model(name)

@@ -246,9 +246,7 @@ def find_recipe(name: str) -> Path:
     known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
     path = known.get(name, Path(name))
     if not path.exists():
-        raise FileNotFoundError(
-            f"there is no file {name}, nor such a recipe in the package: it has {', '.join(known)}"
-        )
+        raise FileNotFoundError(f"there is no file {name}, and the recipes of the package are {', '.join(known)}")
     return path
 
 
