@@ -27,7 +27,7 @@ from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.loop import train
 from transformers_degmix.training.tracking import draw_samples
-from transformers_degmix.visualization.overview import draw_overview
+from transformers_degmix.visualization import draw_overview
 
 
 QUICK = "--num_train_images 16 --num_eval_images 8 --max_steps 4 --eval_steps 2 --warmup_steps 1".split()

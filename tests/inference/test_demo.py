@@ -16,8 +16,9 @@ from PIL import Image
 from small_models import small_model
 from transformers import pipeline
 
-from transformers_degmix import DeGMixImageProcessorPil, demo
+from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import render_room
+from transformers_degmix.inference import demo
 from transformers_degmix.inference.demo import (
     FIELD_OF_VIEW,
     LAUNCH_OPTIONS,

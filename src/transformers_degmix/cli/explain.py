@@ -28,12 +28,11 @@ from ..inference.predictor import prepare
 from ..interpretation.attention import (
     describe_affinity,
     describe_sampling,
-    draw_affinity,
     find_sampling_points,
     inspect_images,
 )
+from ..interpretation.pictures import draw_affinity, draw_sampling
 from ..training.data import load_split
-from ..visualization.overview import draw_sampling
 from .data_arguments import add_data_arguments, check_data_arguments, read_run
 
 

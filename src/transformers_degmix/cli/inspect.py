@@ -34,7 +34,7 @@ from ..tasks import TASK_KINDS, Suspicion, TaskKind
 from ..training.arguments import TrainingArguments, parse_arguments
 from ..training.build import complete_tasks
 from ..training.data import open_split
-from ..visualization.overview import draw_overview, stack_overviews
+from ..visualization import draw_overview, stack_overviews
 
 
 Tasks = dict[str, dict[str, Any]]

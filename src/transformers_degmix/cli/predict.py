@@ -28,7 +28,7 @@ from ..hub.shipped import add_model_argument
 from ..image_processing_pil_degmix import load_image, resize_nearest
 from ..inference.predictor import PREDICTION_ERRORS, Predictor, Result, map_ahead
 from ..sliding_windows import DEFAULT_OVERLAP, add_window_arguments, check_window
-from ..visualization.overview import (
+from ..visualization import (
     draw_confidence,
     draw_legend,
     draw_overview,

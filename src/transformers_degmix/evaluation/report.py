@@ -20,7 +20,7 @@ from ..data.columns import MappedDataset
 from ..image_processing_pil_degmix import to_pixels
 from ..tasks import TASK_KINDS
 from ..version import __version__
-from ..visualization.overview import draw_overview, stack_overviews
+from ..visualization import draw_overview, stack_overviews
 from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
 from .calibration import REMOVED, Calibration, median_angle
 from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image

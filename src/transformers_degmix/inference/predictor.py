@@ -19,7 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..image_processing_pil_degmix import resized_size, to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
-from ..visualization.overview import crop_attentions
+from ..visualization.attention import crop_attentions
 
 
 Item = TypeVar("Item")
