@@ -36,7 +36,7 @@ dist: $(VENV)/.installed
 		rm -rf $(VENV)-dist; $(PYTHON) -m venv $(VENV)-dist; \
 		$(VENV)-dist/bin/pip install -q $(CONSTRAINTS) "./$$file[test]"; \
 		$(VENV)-dist/bin/pip check; \
-		$(VENV)-dist/bin/python -m pytest -q $(addprefix tests/test_,configuration_degmix.py model_card.py pipeline_degmix.py shipped.py); \
+		$(VENV)-dist/bin/python -m pytest -q $(addprefix tests/,test_configuration_degmix.py test_pipeline_degmix.py hub/test_model_card.py hub/test_shipped.py); \
 		$(VENV)-dist/bin/python scripts/rooms_demo.py --quick --output_dir outputs/dist-demo; \
 	done
 

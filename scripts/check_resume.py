@@ -3,7 +3,7 @@
     python scripts/check_resume.py [--kills 10] [--seed 0] [--output_dir DIR] [--field value ...]
 
 Every other kill strikes as soon as a checkpoint is being written, the others after a random step. The weights of both
-runs must be equal to the last bit. Fields are those of the recipe `rooms_tiny.yaml`.
+runs must be equal to the last bit. Fields are those of the recipe `rooms_tiny`.
 """
 
 import argparse
@@ -17,12 +17,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from transformers_degmix.hub.model_directory import UNFINISHED
+from transformers_degmix.files import UNFINISHED
 from transformers_degmix.training.arguments import parse_arguments
-
-
-SCRIPTS = Path(__file__).parent
-RECIPE = SCRIPTS.parent / "src" / "transformers_degmix" / "recipes" / "rooms_tiny.yaml"
 
 
 def main():
@@ -31,7 +27,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_resume"), help="must be new")
     options, overrides = parser.parse_known_args()
-    args = parse_arguments([str(RECIPE), *overrides])
+    args = parse_arguments(["rooms_tiny", *overrides])
     alone, killed = options.output_dir / "alone", options.output_dir / "killed"
     options.output_dir.mkdir(parents=True)
 
@@ -70,9 +66,18 @@ def main():
 
 def start(output_dir: Path, overrides: list[str]) -> subprocess.Popen:
     """A training run that writes what it says into `output_dir` + `.log`."""
-    command = [sys.executable, str(SCRIPTS / "train.py"), str(RECIPE), "--output_dir", str(output_dir), *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "transformers_degmix",
+        "train",
+        "rooms_tiny",
+        "--output_dir",
+        str(output_dir),
+        *overrides,
+    ]
     with open(output_dir.with_suffix(".log"), "w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen([*command, *overrides], stdout=log, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen):

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from transformers_degmix.hub.model_card import card_name, published_card
-from transformers_degmix.training.arguments import read_config
+from transformers_degmix.training.arguments import find_recipe, read_config
 
 
 REPO = Path(__file__).parents[1]
@@ -17,7 +17,7 @@ def main():
     parser.add_argument("output_dir", nargs="?", type=Path, default=REPO / "model_cards", help="receives the cards")
     output_dir = parser.parse_args().output_dir
     for entry in yaml.safe_load((REPO / "model_cards" / "published.yaml").read_text()):
-        recipe = read_config(REPO / "src" / "transformers_degmix" / "recipes" / f"{entry['recipe']}.yaml") if "recipe" in entry else None
+        recipe = read_config(find_recipe(entry["recipe"])) if "recipe" in entry else None
         published_card(entry, recipe).save(output_dir / f"{card_name(entry)}.md")
 
 

@@ -27,10 +27,9 @@ from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.loop import train
 from transformers_degmix.training.tracking import draw_samples
-from transformers_degmix.visualization.overview import draw_overview
+from transformers_degmix.visualization import draw_overview
 
 
-RECIPE = Path(__file__).parents[1] / "src" / "transformers_degmix" / "recipes" / "rooms_demo.yaml"
 QUICK = "--num_train_images 16 --num_eval_images 8 --max_steps 4 --eval_steps 2 --warmup_steps 1".split()
 NUM_DRAWN = 4
 
@@ -44,7 +43,7 @@ def main():
     overrides = ["--output_dir", str(options.output_dir), *(QUICK if options.quick else [])]
 
     start = time.monotonic()
-    args = parse_arguments([str(RECIPE), *overrides])
+    args = parse_arguments(["rooms_demo", *overrides])
     options.output_dir.mkdir(parents=True, exist_ok=True)
     (options.output_dir / "checkpoint.pt").unlink(missing_ok=True)  # of an earlier demo
     predict_photo(options.output_dir / "photo.png")

@@ -13,7 +13,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from transformers.utils import logging
 
-from transformers_degmix.hub.model_directory import load_model_directory, save_model_directory, whole_directory
+from transformers_degmix.files import whole_directory
+from transformers_degmix.hub.model_directory import load_model_directory, save_model_directory
 from transformers_degmix.hub.shipped import DEFAULT_MODEL, SHIPPED_MODELS
 
 

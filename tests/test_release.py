@@ -19,5 +19,6 @@ def test_version_is_in_one_place_and_has_a_section_in_the_changelog():
 
 
 def test_package_has_its_data():
-    names = {path.name for path in files(transformers_degmix).iterdir()}
-    assert {"py.typed", "model_card_template.md"} <= names
+    package = files(transformers_degmix)
+    for name in ("py.typed", "hub/model_card_template.md", "recipes/nyud_lite.yaml", "recipes/parts/swin_base.yaml"):
+        assert (package / name).is_file(), name

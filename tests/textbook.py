@@ -1,7 +1,8 @@
 """DeGMix as the paper's figures draw it, slow and plain: the oracle for the fast formulation of `modeling_degmix.py`.
 
 Everything after the backbone, computed from a model's own parameters: maps are upsampled before they are projected,
-tokens go through `nn.MultiheadAttention`, tasks are a loop. `scripts/benchmark.py` measures the model against it.
+tokens go through `nn.MultiheadAttention`, tasks are a loop. The model's speed is measured against it, by
+`scripts/benchmarks/speed.py`.
 """
 
 import itertools

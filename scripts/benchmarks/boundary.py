@@ -1,7 +1,7 @@
 """Compares `BoundaryMetric` with pyEdgeEval, which wraps the matcher of the BSDS benchmark: F-measures and time.
 
     pip install pyEdgeEval opencv-python-headless    # builds it, with a C++ compiler
-    python scripts/benchmark_boundary.py --num-images 8
+    python scripts/benchmarks/boundary.py --num-images 8
 
 The boundaries are those of Rooms at NYUD-v2's size and tolerance; predictions are made from them with false
 boundaries, shifts, gaps, blur and noise. Both sides run one image after another on one core; seconds are processor

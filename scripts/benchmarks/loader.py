@@ -1,11 +1,11 @@
 """Measures how many samples one process on one core reads, augments as published, and batches in a second.
 
-    python scripts/benchmark_loader.py [--num-images 32] [--size 425 560]
+    python scripts/benchmarks/loader.py [--num-images 32] [--size 425 560]
 
 The samples are Rooms with NYUD-v2's tasks, stored as all data sets are: PNG, and TIFF for depth. Times are CPU times,
 which other processes disturb least.
 
-    python scripts/benchmark_loader.py --processors [--size 425 560]
+    python scripts/benchmarks/loader.py --processors [--size 425 560]
 
 compares the image processors instead: milliseconds for a photo of that size, and for larger ones resized to it.
 """

@@ -1,16 +1,16 @@
 """Measures time and memory of the model against the textbook formulation of the same function.
 
-    python scripts/benchmark.py --output outputs/benchmark
-    python scripts/benchmark.py --sizes 256x256 512x512 512x1024 1024x2048 --tasks 1 2 4 8 --output outputs/benchmark
-    python scripts/benchmark.py --compile --onnx --published --output outputs/benchmark
-    python scripts/benchmark.py --large 1024 2048 4096 --output outputs/benchmark
-    python scripts/benchmark.py --single-task --output outputs/benchmark
-    python scripts/benchmark.py --busy 512 1024 2048 4096 --output outputs/benchmark
+    python scripts/benchmarks/speed.py --output outputs/benchmark
+    python scripts/benchmarks/speed.py --sizes 256x256 512x512 512x1024 --tasks 1 2 4 8 --output outputs/benchmark
+    python scripts/benchmarks/speed.py --compile --onnx --published --output outputs/benchmark
+    python scripts/benchmarks/speed.py --large 1024 2048 4096 --output outputs/benchmark
+    python scripts/benchmarks/speed.py --single-task --output outputs/benchmark
+    python scripts/benchmarks/speed.py --busy 512 1024 2048 4096 --output outputs/benchmark
 
-The textbook (tests/textbook.py) has the same parameters and gives the same numbers with explicit tokens,
-`nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. What is compared runs in turns, and of each the
-shortest time is taken: ratios hold on a machine that does other things as well, seconds may not. "Head" is all that
-follows the backbone. Parameters and images are random. Writes report.json, report.md and pictures.
+The textbook (tests/textbook.py, which PYTHONPATH=tests finds) has the same parameters and gives the same numbers with
+explicit tokens, `nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. What is compared runs in turns, and
+of each the shortest time is taken: ratios hold on a machine that does other things as well, seconds may not. "Head" is
+all that follows the backbone. Parameters and images are random. Writes report.json, report.md and pictures.
 
 On a CPU, the decoder takes pixels in portions (`DeGMixModel.CPU_PORTION`). `--busy` compares portions of several
 sizes, with one thread and with two, on idle cores and beside a process that computes on each of them: what is quickest
@@ -41,6 +41,8 @@ import torch
 import transformers
 import yaml
 from PIL import Image
+from small_models import random_labels
+from textbook import textbook_head
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -60,16 +62,12 @@ from transformers_degmix import (
 )
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data.benchmarks import BENCHMARKS
-from transformers_degmix.hub.model_directory import check_writable, whole_directory
+from transformers_degmix.files import check_writable, whole_directory
 from transformers_degmix.loss_degmix import multi_task_loss
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 
 
-ROOT = Path(__file__).parents[1]
-RECIPES = ROOT / "src" / "transformers_degmix" / "recipes"
-sys.path.append(str(ROOT / "tests"))
-from small_models import random_labels  # noqa: E402
-from textbook import textbook_head  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 SINGLE_TASK_CLASSES = {
@@ -83,7 +81,7 @@ Table = list[dict[str, Any]]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
-    parser.add_argument("--recipe", type=Path, default=RECIPES / "nyud.yaml", help="default: nyud.yaml, Swin-T")
+    parser.add_argument("--recipe", default="nyud", help="default: nyud, with Swin-T")
     parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH (default: the benchmark's, 425x560 for NYUD-v2)")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
@@ -595,7 +593,7 @@ def count_published() -> Table:
     for published in tqdm(yaml.safe_load((ROOT / "model_cards" / "published.yaml").read_text()), desc="published"):
         if "recipe" not in published or published["benchmark"] != "nyud":
             continue
-        run = parse_arguments([str(RECIPES / f"{published['recipe']}.yaml")])
+        run = parse_arguments([published["recipe"]])
         backbone_config = run.model.get("backbone_config", {})
         if backbone_config.get("model_type") == "timm_backbone" and not is_timm_available():
             continue

@@ -1,8 +1,8 @@
 """Adds surface normals to models that were trained on Rooms without them, against training with them from scratch.
 
-    python scripts/growth_study.py [--seeds 0 1] [--output_dir DIR] [--field value ...]
+    python scripts/studies/growth.py [--seeds 0 1] [--output_dir DIR] [--field value ...]
 
-What was finished before is not trained again. Fields are those of the recipe `rooms_study.yaml`.
+What was finished before is not trained again. Fields are those of the recipe `rooms_study`.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ from statistics import mean, stdev
 
 import torch
 from accelerate import Accelerator
-from rooms_study import DEGMIX, parse_study, run, study_parser, tune
 
 from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
+from transformers_degmix.training.study import DEGMIX, parse_study, run, study_parser, tune
 
 
 NEW = "normals"
@@ -22,17 +22,17 @@ NEW = "normals"
 
 def main():
     options, args, tasks = parse_study(study_parser(__doc__, "outputs/growth"))
-    old = {name: task for name, task in tasks.items() if name != NEW}
+    old = [name for name in tasks if name != NEW]
 
     results = []
     for seed in options.seeds:
         folder = options.output_dir / f"seed_{seed}"
-        base = run(folder / "without", args, old, DEGMIX, tasks, seed)
+        base = run(folder / "without", args, old, DEGMIX, seed)
         new_tasks = {NEW: args.model["tasks"][NEW]}
         added = tune(folder / "added", args, folder / "without" / "last", seed, new_tasks=new_tasks)
         changed = count_changed_values(folder / "without" / "last", folder / "added" / "last", args)
-        together = run(folder / "together", args, tasks, DEGMIX, tasks, seed)
-        alone = run(folder / "alone", args, {NEW: tasks[NEW]}, DEGMIX, tasks, seed)
+        together = run(folder / "together", args, tasks, DEGMIX, seed)
+        alone = run(folder / "alone", args, [NEW], DEGMIX, seed)
         results.append({"added": added, "together": together, "alone": alone})
         share = 1 - base["parameters"] / added["parameters"]
         print(f"seed {seed}: {share:.2%} of the parameters are new; values of other tasks that changed: {changed}")

@@ -1,12 +1,12 @@
 """Compares the positions that may enter the sampling offsets, at the training size and at other sizes, on Rooms.
 
-    python scripts/resolution_study.py [--seeds 0 1] [--factors 0.5 1 1.5 2] [--output_dir DIR] [--field value ...]
+    python scripts/studies/resolution.py [--seeds 0 1] [--factors 0.5 1 1.5 2] [--output_dir DIR] [--field value ...]
 
 For each `offset_position`, a model is trained at one scale, as the demo is, and one at random scales from 0.5 to 2, as
 the published recipe does. They are scored on the same rooms, rendered at several sizes and not resized. Random scales
 teach a model that an image of twice the size is seen from half as far: its depth is scaled back.
 
-What was finished before is not trained again. Fields are those of the recipe `rooms_study.yaml`.
+What was finished before is not trained again. Fields are those of the recipe `rooms_study`.
 """
 
 import json
@@ -16,7 +16,6 @@ from statistics import mean, stdev
 
 import torch
 from accelerate import Accelerator
-from rooms_study import DEGMIX, parse_study, run, study_parser
 
 from transformers_degmix.configuration_degmix import OFFSET_POSITIONS
 from transformers_degmix.evaluation import METRICS
@@ -25,6 +24,7 @@ from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
+from transformers_degmix.training.study import DEGMIX, parse_study, run, study_parser
 
 
 # range of random scales in training, by name
@@ -42,7 +42,7 @@ def main():
             changed = replace(args, augmentation={**args.augmentation, "scale": scale})
             for position in OFFSET_POSITIONS:
                 folder = options.output_dir / f"seed_{seed}" / training.replace(" ", "_") / position
-                run(folder, changed, tasks, {**DEGMIX, "offset_position": position}, tasks, seed)
+                run(folder, changed, tasks, {**DEGMIX, "offset_position": position}, seed)
                 for factor in options.factors:
                     nearness = 1 if scale == [1, 1] else factor
                     results[training, position, factor, seed] = score(folder, args, factor, nearness)

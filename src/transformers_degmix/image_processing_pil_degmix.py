@@ -690,7 +690,7 @@ class DeGMixImageProcessingMixin:
             Confidences, of the same tasks, are float32 `(height, width)` in [0, 1]: of segmentation, the probability
             of the predicted class; of saliency and boundary, of the likelier side. Depth and normals have no
             probability: theirs, from the predictions around a pixel, only order pixels, and the larger the surer. How
-            well each does it on your data, `scripts/evaluate.py --calibration` measures.
+            well each does it on your data, `degmix evaluate --calibration` measures.
 
         Raises:
             ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, or an image of

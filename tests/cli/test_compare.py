@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from run_script import run_main
+from commands import run_command
 
 
 def write_report(path: Path, name: str, rmse: float, **protocol) -> Path:
@@ -24,7 +24,7 @@ def compare(monkeypatch, capsys, tmp_path):
 
     def run(*args):
         capsys.readouterr()
-        message = run_main(monkeypatch, "compare_reports.py", *args, "--output", tmp_path / "out" / "table.md")
+        message = run_command(monkeypatch, "compare", *args, "--output", tmp_path / "out" / "table.md")
         return message or capsys.readouterr().out
 
     return run

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from accelerate.state import AcceleratorState
+from commands import run_command
 from hub_server import File, Repo
 from PIL import Image
-from run_script import SCRIPTS, run_main
 from safetensors.torch import load_file, save_file
 from small_models import small_model
 
@@ -43,7 +43,7 @@ def evaluate(monkeypatch, capsys):
     def run(*args):
         capsys.readouterr()
         AcceleratorState._reset_state(True)  # which has the precision of the process's first accelerator
-        return run_main(monkeypatch, "evaluate.py", *args) or capsys.readouterr().out
+        return run_command(monkeypatch, "evaluate", *args) or capsys.readouterr().out
 
     yield run
     AcceleratorState._reset_state(True)
@@ -75,7 +75,7 @@ def test_processes_give_the_same_report(model_dir, rooms, tmp_path):
     arguments = ("--model", model_dir, *ROOMS, "--calibration", "--output", tmp_path / "two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     process = subprocess.run(
-        [*map(str, (*launch, SCRIPTS / "evaluate.py", *arguments))],
+        [*map(str, (*launch, "-m", "transformers_degmix", "evaluate", *arguments))],
         env={**os.environ, "ACCELERATE_USE_CPU": "1"},
         capture_output=True,
         timeout=900,
@@ -102,7 +102,7 @@ def test_a_model_and_data_from_the_hub_launched_by_accelerate(model_dir, rooms, 
     data = {"data/test-00000-of-00001.parquet": File((tmp_path / "test.parquet").read_bytes(), is_lfs=True)}
     hub.repos["datasets", "user/rooms"] = Repo(private=True)
     hub.repos["datasets", "user/rooms"].commit(data)
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", SCRIPTS / "evaluate.py"]
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "transformers_degmix", "evaluate"]
     arguments = ["--model", "user/model", "--dataset", "user/rooms", "--split", "test", "--output", tmp_path / "out"]
     process = subprocess.run(
         [sys.executable, "-m", *map(str, (*launch, *arguments))],

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from commands import run_command
 from onnx import TensorProto, helper
 from PIL import Image
-from run_script import run_main
 from small_models import ALL_KINDS, small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
@@ -47,7 +47,7 @@ def explain(monkeypatch, capsys):
 
     def run(*args):
         capsys.readouterr()
-        code = run_main(monkeypatch, "explain.py", *args)
+        code = run_command(monkeypatch, "explain", *args)
         output = capsys.readouterr()
         return code if isinstance(code, str) else output.err.splitlines()[-1] if code else output.out
 

@@ -1,10 +1,10 @@
 import re
-import sys
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_command
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -13,23 +13,14 @@ from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.tasks import label_palette
 
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
 @pytest.fixture
 def inspect(monkeypatch, capsys, tmp_path):
-    """Runs the script's `main` in this process: arguments -> its output, or the message with which it exits."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    from inspect_dataset import main
+    """Arguments -> the command's output, or the message with which it exits."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", *map(str, args), "--output", str(tmp_path / "out")])
         capsys.readouterr()
-        try:
-            main()
-        except SystemExit as exit:
-            return str(exit.code)
-        return capsys.readouterr().out
+        code = run_command(monkeypatch, "inspect", *args, "--output", tmp_path / "out")
+        return capsys.readouterr().out if code is None else str(code)
 
     return run
 

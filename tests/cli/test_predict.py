@@ -2,7 +2,6 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import time
 from fractions import Fraction
 from functools import partial
@@ -10,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import DEGMIX, run_command
 from PIL import Image
 from small_models import BACKBONES, small_model
 from transformers import SwinModel, pipeline
 
 from transformers_degmix import DeGMixImageProcessorPil
+from transformers_degmix.files import write_whole
 from transformers_degmix.hub.model_directory import save_model_directory
 from transformers_degmix.tasks import label_palette
 
@@ -34,19 +35,15 @@ def model_dir(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def predict(monkeypatch, capsys):
-    """Runs the script's `main` in this process: arguments -> exit code and lines on stderr."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    from predict import main
+    """Arguments -> the command's exit code and lines on stderr."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, args)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            main()
+        code = run_command(monkeypatch, "predict", *args)
         errors = capsys.readouterr().err.splitlines()
-        if isinstance(exit.value.code, str):  # which Python prints when it exits with 1
-            return 1, [*errors, *exit.value.code.splitlines()]
-        return exit.value.code, errors
+        if isinstance(code, str):  # which Python prints when it exits with 1
+            return 1, [*errors, *code.splitlines()]
+        return code, errors
 
     return run
 
@@ -74,7 +71,7 @@ def mixed_run(model_dir, tmp_path_factory) -> tuple[Path, Path, subprocess.Compl
     (images / "text.png").write_text("not an image")
     (images / "empty.png").touch()
     (images / "notes.txt").write_text("no image by its name, left alone")
-    command = [sys.executable, SCRIPT, "--model", model_dir, "--input", images, images / "missing.png"]
+    command = [*DEGMIX, "predict", "--model", model_dir, "--input", images, images / "missing.png"]
     command += ["--output", output]
     return images, output, subprocess.run(command, capture_output=True, text=True, timeout=900)
 
@@ -268,9 +265,7 @@ def test_image_that_would_fill_the_memory_is_a_bad_file(predict, model_dir, tmp_
     assert code == 1 and "bomb.png" in errors[-1] and os.listdir(tmp_path) == ["bomb.png"]
 
 
-def test_broken_write_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    from predict import write_whole
+def test_broken_write_leaves_nothing(tmp_path):
 
     def write_half(file):
         file.write(b"half")
@@ -350,7 +345,7 @@ def test_an_interrupted_video_leaves_nothing(model_dir, video, tmp_path):
     with open(tmp_path / "long.mp4", "wb") as file, VideoWriter(file, Fraction(25)) as writer:
         for index, image in enumerate(frames):
             writer.write(image, index / 25)
-    command = [sys.executable, SCRIPT, "--model", model_dir, "--input", tmp_path / "long.mp4"]
+    command = [*DEGMIX, "predict", "--model", model_dir, "--input", tmp_path / "long.mp4"]
     # The signal is ignored in what a shell has started in the background, these tests perhaps.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     command += ["--output", tmp_path / "out"]

@@ -9,9 +9,9 @@ import datasets
 import numpy as np
 import pyarrow.parquet
 import pytest
+from commands import run_command
 from filelock import FileLock
 from PIL import Image
-from run_script import run_main
 from test_cityscapes import IDS, check_cityscapes_row, write_cityscapes
 from test_nyud import check_nyud_row, write_nyud
 from test_pascal_context import check_pascal_context_row, write_pascal_context
@@ -28,7 +28,7 @@ def run(monkeypatch, capsys):
 
     def run(*arguments):
         capsys.readouterr()
-        error = run_main(monkeypatch, "prepare_dataset.py", *arguments)
+        error = run_command(monkeypatch, "prepare", *arguments)
         captured = capsys.readouterr()
         return error, captured.out + captured.err
 
@@ -93,7 +93,7 @@ def test_names_counts_and_card(run, tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     for part in ("license: other", "| train | 3 |", "| validation | 1 |", "NYU Depth V2", "| `normals` | normals |"):
         assert part in card
-    assert "python scripts/prepare_dataset.py nyud NYUDv2 out\n" in card and str(tmp_path) not in card
+    assert "degmix prepare nyud NYUDv2 out\n" in card and str(tmp_path) not in card
     assert load(tmp_path / "out")["train"].features["semseg_classes"].feature.names[:2] == ["wall", "floor"]
 
 

@@ -13,6 +13,7 @@ from test_nyud import write_nyud
 
 
 REPO = Path(__file__).parents[2]
+PREPARE = ("-m", "transformers_degmix", "prepare")
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def run(hub, tmp_path):
 @pytest.mark.parametrize("dataset", ["rooms", "nyud"])
 def test_what_is_pushed_can_be_loaded(run, hub, tmp_path, dataset):
     source, output = "2,1" if dataset == "rooms" else write_nyud(tmp_path), tmp_path / "out"
-    process = run("scripts/prepare_dataset.py", dataset, source, output, "--push-to-hub", "user/set")
+    process = run(*PREPARE, dataset, source, output, "--push-to-hub", "user/set")
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == f"{hub.url}/datasets/user/set"
     assert hub.repos["datasets", "user/set"].private
@@ -74,7 +75,9 @@ def test_a_failed_push_keeps_the_data_and_a_retry_pushes_the_whole(run, hub, tmp
         status, path = failure
         hub.fail_next(status, path=path)
     source, output = write_nyud(tmp_path), tmp_path / "out"
-    process = run("scripts/prepare_dataset.py", "nyud", source, output, "--push-to-hub", "user/set", HF_TOKEN=token)
+    process = run(
+        "-m", "transformers_degmix", "prepare", "nyud", source, output, "--push-to-hub", "user/set", HF_TOKEN=token
+    )
     (error,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
     assert process.returncode == 1 and "Traceback" not in process.stderr
     assert re.fullmatch(f"error: {output} is complete but not pushed; `.*` tries again: .*{reason}.*", error), error

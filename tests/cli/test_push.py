@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_script import run_main
+from commands import run_command
 from small_models import small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
@@ -118,7 +118,7 @@ def test_round_trip(run, hub, tmp_path):
 def test_failures_leave_nothing_and_a_retry_pushes_the_whole(run, hub, tmp_path):
     directory = tmp_path / "model"
     save_model(directory)
-    process = run("scripts/push_to_hub.py", directory, "user/model", HF_TOKEN="hf_wrong")
+    process = run("-m", "transformers_degmix", "push", directory, "user/model", HF_TOKEN="hf_wrong")
     assert process.returncode == 1 and "Traceback" not in process.stderr
     (error,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
     assert error.startswith(f"error: {directory} is not pushed; the same command tries again: ")
@@ -136,7 +136,7 @@ def test_failures_leave_nothing_and_a_retry_pushes_the_whole(run, hub, tmp_path)
     assert hub.files("user/model", "models") == contents(directory)
     assert len(hub.repos["models", "user/model"].commits) == 2  # the empty one and this
 
-    process = run("scripts/push_to_hub.py", directory, "user/other", "--private")
+    process = run("-m", "transformers_degmix", "push", directory, "user/other", "--private")
     assert (process.returncode, process.stdout.splitlines()[-1]) == (0, f"{hub.url}/user/other"), process.stderr
     assert hub.repos["models", "user/other"].private
     assert hub.files("user/other", "models") == contents(directory)
@@ -161,6 +161,6 @@ def test_incomplete_directories_are_not_pushed(monkeypatch, tmp_path):
     save_model(directory)
     for name in ("README.md", "model.safetensors"):
         (directory / name).unlink()
-    error = run_main(monkeypatch, "push_to_hub.py", directory, "user/model")
+    error = run_command(monkeypatch, "push", directory, "user/model")
     assert error == f"error: {directory} is no complete model directory: it lacks model*.safetensors, README.md"
-    assert "lacks config.json" in run_main(monkeypatch, "push_to_hub.py", tmp_path / "nothing", "user/model")
+    assert "lacks config.json" in run_command(monkeypatch, "push", tmp_path / "nothing", "user/model")

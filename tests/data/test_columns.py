@@ -24,9 +24,9 @@ from PIL import Image
 from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.columns import RowReader, map_columns, name_classes, parse_columns
 from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
+from transformers_degmix.training.arguments import find_recipe
 
 
-RECIPE = Path(__file__).parents[2] / "src" / "transformers_degmix" / "recipes" / "nyuv2_tanganke.yaml"
 SEMSEG, DEPTH, NORMALS = {"kind": "segmentation", "num_labels": 13}, {"kind": "depth"}, {"kind": "normals"}
 TASKS = {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}
 IMAGE = Image.new("RGB", (3, 2), (10, 20, 30))
@@ -67,7 +67,7 @@ def nyuv2_folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_recipe_for_nyuv2_of_tanganke(nyuv2_folder, streaming):
-    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe = yaml.safe_load(find_recipe("nyuv2_tanganke").read_text())
     tasks = recipe["model"]["tasks"]
     data = load_dataset(str(nyuv2_folder), split=recipe["eval_split"], streaming=streaming)
     mapped = map_columns(data, tasks, recipe["columns"])

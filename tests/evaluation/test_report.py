@@ -62,7 +62,7 @@ def evaluation(model, data):
 
 def make_report(model, evaluation, protocol=Protocol(), name="model"):
     described = {"dataset": "rooms", "split": "test"}
-    return build_report(evaluation, model, name, described, protocol, "fp32", "python scripts/evaluate.py", [])
+    return build_report(evaluation, model, name, described, protocol, "fp32", "degmix evaluate", [])
 
 
 def test_scores_are_those_of_evaluate_model(model, data, evaluation):

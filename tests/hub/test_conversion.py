@@ -3,7 +3,6 @@
 import os
 import pickle
 import re
-import runpy
 import subprocess
 import sys
 import types
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import DEGMIX, run_command
 from released_weights import MODELS, load_fixture, nyud_shapes, released_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,13 +20,12 @@ from transformers import AutoModel
 
 import transformers_degmix  # noqa: F401 (registers the model)
 from transformers_degmix import DeGMixForMultiTaskDensePrediction
+from transformers_degmix.files import whole_directory
 from transformers_degmix.hub.conversion import convert_checkpoint, convert_state_dict, load_released_checkpoint
-from transformers_degmix.hub.model_directory import whole_directory
 
 
 NYUD, PASCAL, DEMT = MODELS
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "scripts" / "convert_checkpoint.py"
 
 
 @pytest.fixture(scope="module")
@@ -391,12 +390,12 @@ def test_whole_directory_leaves_nothing_after_an_error(tmp_path, overwrite):
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["last", "last/old"] * overwrite
 
 
-# The script
+# The command
 
 
-def run_script(*arguments) -> subprocess.CompletedProcess:
+def convert(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
+        [*DEGMIX, "convert", *arguments],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / "src")},
         capture_output=True,
         text=True,
@@ -406,7 +405,7 @@ def run_script(*arguments) -> subprocess.CompletedProcess:
 def test_script_writes_a_directory_that_loads(tmp_path, nyud):
     torch.save({"state_dict": nyud}, tmp_path / "a.ckpt")
     output = tmp_path / "models" / "nyud"
-    result = run_script(tmp_path / "a.ckpt", output, "--dataset", "nyud")
+    result = convert(tmp_path / "a.ckpt", output, "--dataset", "nyud")
     assert (result.returncode, result.stderr) == (0, "")
     model = AutoModel.from_pretrained(output)
     assert str(output) in result.stdout and f"{model.num_parameters():,}" in result.stdout
@@ -432,7 +431,7 @@ def incomplete(tmp_path, nyud) -> Path:
 
 
 def test_script_refuses_in_one_line_and_leaves_nothing(tmp_path, incomplete):
-    result = run_script(incomplete, tmp_path / "new" / "out")
+    result = convert(incomplete, tmp_path / "new" / "out")
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r"error: .*Missing: head\.smlp\.0\.bias \(256,\)\n", result.stderr)
     assert list(tmp_path.iterdir()) == [incomplete]
@@ -451,8 +450,6 @@ def test_script_refuses(tmp_path, incomplete, monkeypatch, checkpoint, output, o
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / checkpoint), str(tmp_path / output), *options])
-    with pytest.raises(SystemExit) as error:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert re.fullmatch(message, error.value.code)
+    error = run_command(monkeypatch, "convert", tmp_path / checkpoint, tmp_path / output, *options)
+    assert re.fullmatch(message, error)
     assert sorted(tmp_path.rglob("*")) == before

@@ -6,9 +6,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import yaml
+from commands import run_script
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
-from run_script import run_main
 from transformers import AutoModel
 
 from transformers_degmix.hub.model_card import card_name, published_card
@@ -24,7 +24,7 @@ SECTIONS = [
 
 
 def test_cards_are_what_the_script_writes(tmp_path, monkeypatch):
-    assert run_main(monkeypatch, "make_model_cards.py", tmp_path) is None
+    assert run_script(monkeypatch, "make_model_cards.py", tmp_path) is None
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert written == {f"{name}.md": (CARDS / f"{name}.md").read_text() for name in PUBLISHED}
     # Those of the models that come with the package are written by hand.
@@ -71,7 +71,7 @@ def test_card(monkeypatch, name):
         )
     assert "### Measured by us\n\n**Nothing.**" in card.text
     assert "code has no licence" in card.text
-    assert "recipe" not in entry or f"src/transformers_degmix/recipes/{entry['recipe']}.yaml" in card.text
+    assert "recipe" not in entry or f"degmix train {entry['recipe']}" in card.text
     assert ("convert_checkpoint.py" in card.text) == ("checkpoint" not in entry)
 
 

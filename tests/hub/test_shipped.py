@@ -1,11 +1,10 @@
 """The model that comes with the package, as a new user meets it: without a network and without naming it."""
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from commands import DEGMIX
 from PIL import Image
 from skimage import data
 from transformers import AutoModel, AutoModelForDepthEstimation, pipeline
@@ -18,7 +17,6 @@ from transformers_degmix.hub.shipped import DEFAULT_MODEL
 
 
 TASK = "multi-task-dense-prediction"
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +64,7 @@ def test_by_name(maps, photo):
 
 def test_predict_without_a_model(tmp_path, maps, photo):
     photo.save(tmp_path / "photo.png")
-    command = [sys.executable, SCRIPTS / "predict.py", "--input", tmp_path / "photo.png", "--output", tmp_path / "out"]
+    command = [*DEGMIX, "predict", "--input", tmp_path / "photo.png", "--output", tmp_path / "out"]
     subprocess.run(command, check=True, timeout=900)
     pictures = {path.name for path in (tmp_path / "out").iterdir()}
     assert {f"photo.{ending}" for ending in ("npz", "overview.png", "depth.png")} <= pictures

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from commands import run_command
 from PIL import Image
-from run_script import run_main
 from small_models import small_model
 from transformers import pipeline
 
-from transformers_degmix import DeGMixImageProcessorPil, demo
+from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import render_room
+from transformers_degmix.inference import demo
 from transformers_degmix.inference.demo import (
     FIELD_OF_VIEW,
     LAUNCH_OPTIONS,
@@ -250,4 +251,4 @@ def test_every_kind_has_a_legend(kind):
 
 
 def test_script_names_a_model_that_cannot_be_loaded(monkeypatch, tmp_path):
-    assert f"cannot load {tmp_path}" in run_main(monkeypatch, "demo.py", "--model", tmp_path)
+    assert f"cannot load {tmp_path}" in run_command(monkeypatch, "demo", "--model", tmp_path)

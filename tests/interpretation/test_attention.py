@@ -11,10 +11,10 @@ from transformers_degmix.data.columns import map_columns
 from transformers_degmix.interpretation.attention import (
     describe_affinity,
     describe_sampling,
-    draw_affinity,
     find_sampling_points,
     inspect_images,
 )
+from transformers_degmix.interpretation.pictures import draw_affinity
 
 
 TASKS = {name: ALL_KINDS[name] for name in ("semseg", "depth", "edge")}

@@ -1,8 +1,8 @@
 import re
 
 import pytest
+from commands import run_script
 from PIL import Image
-from run_script import run_main
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def benchmark(monkeypatch, capsys):
 
     def run(*args):
         capsys.readouterr()
-        return run_main(monkeypatch, "benchmark_loader.py", *args) or capsys.readouterr().out
+        return run_script(monkeypatch, "benchmarks/loader.py", *args) or capsys.readouterr().out
 
     return run
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from run_script import run_main
+from commands import run_script
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoBackbone, AutoConfig
 
@@ -31,7 +31,7 @@ def test_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
     options += ["--large", 64, "--rounds", 1, "--single-task"]
-    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
+    assert run_script(monkeypatch, "benchmarks/speed.py", *options, "--output", tmp_path / "report") is None
 
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["images"] == [1, 3, 160, 192] and report["gemm_gflops"] > 0
@@ -95,7 +95,7 @@ def test_portions_beside_busy_processes(monkeypatch, tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     before, threads = children(), torch.get_num_threads()
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "32x32", "--rounds", 1, "--busy", 8, 64]
-    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") is None
+    assert run_script(monkeypatch, "benchmarks/speed.py", *options, "--output", tmp_path / "report") is None
     table = json.loads((tmp_path / "report" / "report.json").read_text())["tables"]["Beside busy processes"]
     assert [tuple(row[name] for name in ("head", "cores", "threads", "portion")) for row in table] == list(
         itertools.product(("inference", "training step"), ("idle", "busy"), (1, 2), (8, 64))
@@ -115,16 +115,16 @@ def test_portions_beside_busy_processes(monkeypatch, tmp_path):
     ],
 )
 def test_bad_options(monkeypatch, tmp_path, capsys, options, message):
-    assert run_main(monkeypatch, "benchmark.py", *options, "--output", tmp_path / "report") == 2
+    assert run_script(monkeypatch, "benchmarks/speed.py", *options, "--output", tmp_path / "report") == 2
     assert message in capsys.readouterr().err
 
 
 def test_errors_are_one_line_and_nothing_is_written(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("benchmark: nyud", ""))
     options = ["--output", tmp_path / "report", "--recipe"]
-    message = run_main(monkeypatch, "benchmark.py", *options, tmp_path / "recipe.yaml")
+    message = run_script(monkeypatch, "benchmarks/speed.py", *options, tmp_path / "recipe.yaml")
     assert "must be for one of the benchmarks ['cityscapes', 'nyud', 'pascal_context']" in message
-    assert "nowhere.yaml" in run_main(monkeypatch, "benchmark.py", *options, tmp_path / "nowhere.yaml")
-    assert run_main(monkeypatch, "benchmark.py", *options, tmp_path / "recipe.yaml", "--size", "64") == 2
+    assert "nowhere.yaml" in run_script(monkeypatch, "benchmarks/speed.py", *options, tmp_path / "nowhere.yaml")
+    assert run_script(monkeypatch, "benchmarks/speed.py", *options, tmp_path / "recipe.yaml", "--size", "64") == 2
     assert "expected HEIGHTxWIDTH, got '64'" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

@@ -16,6 +16,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from commands import DEGMIX
 from datasets import ClassLabel, Dataset, List
 from datasets import config as datasets_config
 from hub_server import HubServer
@@ -397,27 +398,26 @@ def test_less_than_a_batch(tmp_path):
 
 
 def test_script(tmp_path):
-    process = run_script(arguments(tmp_path, max_steps=2))
+    process = run_train(arguments(tmp_path, max_steps=2))
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "rmse" in output and str(tmp_path / "run") in output
 
-    process = run_script(arguments(tmp_path), "--optimizer", "adam")
+    process = run_train(arguments(tmp_path), "--optimizer", "adam")
     _, errors = process.communicate()
     assert process.returncode == 1 and "Traceback" not in errors and "adamw" in errors
 
 
-def run_script(
+def run_train(
     args: TrainingArguments, *overrides: str, num_processes: int = 1, env: dict[str, str] = os.environ
 ) -> subprocess.Popen:
-    """`scripts/train.py` in a process of its own, or in several."""
+    """`degmix train` in a process of its own, or in several."""
     config = Path(args.output_dir).with_suffix(".yaml")
     config.write_text(yaml.safe_dump(vars(args)))
     # `accelerate launch --cpu` starts one process, whatever it is told, unless there is MPI.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     env = {**env, "ACCELERATE_USE_CPU": "true"}
-    script = str(Path(__file__).parents[2] / "scripts" / "train.py")
-    command = [sys.executable, *(launch if num_processes > 1 else []), script, str(config), *overrides]
+    command = [sys.executable, *(launch if num_processes > 1 else []), *DEGMIX[1:], "train", str(config), *overrides]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
@@ -439,7 +439,7 @@ def test_two_processes_are_one(tmp_path):
     for num_processes, batch_size in ((1, 2), (2, 1)):
         name = f"processes_{num_processes}"
         args = arguments(tmp_path, output_dir=str(tmp_path / name), batch_size=batch_size, **fields)
-        process = run_script(args, num_processes=num_processes)
+        process = run_train(args, num_processes=num_processes)
         _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
         saved = torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
@@ -583,7 +583,7 @@ def test_full_disk_leaves_the_last_checkpoint_to_go_on_from(tmp_path):
 
 def test_sigterm_saves_and_exits(tmp_path):
     args = arguments(tmp_path, max_steps=100_000, eval_steps=100_000, checkpoint_steps=100_000)
-    process = run_script(args)
+    process = run_train(args)
     while "train:" not in process.stderr.readline():
         assert process.poll() is None
     while not re.search(r" [1-9]\d*/200000 ", process.stderr.read(80)):
@@ -681,9 +681,9 @@ def test_the_best_model_is_pushed_to_the_hub(tmp_path):
         env = {**os.environ, **hub.env, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
         env["HF_DATASETS_CACHE"] = str(datasets_config.HF_DATASETS_CACHE)
         hub.fail_next(403, times=1, path="commit")
-        _, errors = run_script(args, env=env).communicate(timeout=900)
+        _, errors = run_train(args, env=env).communicate(timeout=900)
         assert "Traceback" not in errors and "403" in errors.splitlines()[-1], errors
-        process = run_script(args, "--resume", env=env)  # only the upload is left to do
+        process = run_train(args, "--resume", env=env)  # only the upload is left to do
         _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
         pushed, best = hub.files("user/model", "models"), tmp_path / "run" / "best"

@@ -15,14 +15,12 @@ from transformers_degmix import DeGMixForMultiTaskDensePrediction
 from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.data.schema import encode_normals, encode_row, features_for, named_tasks
 from transformers_degmix.tasks import TASK_KINDS
-from transformers_degmix.training.arguments import parse_arguments
+from transformers_degmix.training.arguments import RECIPES, parse_arguments
 from transformers_degmix.training.build import build_model
 from transformers_degmix.training.loop import train
 
 
-FOLDER = Path(__file__).parents[2] / "src" / "transformers_degmix" / "recipes"
-# The others are parts of recipes.
-RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml") if not path.stem.startswith("swin_"))
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 # Those with backbones of timm
 VISION = ("nyud_demt_hrnet18",)
 SIZE = (64, 96)
@@ -81,13 +79,13 @@ def save(folder: Path, data: Dataset, eval_split: str):
 
 def test_there_are_recipes_of_all_benchmarks_and_backbones():
     expected = {f"{name}{size}" for name in BENCHMARKS for size in ("", "_swin_small", "_swin_base", "_swin_large")}
-    assert expected <= set(RECIPES)
+    assert expected <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", recipe_params(RECIPES))
+@pytest.mark.parametrize("name", recipe_params(NAMES))
 def test_recipe(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    args = parse_arguments([str(FOLDER / f"{name}.yaml")])
+    args = parse_arguments([name])
     assert args.output_dir.startswith("outputs/")
     overrides = [
         "--max_steps",
@@ -111,12 +109,12 @@ def test_recipe(tmp_path, monkeypatch, name):
         make_tanganke(tmp_path / "data")
         # In local files, `datasets` takes "val" for an abbreviation.
         overrides += ["--dataset", str(tmp_path / "data"), "--eval_split", "validation"]
-    as_written = parse_arguments([str(FOLDER / f"{name}.yaml"), *overrides])
+    as_written = parse_arguments([name, *overrides])
     with torch.device("meta"):
         model, _ = build_model(as_written)
     overrides += ["--model.backbone_config", json.dumps(BACKBONES["resnet"].to_dict())]
     overrides += ["--model.hidden_size", "16", "--model.gating_intermediate_size", "8"]
-    scores = train(parse_arguments([str(FOLDER / f"{name}.yaml"), *overrides]))
+    scores = train(parse_arguments([name, *overrides]))
     assert list(scores) == list(model.config.tasks)
     if args.benchmark and not args.tasks:
         assert tuple(scores) == BENCHMARKS[args.benchmark].tasks
@@ -136,7 +134,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", recipe_params(PUBLISHED))
 def test_models_have_the_published_number_of_parameters(tmp_path, name):
     make_benchmark(tmp_path, "nyud")
-    args = parse_arguments([str(FOLDER / f"{name}.yaml"), "--dataset", str(tmp_path), "--pretrained_backbone", "null"])
+    args = parse_arguments([name, "--dataset", str(tmp_path), "--pretrained_backbone", "null"])
     with torch.device("meta"):
         model, _ = build_model(args)
     assert isinstance(model, DeGMixForMultiTaskDensePrediction)

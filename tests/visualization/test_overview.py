@@ -5,26 +5,22 @@ from PIL import Image
 from small_models import small_config
 from torch.nn import functional as F
 
+from transformers_degmix.interpretation.pictures import PADDING, draw_sampling
 from transformers_degmix.tasks import IGNORE_INDEX, TASK_KINDS, label_palette
-from transformers_degmix.visualization.geometry import depth_normals_angles
-from transformers_degmix.visualization.overview import (
-    HATCHING,
-    PADDING,
-    PAPER,
-    class_legend,
-    crop_attentions,
+from transformers_degmix.visualization import (
     draw_confidence,
     draw_consistency,
     draw_legend,
     draw_overview,
     draw_prediction,
-    draw_sampling,
-    fit_legend,
-    mean_shares,
     panel_size,
-    shown_range,
     stack_overviews,
 )
+from transformers_degmix.visualization.attention import crop_attentions, mean_shares
+from transformers_degmix.visualization.geometry import depth_normals_angles
+from transformers_degmix.visualization.layout import PAPER
+from transformers_degmix.visualization.legends import class_legend, fit_legend
+from transformers_degmix.visualization.maps import HATCHING, shown_range
 
 
 TASKS = small_config().tasks

@@ -1,14 +1,13 @@
-"""Puts reports of evaluate.py into one table, the best scores bold, and prints and writes it.
+"""Puts reports of degmix evaluate into one table, the best scores bold, and prints and writes it.
 
 Refuses reports that were not made under one protocol and on the same data.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from transformers_degmix.evaluation.report import check_comparable, format_table, read_report
-from transformers_degmix.hub.model_directory import write_whole
+from ..evaluation.report import check_comparable, format_table, read_report
+from ..files import write_whole
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,16 +19,9 @@ def parse_args() -> argparse.Namespace:
 
 def main():
     args = parse_args()
-    try:
-        reports = {str(path): read_report(path) for path in args.reports}
-        check_comparable(reports)
-        table = format_table(list(reports.values()))
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.output, lambda file: file.write(table.encode()))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    reports = {str(path): read_report(path) for path in args.reports}
+    check_comparable(reports)
+    table = format_table(list(reports.values()))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(args.output, lambda file: file.write(table.encode()))
     print(f"{table}\nalso in {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,16 @@
 """Converts a released DeGMix or DeMT checkpoint into a model directory for `from_pretrained`."""
 
 import argparse
-import sys
+from typing import Any
 
 from transformers.utils import logging
 
-from transformers_degmix import DeGMixForMultiTaskDensePrediction
-from transformers_degmix.data.benchmarks import BENCHMARKS
-from transformers_degmix.hub.conversion import convert_checkpoint
-from transformers_degmix.hub.model_directory import check_writable, save_model_directory
-from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
+from .. import DeGMixForMultiTaskDensePrediction
+from ..data.benchmarks import BENCHMARKS
+from ..files import check_writable
+from ..hub.conversion import convert_checkpoint
+from ..hub.model_directory import save_model_directory
+from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +26,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def describe(model: DeGMixForMultiTaskDensePrediction) -> str:
-    config, swin = model.config, model.config.backbone_config
+    config = model.config
+    swin: Any = config.backbone_config
     tasks = ", ".join(f"{name} ({task['kind']}, {task['num_labels']})" for name, task in config.tasks.items())
     gating = f"gating {config.gating_intermediate_size}" if config.use_gating else "no gating"
     return (
@@ -41,15 +43,8 @@ def describe(model: DeGMixForMultiTaskDensePrediction) -> str:
 def main():
     args = parse_args()
     logging.disable_progress_bar()
-    try:
-        check_writable(args.output_dir)
-        model = convert_checkpoint(args.checkpoint, args.dataset)
-        processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
-        save_model_directory(args.output_dir, model, processor)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    check_writable(args.output_dir)
+    model = convert_checkpoint(args.checkpoint, args.dataset)
+    processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
+    save_model_directory(args.output_dir, model, processor)
     print(f"Model directory: {args.output_dir}\n{describe(model)}")
-
-
-if __name__ == "__main__":
-    main()

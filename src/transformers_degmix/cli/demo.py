@@ -1,6 +1,6 @@
 """Serves a page on which a model is tried out in the browser, on this machine.
 
-    python scripts/demo.py
+    degmix demo
 
 It shows all tasks side by side, what they say at a point, the depth as a surface and the attention, and offers the
 arrays for download. Nothing leaves the machine.
@@ -15,10 +15,10 @@ from PIL import Image
 from skimage.data import coffee
 from transformers.utils import logging
 
-from transformers_degmix.data.rooms import render_room
-from transformers_degmix.hub.model_directory import load_model_directory
-from transformers_degmix.hub.shipped import add_model_argument
-from transformers_degmix.inference.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
+from ..data.rooms import render_room
+from ..hub.model_directory import load_model_directory
+from ..hub.shipped import add_model_argument
+from ..inference.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,18 +48,11 @@ def main():
     args = parse_args()
     logging.disable_progress_bar()
     Image.MAX_IMAGE_PIXELS = args.max_pixels  # PIL refuses images of twice that, and warns of those that we refuse
-    try:
-        if args.examples:
-            examples = list(read_examples(args.examples, args.max_pixels))
-        else:
-            rooms = [render_room("test", index)["image"] for index in range(3)]
-            examples = [Image.fromarray(image) for image in (coffee(), *rooms)]
-        demo = build_demo(*load_model_directory(args.model, args.device), examples, args.max_pixels)
-        demo.launch(server_port=args.server_port, **LAUNCH_OPTIONS)
-        raise KeyboardInterrupt  # which Gradio takes for a reason to return
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    if args.examples:
+        examples = list(read_examples(args.examples, args.max_pixels))
+    else:
+        rooms = [render_room("test", index)["image"] for index in range(3)]
+        examples = [Image.fromarray(image) for image in (coffee(), *rooms)]
+    demo = build_demo(*load_model_directory(args.model, args.device), examples, args.max_pixels)
+    demo.launch(server_port=args.server_port, **LAUNCH_OPTIONS)
+    raise KeyboardInterrupt  # which Gradio takes for a reason to return

@@ -1,10 +1,10 @@
 """Evaluates a model on a data set and writes a report: numbers, tables, pictures and the scores of each sample.
 
-    python scripts/evaluate.py --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \
+    degmix evaluate --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \
         --split test --output outputs/report
-    python scripts/evaluate.py ... --calibration  # also whether confidences tell where predictions are wrong
-    accelerate launch --num_processes 8 scripts/evaluate.py --model MODEL --dataset data/nyud --split validation \
-        --edge-tolerance 0.011 --flip --output outputs/report
+    degmix evaluate ... --calibration  # also whether confidences tell where predictions are wrong
+    accelerate launch --num_processes 8 -m transformers_degmix evaluate --model MODEL --dataset data/nyud \
+        --split validation --edge-tolerance 0.011 --flip --output outputs/report
 
 Predictions are scored in the size of the labels. On a machine with a GPU, that is where the model runs.
 """
@@ -23,11 +23,10 @@ import torch
 from accelerate import Accelerator
 from transformers.utils import logging
 
-from transformers_degmix.evaluation import BENCHMARK_METRICS
-from transformers_degmix.evaluation.arguments import add_data_arguments, check_data_arguments, read_run
-from transformers_degmix.evaluation.depth import DEPTH_CROPS
-from transformers_degmix.evaluation.evaluator import Protocol, evaluate_whole_images, multi_task_gain
-from transformers_degmix.evaluation.report import (
+from ..evaluation import BENCHMARK_METRICS
+from ..evaluation.depth import DEPTH_CROPS
+from ..evaluation.evaluator import Protocol, evaluate_whole_images, multi_task_gain
+from ..evaluation.report import (
     build_report,
     check_comparable,
     format_table,
@@ -35,11 +34,13 @@ from transformers_degmix.evaluation.report import (
     single_task_scores,
     write_report,
 )
-from transformers_degmix.hub.model_directory import check_writable, load_model_directory, whole_directory
-from transformers_degmix.hub.shipped import add_model_argument
-from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels
-from transformers_degmix.training.data import load_split
-from transformers_degmix.visualization.geometry import FIELD_OF_VIEW
+from ..files import check_writable, whole_directory
+from ..hub.model_directory import load_model_directory
+from ..hub.shipped import add_model_argument
+from ..sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels
+from ..training.data import load_split
+from ..visualization.geometry import FIELD_OF_VIEW
+from .data_arguments import add_data_arguments, check_data_arguments, read_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,6 +99,7 @@ def start_executor(num_workers: int) -> Iterator[Executor]:
 
     What still waits at the end, after an error, is left undone; Ctrl-C does not wait for what is being done either.
     """
+    executor: Executor
     if num_workers:
         spawn = multiprocessing.get_context("spawn")
         executor = ProcessPoolExecutor(num_workers, spawn, initializer=torch.set_num_threads, initargs=(1,))
@@ -149,7 +151,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
             model, processor, data, protocol, accelerator, executor, args.num_workers, args.tasks
         )
     described = {"dataset": args.dataset, "split": args.split}
-    command = shlex.join(["python", *sys.argv])
+    command = f"degmix evaluate {shlex.join(sys.argv[1:])}"
     report = build_report(evaluation, model, args.model, described, protocol, args.precision, command, data.warnings)
     # They are not named before the report, which may have taken hours, is written.
     problems = [f"{sample['image_id']!r} could not be evaluated: {sample['reason']}" for sample in evaluation.failed]
@@ -175,14 +177,5 @@ def main():
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[args.precision])
-    try:
-        evaluate(args, accelerator)
-    except (ValueError, OSError) as error:
-        # What a loader process raises comes with its traceback.
-        message = str(error)
-        sys.exit(f"error: {message.strip().splitlines()[-1] if 'Original Traceback' in message else message}")
+    evaluate(args, accelerator)
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main()

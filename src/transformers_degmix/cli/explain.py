@@ -1,8 +1,8 @@
 """Shows what happens inside of a model: which task attends to which, and where the deformable mixers sample.
 
-    python scripts/explain.py --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \\
+    degmix explain --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \\
         --split test --output outputs/inside
-    python scripts/explain.py --model outputs/demo/best --image photo.jpg --points 120,80 400,300 --output outputs/dots
+    degmix explain --model outputs/demo/best --image photo.jpg --points 120,80 400,300 --output outputs/dots
 
 Over a data set, whose labels are not needed: the tasks' attention to each other (affinity.json, affinity.png), which
 is no measure of importance, and how far sampling points lie from their pixels (sampling.json). On a photo: the
@@ -19,21 +19,21 @@ from pathlib import Path
 import datasets
 from transformers.utils import logging
 
-from transformers_degmix import DeGMixForMultiTaskDensePrediction
-from transformers_degmix.evaluation.arguments import add_data_arguments, check_data_arguments, read_run
-from transformers_degmix.hub.model_directory import check_writable, load_model_directory, whole_directory
-from transformers_degmix.hub.shipped import add_model_argument
-from transformers_degmix.image_processing_pil_degmix import load_image
-from transformers_degmix.inference.predictor import prepare
-from transformers_degmix.interpretation.attention import (
+from .. import DeGMixForMultiTaskDensePrediction
+from ..files import check_writable, whole_directory
+from ..hub.model_directory import load_model_directory
+from ..hub.shipped import add_model_argument
+from ..image_processing_pil_degmix import load_image
+from ..inference.predictor import prepare
+from ..interpretation.attention import (
     describe_affinity,
     describe_sampling,
-    draw_affinity,
     find_sampling_points,
     inspect_images,
 )
-from transformers_degmix.training.data import load_split
-from transformers_degmix.visualization.overview import draw_sampling
+from ..interpretation.pictures import draw_affinity, draw_sampling
+from ..training.data import load_split
+from .data_arguments import add_data_arguments, check_data_arguments, read_run
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,7 +82,7 @@ def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePredict
         "model": args.model,
         "dataset": args.dataset,
         "split": args.split,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": f"degmix explain {shlex.join(sys.argv[1:])}",
     }
     (directory / "affinity.json").write_text(json.dumps({**source, **affinity}, indent=2) + "\n")
     draw_affinity(affinity).savefig(directory / "affinity.png", dpi=120)
@@ -119,20 +119,13 @@ def main():
     args = parse_args()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    try:
-        check_writable(args.output)
-        model, processor = load_model_directory(args.model, args.device)
-        if not isinstance(model, DeGMixForMultiTaskDensePrediction):
-            raise ValueError(f"{args.model} is an ONNX file, which gives nothing but logits")
-        with whole_directory(args.output) as directory:
-            if args.image:
-                explain_photo(args, model, processor, directory)
-            if args.dataset:
-                explain_data(args, model, processor, directory)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    check_writable(args.output)
+    model, processor = load_model_directory(args.model, args.device)
+    if not isinstance(model, DeGMixForMultiTaskDensePrediction):
+        raise ValueError(f"{args.model} is an ONNX file, which gives nothing but logits")
+    with whole_directory(args.output) as directory:
+        if args.image:
+            explain_photo(args, model, processor, directory)
+        if args.dataset:
+            explain_data(args, model, processor, directory)
     print(f"results: {args.output}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,10 @@
 """Exports a model as ONNX file with dynamic batch and image sizes, and compares it with PyTorch in onnxruntime.
 
-    python scripts/export_onnx.py --model outputs/demo/best --output outputs/demo.onnx
+    degmix export --model outputs/demo/best --output outputs/demo.onnx
 
 The file appears only if the logits agree within 1e-4 at every size that is tried. `--int8 IMAGES` writes a second one,
-`outputs/demo.int8.onnx`, whose ranges of values are those of the images. `evaluate.py --model outputs/demo.int8.onnx`
-tells what that costs in scores.
+`outputs/demo.int8.onnx`, whose ranges of values are those of the images. What that costs in scores tells
+`degmix evaluate --model outputs/demo.int8.onnx`.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from statistics import median
 from torch import Tensor
 from transformers.utils import logging
 
-from transformers_degmix.hub.model_directory import load_model_directory
-from transformers_degmix.hub.onnx import OnnxModel, export_onnx, quantize_onnx
-from transformers_degmix.hub.shipped import add_model_argument
-from transformers_degmix.image_processing_pil_degmix import load_image
+from ..hub.model_directory import load_model_directory
+from ..hub.onnx import OnnxModel, export_onnx, quantize_onnx
+from ..hub.shipped import add_model_argument
+from ..image_processing_pil_degmix import load_image
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,21 +56,18 @@ def main():
     for name in ("torch.onnx", "onnxscript", "root"):  # likewise
         getLogger(name).setLevel(ERROR)
     int8 = args.output.with_suffix(".int8.onnx")
-    try:
-        for path in (args.output, int8) if args.int8 else (args.output,):
-            if path.exists():
-                raise FileExistsError(f"{path} exists")
-        model, processor = load_model_directory(args.model)
-        if isinstance(model, OnnxModel):
-            raise ValueError(f"{args.model} is an ONNX file already")
-        batches = [processor(load_image(path), return_tensors="pt")["pixel_values"] for path in args.int8]
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        print("exporting and comparing, which takes minutes for large backbones", file=sys.stderr, flush=True)
-        differences = export_onnx(model, args.output, processor, args.opset)
-        if batches:
-            quantize_onnx(args.output, int8, batches)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    for path in (args.output, int8) if args.int8 else (args.output,):
+        if path.exists():
+            raise FileExistsError(f"{path} exists")
+    model, processor = load_model_directory(args.model)
+    if isinstance(model, OnnxModel):
+        raise ValueError(f"{args.model} is an ONNX file already")
+    batches = [processor(load_image(path), return_tensors="pt")["pixel_values"] for path in args.int8]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    print("exporting and comparing, which takes minutes for large backbones", file=sys.stderr, flush=True)
+    differences = export_onnx(model, args.output, processor, args.opset)
+    if batches:
+        quantize_onnx(args.output, int8, batches)
     tasks = list(model.config.tasks)
     print("| batch, height, width | " + " | ".join(tasks) + " |\n| --- |" + " --- |" * len(tasks))
     for size, found in differences:
@@ -79,7 +76,3 @@ def main():
     if batches:
         print(f"{int8}: {int8.stat().st_size / 1e6:.1f} MB")
         compare_int8(OnnxModel(args.output), OnnxModel(int8), batches)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 Tasks are the `model.tasks` of the training run's YAML file, with its `columns`; without, all columns that have the
 name of a known task (semseg, human_parts, sal, depth, normals, edge).
 
-    python scripts/inspect_dataset.py my_data --all  # reads every row too, and lists those that training would refuse
+    degmix inspect my_data --all  # reads every row too, and lists those that training would refuse
 """
 
 import argparse
@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from transformers_degmix.data.benchmarks import BENCHMARKS, TASKS
-from transformers_degmix.data.columns import RowReader, layout_hint, name_classes, select_columns
-from transformers_degmix.data.inspection import (
+from ..data.benchmarks import BENCHMARKS, TASKS
+from ..data.columns import RowReader, layout_hint, name_classes, select_columns
+from ..data.inspection import (
     check_columns,
     choose_rows,
     evenly_spaced,
@@ -29,12 +29,12 @@ from transformers_degmix.data.inspection import (
     known_values,
     summarize,
 )
-from transformers_degmix.image_processing_pil_degmix import decode_label, to_pixels
-from transformers_degmix.tasks import TASK_KINDS, Suspicion, TaskKind
-from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
-from transformers_degmix.training.build import complete_tasks
-from transformers_degmix.training.data import open_split
-from transformers_degmix.visualization.overview import draw_overview, stack_overviews
+from ..image_processing_pil_degmix import decode_label, to_pixels
+from ..tasks import TASK_KINDS, Suspicion, TaskKind
+from ..training.arguments import TrainingArguments, parse_arguments
+from ..training.build import complete_tasks
+from ..training.data import open_split
+from ..visualization import draw_overview, stack_overviews
 
 
 Tasks = dict[str, dict[str, Any]]
@@ -110,35 +110,32 @@ def draw(image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None], 
 
 def main():
     args = parse_args()
-    try:
-        run = read_run(args)
-        data = open_split(run, "train")
-        tasks = find_tasks(run, data)
-        reader = RowReader(tasks, run.columns, data.features)
-        data = select_columns(data, reader)
-        inspector, overviews, labels, bad = check_columns(data, reader), [], [], []
-        shown = range(args.num) if run.streaming else evenly_spaced(len(data), args.num)
-        rows = enumerate(data) if args.all else choose_rows(data, args.num)
-        for index, row in tqdm(rows, "read", None if run.streaming else len(data), leave=False, disable=not args.all):
-            try:
-                image, good, readable, refused = inspect_row(row, reader)
-            except ValueError as error:
-                bad.append(f"sample {index}: {error}")
-                continue
-            bad += [f"sample {index}: {reason}" for reason in refused]
-            inspector.add(index, row, image, good)
-            if index in shown:
-                labels.append({name: decode(label, reader.kinds[name]) for name, label in readable.items()})
-                overviews.append(draw(image, good, tasks))
-                for name, label in labels[-1].items():
-                    if label is not None and not known_values(label, tasks[name]).numel():
-                        inspector.note(name, NOTHING_LABELLED, [index])
-        if not overviews:
-            raise ValueError("; ".join(bad))
-        args.output.mkdir(parents=True, exist_ok=True)
-        stack_overviews(overviews).save(args.output / "inspection.png")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run = read_run(args)
+    data = open_split(run, "train")
+    tasks = find_tasks(run, data)
+    reader = RowReader(tasks, run.columns, data.features)
+    data = select_columns(data, reader)
+    inspector, overviews, labels, bad = check_columns(data, reader), [], [], []
+    shown = range(args.num) if run.streaming else evenly_spaced(len(data), args.num)
+    rows = enumerate(data) if args.all else choose_rows(data, args.num)
+    for index, row in tqdm(rows, "read", None if run.streaming else len(data), leave=False, disable=not args.all):
+        try:
+            image, good, readable, refused = inspect_row(row, reader)
+        except ValueError as error:
+            bad.append(f"sample {index}: {error}")
+            continue
+        bad += [f"sample {index}: {reason}" for reason in refused]
+        inspector.add(index, row, image, good)
+        if index in shown:
+            labels.append({name: decode(label, reader.kinds[name]) for name, label in readable.items()})
+            overviews.append(draw(image, good, tasks))
+            for name, label in labels[-1].items():
+                if label is not None and not known_values(label, tasks[name]).numel():
+                    inspector.note(name, NOTHING_LABELLED, [index])
+    if not overviews:
+        raise ValueError("; ".join(bad))
+    args.output.mkdir(parents=True, exist_ok=True)
+    stack_overviews(overviews).save(args.output / "inspection.png")
     for name, task in tasks.items():
         print(f"{name} ({task['kind']}, column {reader.columns[name].column!r})")
         for line in summarize([sample[name] for sample in labels], task):
@@ -149,7 +146,3 @@ def main():
     if args.all:
         print(f"{index + 1} samples read, {len(bad)} of their images and labels refused")
         sys.exit(1 if bad else 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -23,12 +23,13 @@ from PIL import Image
 from tqdm import tqdm
 from transformers.utils import logging
 
-from transformers_degmix.hub.model_directory import load_model_directory, write_whole
-from transformers_degmix.hub.shipped import add_model_argument
-from transformers_degmix.image_processing_pil_degmix import load_image, resize_nearest
-from transformers_degmix.inference.predictor import PREDICTION_ERRORS, Predictor, Result, map_ahead
-from transformers_degmix.sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels, check_window
-from transformers_degmix.visualization.overview import (
+from ..files import write_whole
+from ..hub.model_directory import load_model_directory
+from ..hub.shipped import add_model_argument
+from ..image_processing_pil_degmix import load_image, resize_nearest
+from ..inference.predictor import PREDICTION_ERRORS, Predictor, Result, map_ahead
+from ..sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels, check_window
+from ..visualization import (
     draw_confidence,
     draw_legend,
     draw_overview,
@@ -159,7 +160,7 @@ def predict_video(predictor: Predictor, path: Path, tasks: dict[str, dict], outp
     Raises:
         ValueError, RuntimeError, MemoryError: the video cannot be read or predicted.
     """
-    from transformers_degmix.inference.video import VideoWriter, read_frames, survey_video
+    from ..inference.video import VideoWriter, read_frames, survey_video
 
     survey = survey_video(path)
     size = panel_size((survey.samples[0].height, survey.samples[0].width))
@@ -226,9 +227,9 @@ def main():
     try:
         saved = image_predictor(images, load_image, lambda path, result: save(result, tasks, args.output / path.stem))
         with closing(saved):
-            for path, error in tqdm(saved, total=len(images), unit="image", disable=len(images) < 2):
-                if error:
-                    report(path, error)
+            for path, failure in tqdm(saved, total=len(images), unit="image", disable=len(images) < 2):
+                if failure:
+                    report(path, failure)
         for path in videos:
             try:
                 predict_video(frame_predictor, path, tasks, args.output)
@@ -246,7 +247,3 @@ def main():
     if others:
         print(f"left out, as their names are not of images or videos: {_list(others)}")
     sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

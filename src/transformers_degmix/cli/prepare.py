@@ -1,8 +1,8 @@
 """Makes a data set of Parquet files from the original archives of a benchmark, for `datasets.load_dataset(OUTPUT)`.
 
-    python scripts/prepare_dataset.py nyud NYUDv2.tar.gz data/nyud
-    python scripts/prepare_dataset.py cityscapes FOLDER data/cityscapes --classes 7 --num-proc 8
-    python scripts/prepare_dataset.py rooms 2000,200 data/rooms
+    degmix prepare nyud NYUDv2.tar.gz data/nyud
+    degmix prepare cityscapes FOLDER data/cityscapes --classes 7 --num-proc 8
+    degmix prepare rooms 2000,200 data/rooms
 
 All files are checked before the first is converted. OUTPUT appears when everything is done; until then the work is in
 .OUTPUT.partial beside it, where the same command goes on after an interruption.
@@ -15,7 +15,7 @@ from pathlib import Path
 import datasets
 from huggingface_hub.utils import validate_repo_id
 
-from transformers_degmix.data.prepare import ARCHIVES, Job, prepare, push, push_command
+from ..data.prepare import ARCHIVES, Job, prepare, push, push_command
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,10 +52,7 @@ def main():
     args = parse_args()
     datasets.disable_progress_bars()  # there is one for the whole
     job = Job(args.dataset, args.source, args.output, args.classes, args.num_proc, args.skip_bad)
-    try:
-        counts = prepare(job)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    counts = prepare(job)
     print(f"{args.output}: " + ", ".join(f"{count} {split} images" for split, count in counts.items()))
     if args.push_to_hub:
         try:
@@ -63,7 +60,3 @@ def main():
         except OSError as error:
             again = push_command(args.output, args.push_to_hub)
             sys.exit(f"error: {args.output} is complete but not pushed; `{again}` tries again: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,27 +1,20 @@
-"""Puts a model directory on the Hub: python scripts/push_to_hub.py MODEL_DIR REPO [--private]
+"""Puts a model directory on the Hub: degmix push MODEL_DIR REPO [--private]
 
 Weights, configuration, image processor, code, card and pictures go up in one commit: all of them, or none.
 """
 
 import argparse
-import sys
 
-from transformers_degmix.hub.model_directory import push_model_directory
+from ..hub.model_directory import push_model_directory
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model_dir", help="what training or `convert_checkpoint.py` wrote, with a card as README.md")
+    parser.add_argument("model_dir", help="what training or `degmix convert` wrote, with a card as README.md")
     parser.add_argument("repo", help="id of the repository, which is made if there is none")
     parser.add_argument("--private", action="store_true", help="make it private if it is new")
     args = parser.parse_args()
     try:
         print(push_model_directory(args.model_dir, args.repo, args.private))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {args.model_dir} is not pushed; the same command tries again: {error}")
-
-
-if __name__ == "__main__":
-    main()
+        raise OSError(f"{args.model_dir} is not pushed; the same command tries again: {error}") from error

@@ -23,7 +23,7 @@ from huggingface_hub import create_repo, upload_folder
 from PIL import Image
 from tqdm import tqdm
 
-from ..hub.model_directory import check_writable, hub_errors
+from ..files import check_writable, hub_errors
 from .archives import check_header, unpack
 from .cityscapes import PACKAGES, Cityscapes
 from .nyud import NYUD
@@ -338,7 +338,7 @@ strength times 255.
 
 def command_line(job: Job) -> str:
     """What makes this data set, without the folders of this machine."""
-    words = ["python", "scripts/prepare_dataset.py", job.dataset, Path(job.source).name, job.output.name]
+    words = ["degmix", "prepare", job.dataset, Path(job.source).name, job.output.name]
     words += ["--classes", str(job.num_classes)] if job.num_classes else []
     words += ["--skip-bad"] if job.skip_bad else []
     return shlex.join(words)

@@ -20,7 +20,7 @@ from ..data.columns import MappedDataset
 from ..image_processing_pil_degmix import to_pixels
 from ..tasks import TASK_KINDS
 from ..version import __version__
-from ..visualization.overview import draw_overview, stack_overviews
+from ..visualization import draw_overview, stack_overviews
 from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
 from .calibration import REMOVED, Calibration, median_angle
 from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image
@@ -142,7 +142,7 @@ def read_report(path: Path) -> dict[str, Any]:
         if report["version"] != REPORT_VERSION:
             raise ValueError(f"it is of version {report['version']}, not {REPORT_VERSION}")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a report of evaluate.py: {error!r}") from error
+        raise ValueError(f"{path} is not a report of `degmix evaluate`: {error!r}") from error
     return report
 
 

@@ -1,29 +1,18 @@
-"""Model cards in the Hub's format, all from one template: of published configurations and of training runs."""
+"""Model cards in the Hub's format, all from one template, and those of published configurations."""
 
-import platform
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-import transformers
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import PreTrainedModel
 
 from ..data.benchmarks import BENCHMARKS
-from ..evaluation import BENCHMARK_METRICS, METRICS
+from ..evaluation import BENCHMARK_METRICS
 from ..evaluation.metric import StreamingMetric
 from ..tasks import TASK_KINDS
-from ..version import __version__
-
-
-if TYPE_CHECKING:
-    from ..training.arguments import TrainingArguments
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PICTURE = "predictions.jpg"
 AUTHORS, OURS = "reported by the authors", "measured by us"
 
 # By benchmark, and `"rooms"`: id, what it holds, where models trained on it fail, and whom it leaves out.
@@ -119,7 +108,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
     measured = entry.get("measured", {})
     metrics = {name: BENCHMARK_METRICS[task["kind"]] for name, task in tasks.items()}
     results = [
-        _result(
+        score_result(
             name, metrics[name], metrics[name].column[0], (data["id"], data["title"], "test"), score, by, **sources
         )
         for by, scores, sources in ((AUTHORS, entry["scores"], source), (OURS, measured.get("scores", {}), {}))
@@ -127,7 +116,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
     ]
 
     def rows(scores: dict[str, float]) -> list[dict[str, Any]]:
-        return [_row(name, metrics[name], metrics[name].column[0], score) for name, score in scores.items()]
+        return [score_row(name, metrics[name], metrics[name].column[0], score) for name, score in scores.items()]
 
     sizes = [
         f"{entry[key]} {unit}"
@@ -135,7 +124,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         if key in entry
     ]
     reported_sizes = [f"The authors report {' and '.join(sizes)}; how they counted is not stated."] if sizes else []
-    return _card(
+    return build_card(
         {
             "model_name": title,
             "license": "other",
@@ -163,7 +152,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
             "decay of power 0.9 over 40,000 iterations of 8 images; random scale, crop, mirroring and photometric "
             "distortion; a backbone that was trained before on ImageNet or ADE20k. "
             + (
-                f"`src/transformers_degmix/recipes/{entry['recipe']}.yaml` is our recipe for it, from the weights "
+                f"`degmix train {entry['recipe']}` is our recipe for it, from the weights "
                 f"`{recipe['pretrained_backbone']}`."
                 if recipe
                 else "We have no recipe for it."
@@ -173,7 +162,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         reported=rows(entry["scores"]),
         reported_note=f"Source: {paper}. We have not checked these numbers.",
         measured=rows(measured.get("scores", {})),
-        measured_note=measured.get("note", f"`scripts/evaluate.py` measures a model on `data/{benchmark}`."),
+        measured_note=measured.get("note", f"`degmix evaluate` measures a model on `data/{benchmark}`."),
         environment="Not known: the authors state neither hours nor energy, and we have not trained it.",
         citation=CITATIONS[model],
     )
@@ -187,10 +176,7 @@ def card_name(entry: dict[str, Any]) -> str:
 def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) -> str:
     """How to come by a published configuration: from the authors' weights, if there are any, or by training."""
     if output_dir is None:
-        return (
-            f"{entry['checkpoint']} Nor is there a recipe. The backbone is that of "
-            "`src/transformers_degmix/recipes/nyud_demt_hrnet18.yaml`."
-        )
+        return f"{entry['checkpoint']} Nor is there a recipe. The backbone is that of the recipe `nyud_demt_hrnet18`."
     checkout = "In a checkout of transformers-degmix,"
     if "checkpoint" in entry:
         directory, weights = f"{output_dir}/best", f"{entry['checkpoint']} {checkout} train one"
@@ -198,102 +184,20 @@ def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) 
         weights = f"""{checkout} convert the authors' checkpoint, if you have it and may use it:
 
 ```bash
-python scripts/convert_checkpoint.py CHECKPOINT {directory} --dataset {entry["benchmark"]}
+degmix convert CHECKPOINT {directory} --dataset {entry["benchmark"]}
 ```
 
 or train one"""
     return f"""{weights}, which ends in `{output_dir}/best`:
 
 ```bash
-python scripts/prepare_dataset.py {entry["benchmark"]} ARCHIVE data/{entry["benchmark"]}
-python scripts/train.py src/transformers_degmix/recipes/{entry["recipe"]}.yaml
+degmix prepare {entry["benchmark"]} ARCHIVE data/{entry["benchmark"]}
+degmix train {entry["recipe"]}
 ```
 
 Then
 
 {LOAD.format(directory=directory)}"""
-
-
-def run_card(
-    args: "TrainingArguments",
-    model: PreTrainedModel,
-    scores: dict[str, dict[str, float]],
-    step: int,
-    fingerprints: dict[str, str],
-    environment: str,
-    has_picture: bool,
-) -> ModelCard:
-    """The card of the model of a training run.
-
-    Args:
-        args: of the run.
-        model: its `DeGMixForMultiTaskDensePrediction`.
-        scores: on the evaluation split, by task and name of the score; of the new tasks if only these were trained.
-        step: after which the model was saved and evaluated.
-        fingerprints: `"train"` and `"eval"` -> the one that `datasets` has of that split; none of streams.
-        environment: hours and hardware.
-        has_picture: whether [`PICTURE`] is beside the card.
-    """
-    tasks, known = model.config.tasks, args.benchmark or args.dataset
-    data = DATA.get(known, UNKNOWN_DATA)
-    data_id = data.get("id", Path(args.dataset).name if Path(args.dataset).exists() else args.dataset)
-    from_scratch = args.dataset == "rooms" and not (args.pretrained or args.pretrained_backbone)
-    rows, results = [], []
-    for name in scores:
-        metric = METRICS[tasks[name]["kind"]]
-        score = round(scores[name][metric.main], 4)
-        rows.append(_row(name, metric, metric.main, score))
-        results.append(
-            _result(name, metric, metric.main, (data_id, data.get("title", data_id), args.eval_split), score, OURS)
-        )
-    splits = "\n".join(
-        f"- {role}: split `{getattr(args, f'{part}_split')}`"
-        + (f", the first {number} images" if (number := getattr(args, f"num_{part}_images")) else "")
-        + (f", `datasets` fingerprint `{fingerprints[part]}`" if part in fingerprints else ", streamed")
-        for part, role in (("train", "training"), ("eval", "evaluation"))
-    )
-    backbone = getattr(model.config.backbone_config, "backbone", model.config.backbone_config.model_type)
-    title = f"DeGMix with {backbone} on {data.get('title', data_id)}"
-    picture = f"\n\n![Predictions above the labels, evaluation split]({PICTURE})" if has_picture else ""
-    recipe = yaml.safe_dump(args.decisive(), sort_keys=False, allow_unicode=True).strip()
-    return _card(
-        {
-            "model_name": title,
-            "license": "apache-2.0" if from_scratch else "unknown",
-            "datasets": [data_id],
-            "base_model": hub_id(args.pretrained or args.pretrained_backbone),
-        },
-        tasks,
-        results,
-        title=title,
-        summary="A [DeGMix](https://arxiv.org/abs/2308.05721) that was trained with transformers-degmix "
-        f"{__version__}; this is the model after step {step} of {args.max_steps}.{picture}",
-        description=f"It has {model.num_parameters():,} parameters.",
-        licence="Apache-2.0, as the code and the data, which the code renders."
-        if from_scratch
-        else "Not stated yet. It is for whoever trained the model to choose, as far as the terms of the training data "
-        "and of the weights that it started from allow. The code is Apache-2.0.",
-        intended_use=USES,
-        limits=data["limits"],
-        bias=data["bias"],
-        get_started=LOAD.format(directory="PATH_OR_REPOSITORY"),
-        training_data=f"{data.get('holds', f'`{data_id}`.')}\n\n{splits}",
-        training_procedure=f"transformers-degmix {__version__}, transformers {transformers.__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}; `scripts/train.py` with\n\n"
-        f"```yaml\n{recipe}\n```",
-        evaluation="On the evaluation split that training compared its models on, in batches as in training, with "
-        "labels of the batch's size. `exact_f` of boundaries counts pixels that coincide with true ones and is not "
-        "comparable with the odsF of papers; `scripts/evaluate.py` makes a report with that.",
-        reported=[],
-        measured=rows,
-        measured_note="One run, no error bars. All scores of the evaluation:\n\n"
-        + "\n".join(
-            f"- `{task}`: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            for task, values in scores.items()
-        ),
-        environment=f"{environment} The energy was not measured.",
-        citation=CITATIONS["DeGMix"],
-    )
 
 
 def hub_id(name: str | None) -> str | None:
@@ -302,7 +206,7 @@ def hub_id(name: str | None) -> str | None:
     return place if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists() else None
 
 
-def _card(metadata: dict[str, Any], tasks: dict[str, dict], results: list[EvalResult], **texts: Any) -> ModelCard:
+def build_card(metadata: dict[str, Any], tasks: dict[str, dict], results: list[EvalResult], **texts: Any) -> ModelCard:
     kinds = [task["kind"] for task in tasks.values()]
     card_data = ModelCardData(
         library_name="transformers",
@@ -318,13 +222,13 @@ def _card(metadata: dict[str, Any], tasks: dict[str, dict], results: list[EvalRe
     return ModelCard.from_template(card_data, template_path=str(TEMPLATE), tasks=rows, **texts)
 
 
-def _row(task: str, metric: type[StreamingMetric], score_name: str, score: float) -> dict[str, Any]:
+def score_row(task: str, metric: type[StreamingMetric], score_name: str, score: float) -> dict[str, Any]:
     """A line of a card's table of scores."""
     better = "up" if metric.higher_is_better else "down"
     return {"task": task, "score": f"{score_name}, {better}", "value": score}
 
 
-def _result(
+def score_result(
     task: str,
     metric: type[StreamingMetric],
     score_name: str,

@@ -1,14 +1,10 @@
-"""Model directories and other files, which appear whole or not at all."""
+"""Model directories: saved, loaded, and put on the Hub."""
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from os import PathLike
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO
+from types import MappingProxyType
 
 import torch
 from huggingface_hub import create_repo, upload_folder
@@ -16,66 +12,13 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .. import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
+from ..files import hub_errors, whole_directory
+from .onnx import OnnxModel
 from .shipped import find_model
 
 
-if TYPE_CHECKING:
-    from .onnx import OnnxModel
-
-
-# In the names of files and directories that are being written; what has it afterwards was left by a killed process.
-UNFINISHED = ".unfinished"
-
 # Patterns of what a model directory on the Hub must hold. All code is written together with the model's.
 PUSHED = ("config.json", "model*.safetensors", "preprocessor_config.json", "modeling_degmix.py", "README.md")
-
-
-@contextmanager
-def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """A new directory to write into, moved to `path` if the block ends without an error and removed otherwise.
-
-    It is made beside `path`, so that moving it is a rename. What it overwrites is renamed away just before.
-
-    Args:
-        path: where the directory is to appear. Missing parents are created.
-        overwrite: whether `path` may exist and have content.
-
-    Raises:
-        FileExistsError: `path` is a file, or a directory with content and `overwrite` is not set.
-    """
-    path = Path(path).absolute()
-    check_writable(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}{UNFINISHED}", dir=path.parent) as scratch:
-        # Not the temporary directory itself, which only its owner may read.
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        yield new
-        check_writable(path, overwrite)
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-
-
-def remove_unfinished(directory: str | PathLike):
-    """Removes what killed processes left in a directory. None may be writing there."""
-    for path in list(Path(directory).rglob(f"*{UNFINISHED}*")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-
-
-def check_writable(path: str | PathLike, overwrite: bool = False):
-    """Raises FileExistsError where [`whole_directory`] would, before the work is done."""
-    path = Path(path)
-    if path.is_dir():
-        if not overwrite and any(path.iterdir()):
-            raise FileExistsError(f"{path} exists and is not empty")
-    elif path.exists():
-        raise FileExistsError(f"{path} exists and is not a directory")
 
 
 def save_model_directory(
@@ -83,7 +26,7 @@ def save_model_directory(
     model: PreTrainedModel,
     processor: ImageProcessingMixin,
     overwrite: bool = False,
-    more: dict[str, bytes] = {},
+    more: Mapping[str, bytes] = MappingProxyType({}),
 ):
     """Writes configuration, weights, preprocessing and code for `from_pretrained` as one [`whole_directory`].
 
@@ -128,7 +71,7 @@ def push_model_directory(path: str | PathLike, repo: str, private: bool = False)
 
 def load_model_directory(
     name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple["DeGMixForMultiTaskDensePrediction | OnnxModel", ImageProcessingMixin]:
+) -> tuple[DeGMixForMultiTaskDensePrediction | OnnxModel, ImageProcessingMixin]:
     """Model, in eval mode, and image processor of a shipped model, a directory or the Hub, or a file of `export_onnx`.
 
     Of such a file both stay on the CPU, in float32.
@@ -139,8 +82,6 @@ def load_model_directory(
     """
     try:
         if str(name).endswith(".onnx"):
-            from .onnx import OnnxModel  # it imports this module
-
             model = OnnxModel(name)
             return model, model.processor
         place = find_model(name)
@@ -154,24 +95,3 @@ def load_model_directory(
         return model.eval().to(device), DeGMixImageProcessor.from_pretrained(place)
     except Exception as error:  # a wrong name, a broken file, a missing device: each has exceptions of its own
         raise ValueError(f"cannot load {name}: {' '.join(str(error).split())}") from error
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]):
-    """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
-    aside = path.with_name(f".{path.name}{UNFINISHED}.{os.getpid()}")
-    try:
-        with open(aside, "xb") as file:
-            write(file)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def hub_errors() -> Iterator[None]:
-    """Whatever fails inside, on the way to the Hub or there, becomes an OSError whose reason is one line."""
-    try:
-        yield
-    except Exception as error:  # of every type: the Hub's, those of its HTTP client, RuntimeError around either
-        reasons = (error, error.__cause__) if isinstance(error, RuntimeError) else (error,)
-        raise OSError(" ".join(" ".join(map(str, reasons)).split())) from error

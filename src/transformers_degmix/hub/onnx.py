@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchEmbeddings, SwinPatchMerging, SwinStage
 
 from .. import DeGMixConfig, DeGMixImageProcessor
+from ..files import write_whole
 from ..modeling_degmix import DeGMixDensePredictionOutput, DeGMixForMultiTaskDensePrediction
-from .model_directory import write_whole
 
 
 # Modules of timm with paddings that depend on the size, over which a tracer reasons for hours.

@@ -24,15 +24,11 @@ from trimesh.visual.texture import TextureVisuals
 from ..image_processing_pil_degmix import decode_image, to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..tasks import TASK_KINDS
+from ..visualization import draw_overview, draw_prediction
+from ..visualization.attention import mean_shares
 from ..visualization.geometry import FIELD_OF_VIEW, first_of_kind, viewing_rays
-from ..visualization.overview import (
-    ValueRange,
-    class_legend,
-    draw_overview,
-    draw_prediction,
-    mean_shares,
-    shown_range,
-)
+from ..visualization.legends import class_legend
+from ..visualization.maps import ValueRange, shown_range
 from .predictor import Result, predict_batch, prepare
 
 

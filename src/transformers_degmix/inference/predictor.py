@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..image_processing_pil_degmix import resized_size, to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
-from ..visualization.overview import crop_attentions
+from ..visualization.attention import crop_attentions
 
 
 Item = TypeVar("Item")
@@ -177,7 +177,7 @@ class Predictor:
 
     def __call__(
         self, items: Iterable[Item], load: Callable[[Item], Image.Image], finish: Callable[[Item, Result], Outcome]
-    ) -> Iterator[tuple[Item, Outcome | Exception]]:
+    ) -> Generator[tuple[Item, Outcome | Exception], None, None]:
         """
         Args:
             items: what stands for the photos.
@@ -251,7 +251,7 @@ def _size(prepared: tuple[Item, Prepared | Exception]) -> torch.Size | Exception
 
 def map_ahead(
     executor: Executor | None, function: Callable[[Item], Outcome], items: Iterable[Item], ahead: int
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """`map(function, items)` in an executor, which is up to so many items ahead of the consumer.
 
     Results come in order, and an error with the item that caused it. Items are taken in the consumer's thread, so that

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -21,10 +19,7 @@ from tqdm.auto import tqdm
 from ..data.columns import MappedDataset
 from ..image_processing_pil_degmix import Size, resized_size, to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
-from ..visualization.overview import crop_attentions
-
-
-NUM_COLUMNS = 3
+from ..visualization.attention import crop_attentions
 
 
 @dataclass
@@ -239,51 +234,11 @@ def describe_sampling(inspection: Inspection, tasks: list[str]) -> list[dict[str
     return [{task: dict(zip(names, row)) for task, row in zip(tasks, layer)} for layer in values.tolist()]
 
 
-def draw_affinity(affinity: dict[str, Any]) -> Figure:
-    """The matrices of [`describe_affinity`] as numbers and colours: blue below uniform attention, red above."""
-    tasks, uniform = affinity["tasks"], affinity["uniform"]
-    panels = {"mean over the heads": affinity}
-    if len(affinity["heads"]) > 1:
-        panels |= {f"head {number}": head for number, head in enumerate(affinity["heads"], 1)}
-    num_columns = min(NUM_COLUMNS, len(panels))
-    num_rows = -(-len(panels) // num_columns)
-    length = 1.2 + 0.62 * len(tasks)
-    figure = Figure(figsize=(num_columns * length + 1.2, num_rows * length + 0.3), layout="constrained")
-    all_axes = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).flatten()
-    # One scale for all. It reaches at least twice the uniform share, so that small differences stay pale.
-    highest = max(2 * uniform, *(np.max(panel["mean"]) for panel in panels.values()))
-    norm = TwoSlopeNorm(uniform, 0, highest)
-    for axes, (title, panel) in zip(all_axes, panels.items()):
-        image = axes.imshow(panel["mean"], cmap="RdBu_r", norm=norm)
-        for row, column in np.ndindex(len(tasks), len(tasks)):
-            mean = panel["mean"][row][column]
-            style = {"ha": "center", "color": "white" if abs(norm(mean) - 0.5) > 0.33 else "black"}
-            if panel["std"]:
-                axes.text(column, row + 0.05, f"{mean:.2f}", fontsize=10, va="bottom", **style)
-                axes.text(column, row + 0.1, f"± {panel['std'][row][column]:.2f}", fontsize=7, va="top", **style)
-            else:
-                axes.text(column, row, f"{mean:.2f}", fontsize=10, va="center", **style)
-        axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(tasks)), tasks)
-        axes.set_title(title, fontsize=11)
-    for axes in all_axes[len(panels) :]:
-        axes.remove()
-    figure.supylabel("query of", fontsize=10)
-    figure.supxlabel("attended to", fontsize=10)
-    figure.colorbar(image, ax=all_axes[: len(panels)], shrink=0.8, label="share of a query's attention").set_ticks(
-        [0, uniform, highest], labels=["0", f"{uniform:.2f}, uniform", f"{highest:.2f}"]
-    )
-    note = ", ± standard deviation between images" if affinity["std"] else ""
-    figure.suptitle(f"images: {affinity['num_images']}; mean over pixels and images{note}\n", fontsize=10)
-    return figure
-
-
 __all__ = [
     "Inspection",
     "SamplingPoints",
     "describe_affinity",
     "describe_sampling",
-    "draw_affinity",
     "find_sampling_points",
     "inspect_images",
     "observe_sampling",

@@ -15,6 +15,8 @@ from ..data.benchmarks import BENCHMARKS
 from .balancing import TASK_BALANCING
 
 
+RECIPES = Path(__file__).parents[1] / "recipes"
+
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 # Fields by the least value that they may have.
@@ -56,7 +58,7 @@ class TrainingArguments:
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id with a column
             of images and one per task, in which null means that there is no label.
         benchmark: `"nyud"`, `"pascal_context"` or `"cityscapes"`, whose tasks, loss weights and image size then are
-            the defaults, for a data set that `prepare_dataset.py` made.
+            the defaults, for a data set that `degmix prepare` made.
         columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`], with which the
             values stored there become the expected ones. A task that is not mentioned has a column of its name.
         streaming: whether samples are read while they arrive rather than downloaded before; their order is then
@@ -235,8 +237,21 @@ def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
         raise ValueError(f"`{name}` has the fields {unknown}; allowed are {list(allowed)}")
 
 
+def find_recipe(name: str) -> Path:
+    """The file of a recipe that comes with the package, by its name without `.yaml`, or of a path.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {name}, and the recipes of the package are {', '.join(known)}")
+    return path
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
-    """Reads `CONFIG.yaml [--field value ...]`; values are YAML, dots reach inside (`--model.hidden_size 64`).
+    """Reads `RECIPE [--field value ...]`; values are YAML, dots reach inside (`--model.hidden_size 64`).
 
     `--resume` is short for `--resume true`. With `base`, a file name or a list of them beside the file, a file takes
     what it does not say from those, the later before the earlier.
@@ -246,17 +261,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
         OSError: the file cannot be read.
     """
     parser = argparse.ArgumentParser(
-        usage="%(prog)s CONFIG.yaml [--field value ...]",
+        usage="%(prog)s RECIPE [--field value ...]",
         description=TrainingArguments.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", type=Path, help="YAML file with the fields of TrainingArguments")
+    recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser.add_argument("recipe", help=f"a YAML file of these fields, or one that comes with the package: {recipes}")
     parsed, overrides = parser.parse_known_args(argv)
-    values = read_config(parsed.config)
+    values = read_config(find_recipe(parsed.recipe))
     if "--resume" in overrides and overrides[overrides.index("--resume") + 1 :][:1] not in (["true"], ["false"]):
         overrides.insert(overrides.index("--resume") + 1, "true")
     if len(overrides) % 2 or not all(name.startswith("--") for name in overrides[::2]):
-        raise ValueError(f"expected `--field value` pairs after the file, got {' '.join(overrides)}")
+        raise ValueError(f"expected `--field value` pairs after the recipe, got {' '.join(overrides)}")
     for name, value in zip(overrides[::2], overrides[1::2]):
         *parents, leaf = name[2:].split(".")
         node = values

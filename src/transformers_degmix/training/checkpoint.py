@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
-from ..hub.model_directory import write_whole
+from ..files import write_whole
 
 
 def save_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any], accelerator: Accelerator):

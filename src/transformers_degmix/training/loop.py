@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..evaluation.evaluator import evaluate_model, multi_task_gain
-from ..hub.model_card import PICTURE, run_card
-from ..hub.model_directory import hub_errors, push_model_directory, remove_unfinished, save_model_directory
+from ..files import hub_errors, remove_unfinished
+from ..hub.model_directory import push_model_directory, save_model_directory
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..loss_degmix import count_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments
 from .balancing import TASK_BALANCING
 from .build import build_average, build_model, build_optimizer, build_scheduler, trained_tasks
+from .card import PICTURE, run_card
 from .checkpoint import load_checkpoint, save_checkpoint, writing
 from .data import TrainBatches, build_eval_loader
 from .distributed import convert_sync_batch_norm

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..data.collator import DeGMixDataCollator
 from ..evaluation.evaluator import format_main_scores
 from ..image_processing_pil_degmix import to_pixels
-from ..visualization.overview import draw_overview, stack_overviews
+from ..visualization import draw_overview, stack_overviews
 from .arguments import TrainingArguments
 
 

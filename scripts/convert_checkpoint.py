@@ -1,0 +1,7 @@
+"""`degmix convert` of this clone."""
+
+from transformers_degmix.cli import main
+
+
+if __name__ == "__main__":
+    main("convert")

@@ -1,0 +1,7 @@
+"""`degmix prepare` of this clone."""
+
+from transformers_degmix.cli import main
+
+
+if __name__ == "__main__":
+    main("prepare")

@@ -1,0 +1,83 @@
+"""Files and directories that appear whole or not at all, here and on the Hub."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+
+# In the names of files and directories that are being written; what has it afterwards was left by a killed process.
+UNFINISHED = ".unfinished"
+
+
+@contextmanager
+def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A new directory to write into, moved to `path` if the block ends without an error and removed otherwise.
+
+    It is made beside `path`, so that moving it is a rename. What it overwrites is renamed away just before.
+
+    Args:
+        path: where the directory is to appear. Missing parents are created.
+        overwrite: whether `path` may exist and have content.
+
+    Raises:
+        FileExistsError: `path` is a file, or a directory with content and `overwrite` is not set.
+    """
+    path = Path(path).absolute()
+    check_writable(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}{UNFINISHED}", dir=path.parent) as scratch:
+        # Not the temporary directory itself, which only its owner may read.
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        yield new
+        check_writable(path, overwrite)
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+
+
+def remove_unfinished(directory: str | PathLike):
+    """Removes what killed processes left in a directory. None may be writing there."""
+    for path in list(Path(directory).rglob(f"*{UNFINISHED}*")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def check_writable(path: str | PathLike, overwrite: bool = False):
+    """Raises FileExistsError where [`whole_directory`] would, before the work is done."""
+    path = Path(path)
+    if path.is_dir():
+        if not overwrite and any(path.iterdir()):
+            raise FileExistsError(f"{path} exists and is not empty")
+    elif path.exists():
+        raise FileExistsError(f"{path} exists and is not a directory")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]):
+    """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
+    aside = path.with_name(f".{path.name}{UNFINISHED}.{os.getpid()}")
+    try:
+        with open(aside, "xb") as file:
+            write(file)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def hub_errors() -> Iterator[None]:
+    """Whatever fails inside, on the way to the Hub or there, becomes an OSError whose reason is one line."""
+    try:
+        yield
+    except Exception as error:  # of every type: the Hub's, those of its HTTP client, RuntimeError around either
+        reasons = (error, error.__cause__) if isinstance(error, RuntimeError) else (error,)
+        raise OSError(" ".join(" ".join(map(str, reasons)).split())) from error

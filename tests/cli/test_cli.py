@@ -1,0 +1,76 @@
+"""The command `degmix` itself."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from commands import DEGMIX, SCRIPTS, run_command
+
+from transformers_degmix.cli import COMMANDS
+from transformers_degmix.training.arguments import RECIPES
+
+
+def test_every_module_is_a_command_with_help(monkeypatch, capsys):
+    modules = {path.stem for path in Path(import_module("transformers_degmix.cli").__file__).parent.glob("*.py")}
+    assert set(COMMANDS) == modules - {"__init__", "data_arguments"}
+    for command in COMMANDS:
+        assert run_command(monkeypatch, command, "--help") == 0
+        assert capsys.readouterr().out.startswith(f"usage: degmix {command} ")
+
+
+def test_help_lists_commands_and_recipes(monkeypatch, capsys):
+    assert run_command(monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name:10} {command.summary}\n" in shown for name, command in COMMANDS.items())
+    assert run_command(monkeypatch, "train", "--help") == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert {path.stem for path in RECIPES.glob("*.yaml")} <= set(words) and "swin_base" not in words
+    assert run_command(monkeypatch, "trian") == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    for name in [name for name in sys.modules if name.startswith("transformers_degmix.cli.inspect")]:
+        monkeypatch.delitem(sys.modules, name)
+    message = run_command(monkeypatch, "inspect", "anything")
+    assert message == "error: datasets is missing: pip install transformers-degmix[train]"
+
+
+def test_unknown_recipes_are_refused_with_those_that_there_are(monkeypatch):
+    message = run_command(monkeypatch, "train", "nyud_light")
+    assert message.startswith("error: there is no file nyud_light, and the recipes of the package are cityscapes, ")
+    assert ", nyud_lite, " in message
+
+
+@pytest.mark.parametrize("launch", [(*DEGMIX, "compare"), (sys.executable, str(SCRIPTS / "compare_reports.py"))])
+def test_module_and_scripts_are_the_same_command(launch, tmp_path):
+    done = subprocess.run([*launch, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(rf"error: .*{tmp_path}.*\n", done.stderr)
+
+
+INTERRUPTED = """
+import atexit, signal, sys, types
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from transformers_degmix.cli import main
+
+def wait():
+    ThreadPoolExecutor().submit(Event().wait)  # without end
+    signal.raise_signal(signal.SIGINT)
+
+command = sys.modules["transformers_degmix.cli.compare"] = types.ModuleType("compare")
+command.main = wait
+atexit.register(print, "cleared away")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may have it ignored
+main("compare")
+"""
+
+
+def test_ctrl_c_waits_for_nothing_and_is_said_in_one_line():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "interrupted\n")
