@@ -56,11 +56,12 @@ def test_one_graph_for_all_sizes(stages, fields):
 
 
 def test_training_is_one_graph_with_the_same_gradients():
-    model, compiled, counter = compile_small_model("aot_eager", 1, tasks=ALL_KINDS)
+    tasks = {name: ALL_KINDS[name] for name in ("semseg", "normals", "edge")}  # the kinds with the longest losses
+    model, compiled, counter = compile_small_model("aot_eager", 1, tasks=tasks)
     model, compiled = model.double().train(), compiled.double().train()
     for batch_size, height, width in ((2, 64, 96), (3, 70, 98)):
         pixel_values = torch.randn(batch_size, 3, height, width, dtype=torch.float64)
-        labels = random_labels(ALL_KINDS, batch_size, height, width)
+        labels = random_labels(tasks, batch_size, height, width)
         outputs = []
         for module in (compiled, model):
             loss = module(pixel_values, labels=labels).loss

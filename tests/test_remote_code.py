@@ -63,7 +63,7 @@ for part in (model, processor):
 # Where torchvision is not installed, the PIL processor takes its place.
 BACKENDS = ["pil", "torchvision"]
 # One backbone of Transformers and the one whose code is here.
-CASES = [(backend, backbone) for backend in BACKENDS for backbone in ("swin", "efficientnet_lite")]
+CASES = list(zip(BACKENDS, ("swin", "efficientnet_lite")))
 VISION = [pytest.param(name, "swin", marks=pytest.mark.vision, id=f"{name} where torchvision is") for name in BACKENDS]
 
 

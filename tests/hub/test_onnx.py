@@ -67,11 +67,10 @@ def test_onnx_file_loads_like_a_model_directory(exported):
         torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("backbone", ["swin", "convnextv2"])
-def test_backbones_pad_at_all_sizes(tmp_path, backbone):
+def test_swin_pads_at_all_sizes(tmp_path):
     # `export_onnx` compares at all of them
     path = tmp_path / "model.onnx"
-    differences = export_onnx(smallest_model(backbone), path)
+    differences = export_onnx(smallest_model("swin"), path)
     assert [size for size, _ in differences] == list(SIZES) and path.exists()
 
 
