@@ -242,11 +242,11 @@ def save_splits(folder: Path, data: Dataset, splits=("train", "validation")) -> 
     return {"dataset": str(folder), "num_train_images": None, "num_eval_images": None}
 
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "own_data.md"
 
 
-def test_own_data_as_in_the_readme(tmp_path, monkeypatch):
-    text = re.search(r"## Your own data.*?```yaml\n(.*?)```", README.read_text(), re.DOTALL)[1]
+def test_own_data_as_in_the_docs(tmp_path, monkeypatch):
+    text = re.search(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
     assert len(text.splitlines()) <= 15
     (tmp_path / "mine.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,4 @@
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.trainer import AugmentedDataset, DenseMetrics, SetEpochCallback
 
 
-README = Path(__file__).parents[2] / "README.md"
 SIZE = (32, 48)
 TASKS = DeGMixConfig(tasks=ROOMS_TASKS).tasks
 
@@ -163,13 +161,3 @@ def test_lora_on_the_backbone(tmp_path):
     for task in TASKS:
         torch.testing.assert_close(outputs[task], expected[task])
         assert not torch.allclose(outputs[task], unchanged[task], atol=1e-3)
-
-
-def test_example_in_the_readme(tmp_path, monkeypatch):
-    text = re.search(r"### With Transformers' Trainer.*?```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
-    statements = [line for line in text.splitlines() if line and not line.startswith(("from", " ", ")"))]
-    assert len(statements) <= 20
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(text, names)
-    assert names["trainer"].state.global_step == 2
