@@ -1,13 +1,10 @@
 """Large images in overlapping windows, each no larger than the model and the memory can take."""
 
 import math
-import warnings
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from itertools import product
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from .modeling_degmix import DeGMixDensePredictionOutput
@@ -127,40 +124,6 @@ def _predict_bands(
         unfinished = {task: maps[:, :, finished:].clone() for task, maps in blended.items()}
 
 
-def add_window_arguments(parser: ArgumentParser):
-    """The options `--window`, `--window-overlap` and `--max-pixels` of a script that predicts images.
-
-    The last is for [`allow_pixels`].
-    """
-    parser.add_argument(
-        "--window",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="predict in overlapping windows of this size, best that of the training images: images are neither "
-        "resized nor padded then (default: whole images, as the processor says)",
-    )
-    parser.add_argument(
-        "--window-overlap",
-        type=float,
-        default=DEFAULT_OVERLAP,
-        metavar="SHARE",
-        help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
-    )
-    parser.add_argument(
-        "--max-pixels",
-        type=int,
-        default=2 * Image.MAX_IMAGE_PIXELS,
-        help="images of more are refused, as they may be made to fill the memory (default %(default)s)",
-    )
-
-
-def allow_pixels(max_pixels: int):
-    """Lets this process, and those that it forks, open images of up to so many pixels."""
-    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # PIL refuses those of more than twice that
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns of those of more than that
-
-
 def check_window(window_size: tuple[int, int], overlap: float):
     """Raises ValueError unless windows of this size and overlap can be predicted in."""
     if len(window_size) != 2 or min(window_size) < 32:
@@ -191,4 +154,4 @@ def place_windows(length: int, window: int, overlap: float) -> tuple[list[int], 
     return starts.tolist(), to_border / total[pixels]
 
 
-__all__ = ["add_window_arguments", "check_window", "place_windows", "predict_in_windows", "predict_maps_in_windows"]
+__all__ = ["check_window", "place_windows", "predict_in_windows", "predict_maps_in_windows"]

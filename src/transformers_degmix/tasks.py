@@ -203,7 +203,7 @@ def _mean_around(maps: Tensor, share: float) -> Tensor:
     return maps
 
 
-def _is_near_and_even(logits: Tensor) -> Tensor:
+def _nearness_and_evenness(logits: Tensor) -> Tensor:
     """1 / (1 + m + 4 s), with mean m and deviation s of the predicted metres within a fifth of the longer side.
 
     Far surfaces, and those beside a jump in depth, have the larger errors. Of the quantities tried on Rooms (depth,
@@ -215,7 +215,7 @@ def _is_near_and_even(logits: Tensor) -> Tensor:
     return 1 / (1 + mean + 4 * (mean_square - mean**2).clamp(min=0).sqrt())
 
 
-def _is_smooth(logits: Tensor) -> Tensor:
+def _smoothness(logits: Tensor) -> Tensor:
     """1 - s / 90 degrees, where cos s is the length of the mean unit vector within 1/25 of the longer side.
 
     For small s, that is the vectors' root mean square angle to their mean. It ordered errors on Rooms a little better
@@ -501,7 +501,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         defaults={"loss_weight": 1.0},
         label_padding=0.0,
         activation=lambda logits: logits[:, 0].clamp(min=0),
-        confidence=_is_near_and_even,
+        confidence=_nearness_and_evenness,
         confidence_is_probability=False,
         decode=_unchanged,
         image_modes=("F",),  # integers would be of an unknown unit
@@ -529,7 +529,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         defaults={"loss_weight": 10.0},
         label_padding=0.0,
         activation=lambda logits: F.normalize(logits, dim=1),
-        confidence=_is_smooth,
+        confidence=_smoothness,
         confidence_is_probability=False,
         decode=_decode_normals,
         image_modes=("RGB",),

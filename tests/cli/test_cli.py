@@ -15,7 +15,7 @@ from transformers_degmix.training.arguments import RECIPES
 
 def test_every_module_is_a_command_with_help(monkeypatch, capsys):
     modules = {path.stem for path in Path(import_module("transformers_degmix.cli").__file__).parent.glob("*.py")}
-    assert set(COMMANDS) == modules - {"__init__", "data_arguments"}
+    assert set(COMMANDS) == modules - {"__init__", "arguments"}
     for command in COMMANDS:
         assert run_command(monkeypatch, command, "--help") == 0
         assert capsys.readouterr().out.startswith(f"usage: degmix {command} ")

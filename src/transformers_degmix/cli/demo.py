@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from ..data.rooms import render_room
 from ..hub.model_directory import load_model_directory
-from ..hub.shipped import add_model_argument
 from ..inference.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
+from .arguments import add_model_argument
 
 
 def parse_args() -> argparse.Namespace:

@@ -36,11 +36,17 @@ from ..evaluation.report import (
 )
 from ..files import check_writable, whole_directory
 from ..hub.model_directory import load_model_directory
-from ..hub.shipped import add_model_argument
-from ..sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels
+from ..sliding_windows import DEFAULT_OVERLAP
 from ..training.data import load_split
 from ..visualization.geometry import FIELD_OF_VIEW
-from .data_arguments import add_data_arguments, check_data_arguments, read_run
+from .arguments import (
+    add_data_arguments,
+    add_model_argument,
+    add_window_arguments,
+    allow_pixels,
+    check_data_arguments,
+    read_run,
+)
 
 
 def parse_args() -> argparse.Namespace:

@@ -22,7 +22,6 @@ from transformers.utils import logging
 from .. import DeGMixForMultiTaskDensePrediction
 from ..files import check_writable, whole_directory
 from ..hub.model_directory import load_model_directory
-from ..hub.shipped import add_model_argument
 from ..image_processing_pil_degmix import load_image
 from ..inference.predictor import prepare
 from ..interpretation.attention import (
@@ -33,7 +32,7 @@ from ..interpretation.attention import (
 )
 from ..interpretation.pictures import draw_affinity, draw_sampling
 from ..training.data import load_split
-from .data_arguments import add_data_arguments, check_data_arguments, read_run
+from .arguments import add_data_arguments, add_model_argument, check_data_arguments, read_run
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from ..hub.model_directory import load_model_directory
 from ..hub.onnx import OnnxModel, export_onnx, quantize_onnx
-from ..hub.shipped import add_model_argument
 from ..image_processing_pil_degmix import load_image
+from .arguments import add_model_argument
 
 
 def parse_args() -> argparse.Namespace:

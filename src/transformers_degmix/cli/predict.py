@@ -25,10 +25,9 @@ from transformers.utils import logging
 
 from ..files import write_whole
 from ..hub.model_directory import load_model_directory
-from ..hub.shipped import add_model_argument
 from ..image_processing_pil_degmix import load_image, resize_nearest
 from ..inference.predictor import PREDICTION_ERRORS, Predictor, Result, map_ahead
-from ..sliding_windows import DEFAULT_OVERLAP, add_window_arguments, allow_pixels, check_window
+from ..sliding_windows import DEFAULT_OVERLAP, check_window
 from ..visualization import (
     draw_confidence,
     draw_legend,
@@ -36,6 +35,7 @@ from ..visualization import (
     draw_prediction,
     panel_size,
 )
+from .arguments import add_model_argument, add_window_arguments, allow_pixels
 
 
 IMAGE_SUFFIXES = {

@@ -4,7 +4,6 @@
 `pipeline("multi-task-dense-prediction")` without a model. On command lines and in recipes it has a name.
 """
 
-from argparse import ArgumentParser
 from pathlib import Path
 
 
@@ -19,13 +18,3 @@ DEFAULT_MODEL = "degmix_lite0_nyud"
 def find_model(name: str) -> str:
     """The directory of a shipped model for its name; other names, of directories or on the Hub, stay as they are."""
     return SHIPPED_MODELS.get(name, name)
-
-
-def add_model_argument(parser: ArgumentParser):
-    """The option `--model` of a script that loads a model."""
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        help="model directory, name on the Hugging Face Hub, or one of the models that come with the package: "
-        f"{', '.join(SHIPPED_MODELS)} (default: {DEFAULT_MODEL})",
-    )
