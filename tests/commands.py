@@ -1,6 +1,5 @@
 """Runs commands and scripts in the process of the tests, and says how to run them in one of their own."""
 
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ DEGMIX = (sys.executable, "-m", "transformers_degmix")
 def run_command(monkeypatch, command: str, *args) -> str | int | None:
     """Runs `degmix` with these arguments; the message or code with which it exits, `None` if it just ends."""
     monkeypatch.setattr(sys, "argv", ["degmix", command, *map(str, args)])
-    monkeypatch.setattr(os, "_exit", sys.exit)  # after Ctrl-C, the process of the tests is to stay
+    # The process of the tests is to stay.
+    monkeypatch.setattr("transformers_degmix.cli.end_at_once", lambda: sys.exit("interrupted"))
     try:
         main()
     except SystemExit as exit:

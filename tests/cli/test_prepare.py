@@ -199,8 +199,8 @@ def test_an_interrupted_run_goes_on(run, tmp_path, monkeypatch, packed):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", interrupted)
-        error, text = run("nyud", source, tmp_path / "out")
-    assert error == 1 and text.endswith("interrupted\n")
+        error, _ = run("nyud", source, tmp_path / "out")
+    assert error == "interrupted"
     first = tmp_path / ".out.partial/dataset/data/train-00000-of-00002.parquet"
     assert moved == [first] and not (tmp_path / "out").exists()
     before = first.stat().st_mtime_ns
