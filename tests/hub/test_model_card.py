@@ -72,12 +72,12 @@ def test_card(monkeypatch, name):
     assert "### Measured by us\n\n**Nothing.**" in card.text
     assert "code has no licence" in card.text
     assert "recipe" not in entry or f"degmix train {entry['recipe']}" in card.text
-    assert ("convert_checkpoint.py" in card.text) == ("checkpoint" not in entry)
+    assert ("degmix convert" in card.text) == ("checkpoint" not in entry)
 
 
 def test_our_measurements_stand_apart_from_those_of_the_authors():
     entry = PUBLISHED["demt_hrnet_18_nyud"]
-    ours = {"scores": {"depth": 0.61}, "note": "`scripts/evaluate.py` on the test split."}
+    ours = {"scores": {"depth": 0.61}, "note": "`degmix evaluate` on the test split."}
     card = published_card({**entry, "measured": ours}, None)
     results = {(result.task_name, result.metric_name): result for result in card.data.eval_results}
     name = "RMSE m"
