@@ -24,7 +24,9 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 # Numbers of the docs -> smaller ones, so that it is quick.
 SMALLER = {"--num-images 96": "--num-images 2"}
-QUICK_TRAINING = "--max_steps 1 --eval_steps 1 --batch_size 2 --num_train_images 4 --num_eval_images 2 --warmup_steps 0 --num_workers 0"
+QUICK_TRAINING = (
+    "--max_steps 1 --eval_steps 1 --warmup_steps 0 --batch_size 2 --num_train_images 4 --num_eval_images 2"
+)
 
 
 def names(paths) -> list[str]:
