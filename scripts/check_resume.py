@@ -77,7 +77,7 @@ def start(output_dir: Path, overrides: list[str]) -> subprocess.Popen:
         *overrides,
     ]
     with open(output_dir.with_suffix(".log"), "w") as log:
-        return subprocess.Popen([*command, *overrides], stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from transformers_degmix.loss_degmix import LOSSES
@@ -49,6 +49,7 @@ def test_enlarging_an_image_brings_depth_nearer():
 
 @given(st.integers(1, 255), st.integers(0, 255), st.integers(0, 255))
 def test_8_bit_normals_are_decoded_within_half_a_step(x, y, z):
+    assume(not all(126 <= value <= 129 for value in (x, y, z)))  # mid-grey stands for unknown
     image = np.array([x, y, z], np.uint8).reshape(3, 1, 1)
     decoded = TASK_KINDS["normals"].decode(image)
     assert decoded.min() >= -1 and decoded.max() <= 1

@@ -1,13 +1,6 @@
 import os
 
-import pytest
 from commands import run_command
-
-
-@pytest.fixture(autouse=True)
-def levels(caplog):
-    """The command silences the root logger, in a process that is its own; this sets it back."""
-    caplog.set_level("WARNING")
 
 
 def test_wrong_model_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):

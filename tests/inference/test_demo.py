@@ -1,6 +1,5 @@
 """The demo page: what it computes, and a server as a client meets it, with good and bad files."""
 
-import runpy
 import struct
 import threading
 import zlib
@@ -18,6 +17,7 @@ from small_models import small_model
 from transformers import pipeline
 
 from transformers_degmix import DeGMixImageProcessorPil
+from transformers_degmix.cli.demo import read_examples
 from transformers_degmix.data.rooms import render_room
 from transformers_degmix.inference import demo
 from transformers_degmix.inference.demo import (
@@ -181,7 +181,6 @@ def test_stray_files_among_the_examples_are_named(photo, tmp_path, capsys):
     (tmp_path / "examples" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     for name in ("a.png", "b.png"):
         (tmp_path / "examples" / name).write_bytes(photo.read_bytes())
-    read_examples = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "demo.py"))["read_examples"]
     assert [photo.size for photo in read_examples(tmp_path / "examples", 10**6)] == [(80, 60)] * 2
     first, second = capsys.readouterr().err.splitlines()
     assert ".DS_Store: not an image" in first and "folder: " in second

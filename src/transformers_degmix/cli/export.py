@@ -11,6 +11,8 @@ import argparse
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
 from statistics import median
@@ -49,12 +51,32 @@ def compare_int8(exact: OnnxModel, rounded: OnnxModel, batches: list[Tensor]):
     print("ms an image, float32 and 8 bits: " + ", ".join(f"{1000 * median(x):.1f}" for x in seconds.values()))
 
 
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silences warnings, and loggers below errors, inside of the block."""
+    levels = {getLogger(name): getLogger(name).level for name in names}
+    for logger in levels:
+        logger.setLevel(ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+
+
 def main():
     args = parse_args()
     logging.disable_progress_bar()
-    warnings.simplefilter("ignore")  # of PyTorch's exporter about itself
-    for name in ("torch.onnx", "onnxscript", "root"):  # likewise
-        getLogger(name).setLevel(ERROR)
+    with quiet("torch.onnx", "onnxscript", "root"):  # PyTorch's exporter talks about itself
+        export(args)
+
+
+def export(args: argparse.Namespace):
+    """
+    Raises:
+        ImportError, OSError, ValueError: something that was given cannot be used, or the files do not agree.
+    """
     int8 = args.output.with_suffix(".int8.onnx")
     for path in (args.output, int8) if args.int8 else (args.output,):
         if path.exists():
