@@ -21,6 +21,9 @@ from transformers_degmix.training.loop import train
 
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+# Each benchmark with a larger backbone, and each of these once: their combinations differ in nothing else.
+TRIED = ("cityscapes_swin_large", "nyud_swin_base", "pascal_context_swin_small", "nyud_demt_swin_small")
+TRIED = [name for name in NAMES if "_swin_" not in name or name in TRIED]
 # Those with backbones of timm
 VISION = ("nyud_demt_hrnet18",)
 SIZE = (64, 96)
@@ -82,7 +85,7 @@ def test_there_are_recipes_of_all_benchmarks_and_backbones():
     assert expected <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", recipe_params(NAMES))
+@pytest.mark.parametrize("name", recipe_params(TRIED))
 def test_recipe(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     args = parse_arguments([name])
