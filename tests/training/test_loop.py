@@ -9,7 +9,6 @@ from functools import partialmethod
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,6 +21,7 @@ from datasets import config as datasets_config
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
+from small_data import save_folder
 from small_models import BACKBONES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, pipeline
@@ -250,28 +250,7 @@ def test_own_data_as_in_the_docs(tmp_path, monkeypatch):
     assert len(text.splitlines()) <= 15
     (tmp_path / "mine.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("validation", 3)):
-        folder = tmp_path / "my_data" / split
-        folder.mkdir(parents=True)
-        with open(folder / "metadata.jsonl", "w") as metadata:
-            for index in range(count):
-                row = {"file_name": f"{index}.jpg"}
-                maps = {
-                    "image": rng.integers(0, 256, (32, 48, 3), np.uint8),
-                    "parts": rng.integers(0, 3, (32, 48), np.uint8),
-                    "materials": rng.integers(0, 3, (32, 48), np.uint8),
-                    "depth": rng.integers(0, 3000, (32, 48), np.uint16),
-                }
-                Image.fromarray(maps.pop("image")).save(folder / row["file_name"])
-                # Each has a sample without it: null, and not even that.
-                for position, (name, values) in enumerate(maps.items()):
-                    if index == position:
-                        row |= {f"{name}_file_name": None} if position else {}
-                        continue
-                    row[f"{name}_file_name"] = f"{index}_{name}.png"
-                    Image.fromarray(values).save(folder / row[f"{name}_file_name"])
-                metadata.write(json.dumps(row) + "\n")
+    save_folder(tmp_path / "my_data")
     fast = ["--max_steps", "3", "--batch_size", "2", "--num_workers", "0", "--pretrained_backbone", "null"]
     fast += ["--model.hidden_size", "16", "--model.backbone_config", json.dumps(BACKBONES["resnet"].to_dict())]
     args = parse_arguments(["mine.yaml", *fast])
