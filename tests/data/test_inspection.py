@@ -92,6 +92,11 @@ def test_conclusions_that_a_later_row_contradicts_are_refused():
         make(labels, BINARY)
 
 
+def test_ids_with_gaps_lead_to_a_table():
+    with pytest.raises(ValueError, match=r"got 7 \(no class ids, 7, 8, 11; `classes`, such as \{7: 0, \.\.\.\}"):
+        make([np.array([7, 8, 11], np.uint8)[np.indices(SIZE).sum(0) % 3]], SEMSEG | {"num_labels": 3})
+
+
 def test_masks_of_two_levels_that_are_explained_by_a_table():
     warnings, read = make(LEVELS, SEMSEG, {"classes": {0: 1, 255: 255}})
     assert not warnings and read[0].tolist() == np.where(DISC, 255, 1).tolist()
