@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from transformers_degmix.cli import run_script
 from transformers_degmix.files import UNFINISHED
 from transformers_degmix.training.arguments import parse_arguments
 
@@ -92,4 +93,4 @@ def steps_made(log: Path, max_steps: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from transformers_degmix.cli import run_script
 from transformers_degmix.hub.model_card import card_name, published_card
 from transformers_degmix.training.arguments import find_recipe, read_config
 
@@ -22,4 +23,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,6 +19,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessor
+from transformers_degmix.cli import run_script
 from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.evaluation import METRICS
@@ -88,4 +89,4 @@ def print_scores(scores: dict[str, dict], tasks: dict[str, dict], num_images: in
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from transformers.utils import logging
 
+from transformers_degmix.cli import run_script
 from transformers_degmix.files import whole_directory
 from transformers_degmix.hub.model_directory import load_model_directory, save_model_directory
 from transformers_degmix.hub.shipped import DEFAULT_MODEL, SHIPPED_MODELS
@@ -57,4 +58,4 @@ def ship(source: str, target: str):
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.morphology import thin
 from tqdm import tqdm
 
+from transformers_degmix.cli import run_script
 from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.evaluation import BoundaryMetric
@@ -112,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,6 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from transformers_degmix import DeGMixConfig, DeGMixImageProcessor, DeGMixImageProcessorPil
+from transformers_degmix.cli import run_script
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data import augmentation
 from transformers_degmix.data.collator import DeGMixDataCollator
@@ -124,4 +125,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

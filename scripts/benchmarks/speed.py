@@ -60,6 +60,7 @@ from transformers_degmix import (
     DeGMixImageProcessor,
     MultiTaskDensePredictionPipeline,
 )
+from transformers_degmix.cli import run_script
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data.benchmarks import BENCHMARKS
 from transformers_degmix.files import check_writable, whole_directory
@@ -710,4 +711,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

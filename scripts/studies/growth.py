@@ -11,6 +11,7 @@ from statistics import mean, stdev
 import torch
 from accelerate import Accelerator
 
+from transformers_degmix.cli import run_script
 from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
@@ -75,4 +76,4 @@ def draw_table(results: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,6 +8,7 @@ the model differs. What was finished before is not trained again. Fields are tho
 
 from statistics import mean, stdev
 
+from transformers_degmix.cli import run_script
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
 from transformers_degmix.training.study import DEGMIX, parse_study, run, study_parser
@@ -74,4 +75,4 @@ def show(costs: list[float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,7 @@ from statistics import mean, stdev
 import torch
 from accelerate import Accelerator
 
+from transformers_degmix.cli import run_script
 from transformers_degmix.configuration_degmix import OFFSET_POSITIONS
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
@@ -99,4 +100,4 @@ def draw_tables(results: dict, seeds: list[int], factors: list[float], tasks: di
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -74,3 +74,9 @@ main("compare")
 def test_ctrl_c_waits_for_nothing_and_is_said_in_one_line():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", INTERRUPTED], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.rglob("*.py")), ids=lambda path: path.name)
+def test_all_scripts_end_so(path):
+    _, last = path.read_text().split('if __name__ == "__main__":\n')
+    assert last == "    run_script(main)\n" or re.fullmatch(r'    main\("\w+"\)\n', last)  # a command of `degmix`

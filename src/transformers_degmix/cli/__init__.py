@@ -5,7 +5,9 @@ import os
 import signal
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import NoReturn
 
@@ -58,6 +60,10 @@ def main(command: str | None = None):
         command = parser.parse_args(sys.argv[1:2]).command
         del sys.argv[1]
     sys.argv[0] = f"degmix {command}"  # in messages about arguments
+    run_script(partial(_run, command))
+
+
+def _run(command: str):
     try:
         import_module(f".{command}", __name__).main()
     except ModuleNotFoundError as error:
@@ -67,6 +73,12 @@ def main(command: str | None = None):
         # What a loader process raises comes with its traceback.
         message = str(error)
         sys.exit(f"error: {message.strip().splitlines()[-1] if 'Original Traceback' in message else message}")
+
+
+def run_script(main: Callable[[], None]):
+    """Runs the main function of a script, which Ctrl-C ends at once, with one line and exit code 1."""
+    try:
+        main()
     except KeyboardInterrupt:
         end_at_once()
 

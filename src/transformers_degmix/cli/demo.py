@@ -16,8 +16,8 @@ from skimage.data import coffee
 from transformers.utils import logging
 
 from ..data.rooms import render_room
+from ..demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
 from ..hub.model_directory import load_model_directory
-from ..inference.demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
 from .arguments import add_model_argument
 
 

@@ -1,1 +1,1 @@
-"""Many images at once: prediction while others are read and written, videos, and a page for the browser."""
+"""Many images at once: prediction while others are read and written, and videos."""

@@ -134,7 +134,7 @@ class Predictor:
     threads; in windows, which are for large images, by one.
 
     Args:
-        model, processor: of one model, as `saving.load_model_directory` gives them.
+        model, processor: of one model, as `hub.model_directory.load_model_directory` gives them.
         batch_size: photos handed to the model at once if they follow each other and go into it at one size; or
             windows of one photo.
         num_workers: threads that prepare and finish. 0 does everything one after the other.

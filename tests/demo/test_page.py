@@ -19,8 +19,8 @@ from transformers import pipeline
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.cli.demo import read_examples
 from transformers_degmix.data.rooms import render_room
-from transformers_degmix.inference import demo
-from transformers_degmix.inference.demo import (
+from transformers_degmix.demo import page
+from transformers_degmix.demo.page import (
     FIELD_OF_VIEW,
     LAUNCH_OPTIONS,
     LONGEST_SIDE,
@@ -135,7 +135,7 @@ def test_too_many_files_at_once_are_refused(client, photo):
 
 
 def test_whoever_comes_to_a_full_queue_is_told(monkeypatch, model, processor, tmp_path):
-    monkeypatch.setattr(demo, "MAX_WAITING", 1)
+    monkeypatch.setattr(page, "MAX_WAITING", 1)
     started, go_on = threading.Event(), threading.Event()
 
     def wait(*_):

@@ -22,6 +22,7 @@ from trimesh.visual.material import PBRMaterial
 from trimesh.visual.texture import TextureVisuals
 
 from ..image_processing_pil_degmix import decode_image, to_pixels
+from ..inference.predictor import Result, predict_batch, prepare
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..tasks import TASK_KINDS
 from ..visualization import draw_overview, draw_prediction
@@ -29,7 +30,6 @@ from ..visualization.attention import mean_shares
 from ..visualization.geometry import FIELD_OF_VIEW, first_of_kind, viewing_rays
 from ..visualization.legends import class_legend
 from ..visualization.maps import ValueRange, shown_range
-from .predictor import Result, predict_batch, prepare
 
 
 # Pillow decodes more, with less used code (and with Ghostscript).
@@ -304,7 +304,7 @@ def build_demo(
     decoder.
 
     Args:
-        model, processor: of one model, as `saving.load_model_directory` gives them.
+        model, processor: of one model, as `hub.model_directory.load_model_directory` gives them.
         examples: photos offered on the page.
         max_pixels: photos of more are refused.
     """

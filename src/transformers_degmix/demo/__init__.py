@@ -1,0 +1,6 @@
+"""A page on which a model is tried out in the browser."""
+
+from .page import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
+
+
+__all__ = ["LAUNCH_OPTIONS", "MAX_PIXELS", "build_demo", "read_photo"]
