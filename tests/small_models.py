@@ -1,12 +1,19 @@
 """Models small enough for tests: any backbone, any tasks, every parameter of influence."""
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import ConvNextV2Config, Dinov2Config, PreTrainedModel, ResNetConfig, SwinConfig
 
-from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction, EfficientNetLiteConfig
+from transformers_degmix import (
+    DeGMixConfig,
+    DeGMixForMultiTaskDensePrediction,
+    DeGMixImageProcessorPil,
+    EfficientNetLiteConfig,
+)
+from transformers_degmix.hub.model_directory import save_model_directory
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -60,6 +67,13 @@ def small_config(**fields) -> DeGMixConfig:
 def small_model(seed: int = 0, **fields) -> DeGMixForMultiTaskDensePrediction:
     """A model in eval mode whose parameters and statistics are random, those that start at zero included."""
     return randomize(DeGMixForMultiTaskDensePrediction(small_config(**fields)).eval(), seed)
+
+
+def save_small_model(path: Path, **fields) -> Path:
+    """A directory of a [`small_model`] and its image processor."""
+    model = small_model(**fields)
+    save_model_directory(path, model, DeGMixImageProcessorPil(tasks=model.config.tasks))
+    return path
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -16,11 +16,9 @@ import pytest
 from commands import run_command
 from PIL import Image
 from small_data import save_folder
-from small_models import BACKBONES, small_model
+from small_models import BACKBONES, save_small_model
 
-from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import ROOMS_TASKS
-from transformers_degmix.hub.model_directory import save_model_directory
 from transformers_degmix.inference.video import VideoWriter
 from transformers_degmix.training.arguments import parse_arguments
 
@@ -64,9 +62,8 @@ def demo(tmp_path_factory) -> Path:
     """What `make demo` writes, as a small random model of the tasks that the pages name."""
     path = tmp_path_factory.mktemp("demo")
     tasks = {name: ROOMS_TASKS[name] for name in ("semseg", "depth")}
-    model = small_model(tasks=tasks, backbone_config=BACKBONES["resnet"], num_mixer_layers=1)
     for name in ("best", "last"):
-        save_model_directory(path / name, model, DeGMixImageProcessorPil(tasks=model.config.tasks))
+        save_small_model(path / name, tasks=tasks, backbone_config=BACKBONES["resnet"], num_mixer_layers=1)
     return path
 
 

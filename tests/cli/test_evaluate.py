@@ -14,26 +14,19 @@ from commands import run_command
 from hub_server import File, Repo
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from small_models import small_model
+from small_models import save_small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
-from transformers_degmix.hub.model_directory import save_model_directory
 
 
 ROOMS = ("--dataset", "rooms", "--split", "test", "--num-images", 3, "--image-size", 32, 48)
 TASKS = {name: ROOMS_TASKS[name] for name in ("depth", "edge")}
 
 
-def save_model(path: Path, tasks: dict = TASKS) -> Path:
-    model = small_model(tasks=tasks)
-    save_model_directory(path, model, DeGMixImageProcessorPil(tasks=model.config.tasks))
-    return path
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "both")
+    return save_small_model(tmp_path_factory.mktemp("model") / "both", tasks=TASKS)
 
 
 @pytest.fixture
@@ -121,7 +114,7 @@ def test_a_model_and_data_from_the_hub_launched_by_accelerate(model_dir, rooms, 
 def test_gain(evaluate, model_dir, tmp_path):
     singles = []
     for name in TASKS:
-        single = save_model(tmp_path / f"{name}_model", {name: TASKS[name]})
+        single = save_small_model(tmp_path / f"{name}_model", tasks={name: TASKS[name]})
         singles.append(tmp_path / name)
         evaluate("--model", single, *ROOMS, "--output", singles[-1])
     output = evaluate("--model", model_dir, *ROOMS, "--output", tmp_path / "both", "--single-task-reports", *singles)
@@ -157,7 +150,7 @@ def test_depth_protocols(evaluate, model_dir, rooms, tmp_path):
     assert second["scores"]["edge"] == first["scores"]["edge"]
     assert second["scores"]["depth"]["rmse"] < first["scores"]["depth"]["rmse"]
     assert "depth: crop garg, max_depth 4.5, median_scaling True" in (tmp_path / "garg" / "report.md").read_text()
-    edge = save_model(tmp_path / "edge", {"edge": TASKS["edge"]})
+    edge = save_small_model(tmp_path / "edge", tasks={"edge": TASKS["edge"]})
     error = evaluate("--model", edge, *ROOMS, *options, "--output", tmp_path / "none")
     assert error.startswith("error: crop, max_depth, median_scaling: no task") and not (tmp_path / "none").exists()
 
@@ -222,7 +215,7 @@ def test_what_looks_wrong_is_in_the_report_and_one_bad_sample_is_not_all(evaluat
     changed[1]["depth"] = Image.new("F", (9, 9))
     (tmp_path / "data").mkdir()
     type(rows).from_list(changed, features=rows.features).to_parquet(tmp_path / "data" / "test.parquet")
-    model_dir = save_model(tmp_path / "model", {"depth": ROOMS_TASKS["depth"]})
+    model_dir = save_small_model(tmp_path / "model", tasks={"depth": ROOMS_TASKS["depth"]})
     arguments = ("--dataset", tmp_path / "data", "--split", "test", "--output", tmp_path / "out")
     message = evaluate("--model", model_dir, *arguments)
     assert message.startswith(f"error: {tmp_path / 'out'} is complete but for 1: '{rows[1]['image_id']}' could not be")
@@ -246,7 +239,7 @@ def test_bad_label_is_named(evaluate, tmp_path, task, label, words):
     changed[0][task] = Image.fromarray(label)
     (tmp_path / "data").mkdir()
     type(rows).from_list(changed, features=rows.features).to_parquet(tmp_path / "data" / "test.parquet")
-    model_dir = save_model(tmp_path / "model", {task: ROOMS_TASKS[task]})
+    model_dir = save_small_model(tmp_path / "model", tasks={task: ROOMS_TASKS[task]})
     arguments = ("--dataset", tmp_path / "data", "--split", "test", "--output", tmp_path / "out")
     message = evaluate("--model", model_dir, *arguments)
     assert "\n" not in message and all(x in message for x in (f"`{task}`", rows[0]["image_id"], words)), message

@@ -8,11 +8,9 @@ import pytest
 from commands import run_command
 from onnx import TensorProto, helper
 from PIL import Image
-from small_models import ALL_KINDS, small_model
+from small_models import ALL_KINDS, save_small_model
 
-from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import load_rooms
-from transformers_degmix.hub.model_directory import save_model_directory
 
 
 TASKS = {name: ALL_KINDS[name] for name in ("depth", "edge")}
@@ -20,15 +18,9 @@ ROOMS = ("--dataset", "rooms", "--split", "test", "--num-images", 2, "--image-si
 ORIENTATION = 0x0112
 
 
-def save_model(path: Path, **fields) -> Path:
-    model = small_model(tasks=TASKS, **fields)
-    save_model_directory(path, model, DeGMixImageProcessorPil(tasks=model.config.tasks))
-    return path
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "both")
+    return save_small_model(tmp_path_factory.mktemp("model") / "both", tasks=TASKS)
 
 
 @pytest.fixture
@@ -98,14 +90,14 @@ def test_points_of_the_upright_photo(explain, model_dir, photo, tmp_path):
 
 
 def test_models_without_mixers_have_attention(explain, tmp_path):
-    model_dir = save_model(tmp_path / "model", num_mixer_layers=0)
+    model_dir = save_small_model(tmp_path / "model", tasks=TASKS, num_mixer_layers=0)
     explain("--model", model_dir, *ROOMS, "--output", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["affinity.json", "affinity.png"]
 
 
 def test_errors_are_one_line_and_nothing_is_written(explain, model_dir, photo, tmp_path):
-    bare = save_model(tmp_path / "bare", use_decoder=False)
-    flat = save_model(tmp_path / "flat", num_mixer_layers=0)
+    bare = save_small_model(tmp_path / "bare", tasks=TASKS, use_decoder=False)
+    flat = save_small_model(tmp_path / "flat", tasks=TASKS, num_mixer_layers=0)
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
