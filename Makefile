@@ -5,7 +5,7 @@ CONSTRAINTS ?= -c constraints.txt
 EXTRAS ?= train,test,dev
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest test-versions test-vision lint dist clean
+.PHONY: demo test test-oldest test-versions test-vision install-vision lint dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/rooms_demo.py $(DEMO_OPTIONS)
@@ -19,9 +19,14 @@ test-oldest:
 
 test-versions: test test-oldest
 
-# what needs torchvision and timm
+# what needs torchvision and timm, in an environment of its own
+VISION = VENV=$(VENV)-vision CONSTRAINTS="-c constraints-vision.txt" EXTRAS=vision,timm,test
+
 test-vision:
-	$(MAKE) test VENV=$(VENV)-vision CONSTRAINTS="-c constraints-vision.txt" EXTRAS=vision,timm,test PYTEST_OPTIONS="-m vision"
+	$(MAKE) test $(VISION) PYTEST_OPTIONS="-m vision"
+
+install-vision:
+	$(MAKE) $(VENV)-vision/.installed $(VISION)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
