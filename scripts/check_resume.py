@@ -45,7 +45,7 @@ def main():
         ):
             if process.poll() is not None:
                 sys.exit(f"the run ended before it was killed at step {step}: see {log}")
-            time.sleep(0 if number % 2 else rng.uniform(0, 0.05))
+            time.sleep(0.001 if number % 2 else rng.uniform(0.001, 0.05))
         process.kill()
         process.wait()
         during_writing = bool(list(killed.rglob(f"*{UNFINISHED}*")))

@@ -203,7 +203,7 @@ def test_attention_is_chosen_for_the_model_and_its_backbone(model_class, tmp_pat
 
 
 @both_classes
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_all_dtypes_are_saved_and_loaded(model_class, dtype, tmp_path):
     model = small(model_class).to(dtype)
     model.save_pretrained(tmp_path)

@@ -62,6 +62,7 @@ def test_what_is_pushed_can_be_loaded(run, hub, tmp_path, dataset):
     [
         (None, "hf_wrong", "401 Unauthorized.*Invalid username or password"),
         ((403, "/lfs-objects/"), "hf_right", "Error while uploading 'data/.*403 Forbidden"),
+        ((500, "/commit/"), "hf_right", "500 Internal Server Error"),
         ((None, "/commit/"), "hf_right", "Server disconnected"),
     ],
 )
