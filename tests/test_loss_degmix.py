@@ -92,6 +92,49 @@ def test_losses_are_those_of_the_recipe(batch_size, height, width, seed):
     assert loss.item() == pytest.approx(sum(x.item() for x in losses.values()), rel=1e-5)
 
 
+@pytest.mark.parametrize(("height", "width"), [(3, 40), (20, 1)])
+def test_depth_of_logarithms_and_gradients(height, width):
+    generator = torch.Generator().manual_seed(0)
+    label = 10 * torch.rand(2, height, width, generator=generator)
+    label[torch.rand(label.shape, generator=generator) < 0.2] = 255
+    logits = 4 * torch.randn(2, 1, height, width, generator=generator)  # below 0 too
+    losses = {
+        (log_loss, weight): multi_task_loss(
+            {"depth": logits},
+            {"depth": label},
+            DeGMixConfig(tasks={"depth": {"kind": "depth", "log_loss": log_loss, "gradient_weight": weight}}).tasks,
+        )[0].item()
+        for log_loss in (False, True)
+        for weight in (0, 0.5)
+    }
+
+    def log(metres):
+        return math.log(metres) if metres > 0.1 else math.log(0.1) + (metres - 0.1) / 0.1
+
+    for log_loss, transform in ((False, float), (True, log)):
+        errors = [
+            {
+                (row, column): transform(logits[image, 0, row, column].item())
+                - transform(label[image, row, column].item())
+                for row, column in itertools.product(range(height), range(width))
+                if label[image, row, column] != 255
+            }
+            for image in range(2)
+        ]
+        count = sum(map(len, errors))
+        own = sum(abs(error) for image in errors for error in image.values())
+        differences = sum(
+            abs(error - image[other])
+            for image in errors
+            for (row, column), error in image.items()
+            for step in (1, 2, 4, 8, 16)
+            for other in ((row + step, column), (row, column + step))
+            if other in image
+        )
+        assert losses[log_loss, 0] == pytest.approx(own / count, rel=1e-4)
+        assert losses[log_loss, 0.5] == pytest.approx((own + 0.5 * differences) / count, rel=1e-4)
+
+
 def test_labels_of_some_tasks_only():
     loss, losses = multi_task_loss(random_logits(2, 4, 5), {"depth": torch.rand(2, 4, 5)}, TASKS)
     assert list(losses) == ["depth"] and torch.equal(loss, losses["depth"])

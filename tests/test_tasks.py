@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,11 @@ def random_prediction(kind, height=5, width=7):
 
 def test_every_kind_has_a_loss():
     assert set(LOSSES) == set(TASK_KINDS)
+
+
+@pytest.mark.parametrize("kind", TASK_KINDS)
+def test_loaders_that_are_not_forked_have_the_same_kinds(kind):
+    assert pickle.loads(pickle.dumps({"tasks": [TASK_KINDS[kind]]})) == {"tasks": [TASK_KINDS[kind]]}
 
 
 @pytest.mark.parametrize("kind", TASK_KINDS)

@@ -1,17 +1,19 @@
 """Compares single-task models, plain multi-task learning, DeMT and DeGMix with each interaction scope.
 
-    python scripts/studies/models.py [--recipe rooms_study] [--seeds 0 1] [--output_dir DIR] [--field value ...]
+    python scripts/studies/models.py [--recipe rooms_study] [--seeds 0 1] [--jobs 1] [--output_dir DIR]
+        [--field value ...]
 
 All start from the same weights, as far as they have the same parts, and see the same batches in the same order; only
 the model differs. What was finished before is not trained again. Fields are those of the recipe.
 """
 
+from functools import partial
 from statistics import mean, stdev
 
 from transformers_degmix.cli import run_script
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
-from transformers_degmix.training.study import DEGMIX, parse_study, run, study_parser
+from transformers_degmix.training.study import DEGMIX, parse_study, run, run_all, study_parser
 
 
 PLAIN = {"num_mixer_layers": 0, "use_decoder": False}
@@ -28,15 +30,16 @@ SINGLE_TASK = "single task"
 def main():
     options, args, tasks = parse_study(study_parser(__doc__, "outputs/study"))
 
-    results = {}
+    trainings = {}
     for seed in options.seeds:
-        for name in tasks:
-            folder = options.output_dir / f"seed_{seed}" / f"single_{name}"
-            results[SINGLE_TASK, name, seed] = run(folder, args, [name], PLAIN, seed)
+        folder = options.output_dir / f"seed_{seed}"
         for model, fields in MULTI_TASK_MODELS.items():
-            folder = options.output_dir / f"seed_{seed}" / model.replace(", ", "_").replace(" ", "_")
-            results[model, None, seed] = run(folder, args, tasks, fields, seed)
-        table = draw_table(results, options.seeds[: options.seeds.index(seed) + 1], tasks)
+            name = model.replace(", ", "_").replace(" ", "_")
+            trainings[model, None, seed] = partial(run, folder / name, args, list(tasks), fields, seed)
+        for name in tasks:
+            trainings[SINGLE_TASK, name, seed] = partial(run, folder / f"single_{name}", args, [name], PLAIN, seed)
+    results = dict(zip(trainings, run_all(list(trainings.values()), options.jobs)))
+    table = draw_table(results, options.seeds, tasks)
     (options.output_dir / "study.md").write_text(table)
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
 

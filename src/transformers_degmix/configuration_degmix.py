@@ -73,6 +73,10 @@ class DeGMixConfig(PreTrainedConfig):
               normals 10, boundary 50);
             - `pos_weight`: boundary only, weight of boundary pixels against `1 - pos_weight` of the others,
               in (0, 1), default 0.95;
+            - `log_loss`: depth only, whether the loss is of the logarithms of metres rather than of metres, default
+              `False`;
+            - `gradient_weight`: depth only, weight of the loss of the differences between pixels against that of the
+              pixels, 0 or more, default 0, see [`~loss_degmix.depth_loss`];
             - `id2label`: segmentation only, names of the classes;
             - `ignore_empty`: segmentation only, whether training and evaluation ignore an image in which nothing but
               class 0 is labelled, default `False`; for body parts, which are not annotated in every image that shows
@@ -283,14 +287,17 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     # Class ids are stored in 8 bits beside the ignore label.
     if not isinstance(num_labels, int) or not 1 <= num_labels <= IGNORE_INDEX:
         raise invalid("num_labels", f"an integer from 1 to {IGNORE_INDEX}")
-    if not isinstance(completed["loss_weight"], int | float) or not completed["loss_weight"] >= 0:
-        raise invalid("loss_weight", "a number of at least 0")
+    for field in ("loss_weight", "gradient_weight"):
+        weight = completed.get(field, 0)
+        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise invalid(field, "a number of at least 0")
     if "pos_weight" in completed and not (
         isinstance(completed["pos_weight"], int | float) and 0 < completed["pos_weight"] < 1
     ):
         raise invalid("pos_weight", "a number between 0 and 1")
-    if "ignore_empty" in completed and not isinstance(completed["ignore_empty"], bool):
-        raise invalid("ignore_empty", "true or false")
+    for field in ("ignore_empty", "log_loss"):
+        if not isinstance(completed.get(field, False), bool):
+            raise invalid(field, "true or false")
     if not isinstance(completed["attends_to"], list | None):
         raise invalid("attends_to", "a list of tasks, or none for all of them")
     if completed.get("id2label") is not None:

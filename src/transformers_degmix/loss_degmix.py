@@ -7,6 +7,7 @@ A batch may come in parts, to several processes or one after the other: with the
 ([`count_pixels`], summed over the parts), the losses of the parts add up to that of the whole.
 """
 
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from .tasks import IGNORE_INDEX, TASK_KINDS
 # Gradients grow as one over the length of the predicted vector, which is 0 where a new head's features are. PyTorch's
 # own limit is 1e-12.
 SHORTEST_NORMAL = 1e-3
+# Of the logarithm of depth, in metres; it bounds the gradient.
+SHORTEST_DEPTH = 0.1
+# Distances in pixels over which gradients of depth are compared.
+GRADIENT_STEPS = (1, 2, 4, 8, 16)
 
 
 def count_pixels(labels: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -98,10 +103,36 @@ def balanced_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, A
     return total / valid.clamp(min=1)
 
 
-def l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
-    """Depth: absolute error, mean over the valid pixels."""
+def depth_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
+    """Depth: absolute error, mean over the valid pixels (released code).
+
+    With `log_loss`, the error is that of the logarithms. With `gradient_weight`, a loss of gradients is added: the
+    absolute difference between the errors of two pixels, for all pairs in a row or a column that are one of
+    `GRADIENT_STEPS` apart. (Li and Snavely 2018 subsample maps instead.)
+    """
     valid = label != IGNORE_INDEX
-    return torch.where(valid, (logits - label).abs(), 0).sum() / counts[0].clamp(min=1)
+    if task["log_loss"]:
+        logits, label = _log_metres(logits), _log_metres(label)
+    errors = torch.where(valid, logits - label, 0)
+    total = errors.abs().sum()
+    if task["gradient_weight"]:
+        for step, dim in product(GRADIENT_STEPS, (-2, -1)):
+            first, second = slice_pairs(errors, step, dim)
+            both_valid = torch.logical_and(*slice_pairs(valid, step, dim))
+            total = total + task["gradient_weight"] * torch.where(both_valid, (second - first).abs(), 0).sum()
+    return total / counts[0].clamp(min=1)
+
+
+def _log_metres(depth: Tensor) -> Tensor:
+    """The logarithm; its tangent below `SHORTEST_DEPTH`, where predictions of any value have a gradient."""
+    near = depth.clamp(min=SHORTEST_DEPTH)
+    return near.log() + (depth - near) / SHORTEST_DEPTH
+
+
+def slice_pairs(maps: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The first and the second pixels of all pairs that are `step` apart, none if a map is not longer than that."""
+    length = max(0, maps.shape[dim] - step)
+    return maps.narrow(dim, 0, length), maps.narrow(dim, maps.shape[dim] - length, length)
 
 
 def normalized_l1_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
@@ -130,7 +161,7 @@ def balanced_binary_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict
 LOSSES = {
     "segmentation": cross_entropy_loss,
     "saliency": balanced_cross_entropy_loss,
-    "depth": l1_loss,
+    "depth": depth_loss,
     "normals": normalized_l1_loss,
     "boundary": balanced_binary_cross_entropy_loss,
 }

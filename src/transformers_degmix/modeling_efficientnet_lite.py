@@ -61,6 +61,8 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
 class EfficientNetLiteConv(nn.Module):
     """Convolution, BatchNorm and, but for projections, ReLU6."""
 
+    NORM_MOMENTUM = 0.01
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, activate=True
     ):
@@ -68,7 +70,7 @@ class EfficientNetLiteConv(nn.Module):
         self.stride, self.margin, self.activate = stride, kernel_size // 2, activate
         padding = self.margin if stride == 1 else 0
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
+        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=self.NORM_MOMENTUM)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, in_channels, h, w)` -> `(B, out_channels, ceil(h / stride), ceil(w / stride))`."""

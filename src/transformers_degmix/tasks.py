@@ -128,10 +128,18 @@ class TaskKind:
     mode_hint: str = ""
     thin: bool = False
 
+    def __reduce__(self) -> tuple:
+        """Pickled by name: processes that are not forked, such as loaders on macOS, have a table of their own."""
+        return _get_kind, (next(name for name, kind in TASK_KINDS.items() if kind is self),)
+
     @property
     def array_dtype(self) -> np.dtype:
         """NumPy's `label_dtype`."""
         return torch.empty(0, dtype=self.label_dtype).numpy().dtype
+
+
+def _get_kind(name: str) -> TaskKind:
+    return TASK_KINDS[name]
 
 
 def _unchanged(label: Tensor | np.ndarray, *_) -> Tensor | np.ndarray:
@@ -498,7 +506,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         num_logits=1,
         label_dtype=torch.float32,
         label_channels=1,
-        defaults={"loss_weight": 1.0},
+        defaults={"loss_weight": 1.0, "log_loss": False, "gradient_weight": 0.0},
         label_padding=0.0,
         activation=lambda logits: logits[:, 0].clamp(min=0),
         confidence=_nearness_and_evenness,

@@ -6,8 +6,10 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ def study_parser(description: str | None, output_dir: str) -> argparse.ArgumentP
     parser.add_argument("--recipe", default="rooms_study", help="whose data and schedule (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each a process (default: 1)")
     return parser
 
 
@@ -46,6 +49,20 @@ def parse_study(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Tr
     logging.disable_progress_bar()  # of saving; there is one of training
     args = parse_arguments([options.recipe, *overrides])
     return options, args, choose_tasks(args, args.model.get("tasks"))
+
+
+def run_all(trainings: Sequence[Callable[[], Outcome]], num_jobs: int) -> list[Outcome]:
+    """The outcomes of trainings, [`partial`]s of [`run`] or [`tune`], of which some run at a time.
+
+    An exception in one of them is raised when the others have ended.
+    """
+    if num_jobs == 1:
+        return [training() for training in trainings]
+    # CUDA does not survive a fork of the process that uses it, but in it loaders may start as they do elsewhere.
+    loaders = {"initializer": set_start_method, "initargs": (get_start_method(), True)}
+    with ProcessPoolExecutor(num_jobs, get_context("spawn"), **loaders) as pool:
+        futures = [pool.submit(training) for training in trainings]
+    return [future.result() for future in futures]
 
 
 def run(
