@@ -42,7 +42,7 @@ def textbook_head(model, maps: tuple[Tensor, ...], image_size: tuple[int, int]) 
         attention = base.query.attentions[task]
         query = x.reshape(1, batch_size * num_pixels, channels)
         context = torch.stack(interaction).reshape(num_tasks, batch_size * num_pixels, channels)
-        mask = hidden_tasks(config)[[list(config.tasks).index(task)]]
+        mask = hidden_tasks(config, x.device)[[list(config.tasks).index(task)]]
         answer, weights = multi_head(attention)(query, context, context, attn_mask=mask, average_attn_weights=False)
         attentions.append(weights.view(batch_size, *size, config.num_attention_heads, num_tasks))
         x = x + attention.norm(attention.linear(answer.view(x.shape)))
@@ -75,11 +75,13 @@ def interact(block, tokens: list[Tensor], config, size) -> list[Tensor]:
             for m in maps
         ]
         query, context = torch.cat(tokens, dim=1).transpose(0, 1), torch.cat(cells)
-        mask = hidden_tasks(config).repeat_interleave(num_pixels, 0).repeat_interleave(len(cells[0]), 1)
+        mask = (
+            hidden_tasks(config, context.device).repeat_interleave(num_pixels, 0).repeat_interleave(len(cells[0]), 1)
+        )
         mixed = attention(query, context, context, attn_mask=mask)[0].transpose(0, 1).chunk(len(tokens), dim=1)
     elif config.interaction_scope == "task":
         sequence = torch.stack(tokens).flatten(1, 2)
-        mixed = attention(sequence, sequence, sequence, attn_mask=hidden_tasks(config))[0]
+        mixed = attention(sequence, sequence, sequence, attn_mask=hidden_tasks(config, sequence.device))[0]
         mixed = mixed.view(len(tokens), *tokens[0].shape)
     else:
         sequence = torch.stack(tokens).view(1, -1, channels)
@@ -87,9 +89,11 @@ def interact(block, tokens: list[Tensor], config, size) -> list[Tensor]:
     return [block.attention.norm(block.attention.linear(x)) for x in mixed]
 
 
-def hidden_tasks(config) -> Tensor:
+def hidden_tasks(config, device: torch.device) -> Tensor:
     """`(T, T)`, True where the task of the row does not attend to that of the column."""
-    return torch.tensor([[other not in config.attended(task) for other in config.tasks] for task in config.tasks])
+    return torch.tensor(
+        [[other not in config.attended(task) for other in config.tasks] for task in config.tasks], device=device
+    )
 
 
 def multi_head(attention) -> nn.MultiheadAttention:

@@ -397,7 +397,8 @@ def run_train(
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     env = {**env, "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, *(launch if num_processes > 1 else []), *DEGMIX[1:], "train", str(config), *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, env=env, start_new_session=True)
 
 
 def read_curves(output_dir: str) -> dict[str, list[float]]:
@@ -560,14 +561,17 @@ def test_full_disk_leaves_the_last_checkpoint_to_go_on_from(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_sigterm_saves_and_exits(tmp_path):
-    args = arguments(tmp_path, max_steps=100_000, eval_steps=100_000, checkpoint_steps=100_000)
+@pytest.mark.parametrize(("kill", "num_workers"), [(os.kill, 0), (os.killpg, 2)])
+def test_sigterm_saves_and_exits(kill, num_workers, tmp_path):
+    """To the process, or to its loaders as well, as Slurm and `timeout` send it."""
+    fields = {"num_workers": num_workers, "num_train_images": 8}
+    args = arguments(tmp_path, max_steps=100_000, eval_steps=100_000, checkpoint_steps=100_000, **fields)
     process = run_train(args)
     while "train:" not in process.stderr.readline():
         assert process.poll() is None
     while not re.search(r" [1-9]\d*/200000 ", process.stderr.read(80)):
         pass
-    process.terminate()
+    kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 128 + signal.SIGTERM
     step = int(re.search(r"stopped by SIGTERM after step (\d+); go on with `resume`", errors)[1])

@@ -2,8 +2,11 @@
 
 import glob
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from itertools import islice
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -228,5 +231,24 @@ def build_loader(data, collator: DeGMixDataCollator, args: TrainingArguments, **
         # Iterating draws a seed: not from the generator on whose state the model's own draws depend.
         generator=torch.Generator(),
         collate_fn=collator,
+        worker_init_fn=leave_sigterm_to_the_main_process,
         **batching,
     )
+
+
+def leave_sigterm_to_the_main_process(_):
+    """Lets no other process than the main one end this loader.
+
+    Slurm and `timeout` send SIGTERM to all processes of a run. The main one then ends its step, for which it may need
+    another batch. A loader that ends before it would be an error in the middle of the step, and no checkpoint.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not say who sends a signal
+        return
+
+    def wait():
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent_process().pid:
+            pass
+        os._exit(128 + signal.SIGTERM)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=wait, daemon=True).start()

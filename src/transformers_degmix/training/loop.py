@@ -270,7 +270,7 @@ def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, p
 def catch_sigterm() -> Iterator[threading.Event]:
     """An event that SIGTERM sets inside of the block, where signals can be handled: in the main thread.
 
-    Child processes that are started inside inherit this, and cannot be ended by SIGTERM.
+    Child processes that are forked inside inherit this, and cannot be ended by SIGTERM.
     """
     terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,9 @@ def run_all(trainings: Sequence[Callable[[], Outcome]], num_jobs: int) -> list[O
     """
     if num_jobs == 1:
         return [training() for training in trainings]
-    # CUDA does not survive a fork of the process that uses it, but in it loaders may start as they do elsewhere.
-    loaders = {"initializer": set_start_method, "initargs": (get_start_method(), True)}
-    with ProcessPoolExecutor(num_jobs, get_context("spawn"), **loaders) as pool:
+    # CUDA does not survive a fork of the process that uses it. The loaders in each process start as they do elsewhere.
+    start_loaders = partial(set_start_method, get_start_method(), force=True)
+    with ProcessPoolExecutor(num_jobs, get_context("spawn"), start_loaders) as pool:
         futures = [pool.submit(training) for training in trainings]
     return [future.result() for future in futures]
 
