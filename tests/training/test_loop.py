@@ -334,7 +334,7 @@ def test_splits_that_cannot_be_used(tmp_path):
     fields["model"] = {**MODEL, "tasks": tasks}
     with pytest.raises(ValueError, match="data', split 'validation'.* no data"):
         load_split(arguments(tmp_path, **fields), "eval", tasks)
-    with pytest.raises(ValueError, match="`num_train_images` is 2, but .*data' has 1 in 'train'"):
+    with pytest.raises(ValueError, match="data', split 'train': .*`num_train_images`.* is 2, but there are 1"):
         load_split(arguments(tmp_path, **{**fields, "num_train_images": 2}), "train", tasks)
     with pytest.raises(ValueError, match=r"`columns` has the keys \['dept'\]; allowed are \['image', 'depth'\]"):
         load_split(arguments(tmp_path, columns={"dept": "d"}, **fields), "train", tasks)

@@ -2,14 +2,14 @@
 
 import warnings
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
+from ..data.splits import DataSplit
 from ..hub.shipped import DEFAULT_MODEL, SHIPPED_MODELS
 from ..sliding_windows import DEFAULT_OVERLAP
-from ..training.arguments import TrainingArguments, parse_arguments
+from ..training.arguments import parse_arguments
 
 
 def add_model_argument(parser: ArgumentParser):
@@ -75,15 +75,11 @@ def check_data_arguments(parser: ArgumentParser, args: Namespace):
         parser.error(f"--num-images must be 1 or more, got {args.num_images}")
 
 
-def read_run(args: Namespace) -> TrainingArguments:
-    """The training run on whose evaluation data a command works, from these options and `output`.
+def read_split(args: Namespace) -> DataSplit:
+    """What these options say, with the columns of `config`.
 
     Raises:
-        ValueError, OSError: `config` is not such a file.
+        ValueError, OSError: `config` is not a recipe.
     """
-    if args.config:
-        run = parse_arguments([str(args.config), "--dataset", args.dataset, "--streaming", "false"])
-    else:
-        run = TrainingArguments(output_dir=str(args.output), dataset=args.dataset)
-    size = args.image_size or run.image_size
-    return replace(run, eval_split=args.split, num_eval_images=args.num_images, image_size=size)
+    columns = parse_arguments([str(args.config), "--dataset", args.dataset]).columns if args.config else {}
+    return DataSplit(args.dataset, args.split, args.num_images, args.image_size, columns)

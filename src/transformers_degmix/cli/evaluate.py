@@ -37,7 +37,6 @@ from ..evaluation.report import (
 from ..files import check_writable, whole_directory
 from ..hub.model_directory import load_model_directory
 from ..sliding_windows import DEFAULT_OVERLAP
-from ..training.data import load_split
 from ..visualization.geometry import FIELD_OF_VIEW
 from .arguments import (
     add_data_arguments,
@@ -45,7 +44,7 @@ from .arguments import (
     add_window_arguments,
     allow_pixels,
     check_data_arguments,
-    read_run,
+    read_split,
 )
 
 
@@ -137,7 +136,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         args.max_depth,
         args.median_scaling,
     )
-    run = read_run(args)
+    split = read_split(args)
     with accelerator.main_process_first():  # it downloads and renders
         model, processor = load_model_directory(args.model, accelerator.device)
         unknown = sorted(set(args.tasks or ()) - set(model.config.tasks))
@@ -148,7 +147,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
             raise ValueError(
                 f"{', '.join(protocol.depth)}: no task of {args.model} is of the kind depth: {list(tasks)}"
             )
-        data = load_split(run, "eval", tasks, may_lack_columns=not args.tasks)
+        data = split.load(tasks, may_lack_columns=not args.tasks)
     single_task_reports = {str(path): read_report(path) for path in args.single_task_reports}
     singles = single_task_scores(single_task_reports, tasks) if single_task_reports else None
 

@@ -31,8 +31,7 @@ from ..interpretation.attention import (
     inspect_images,
 )
 from ..interpretation.pictures import draw_affinity, draw_sampling
-from ..training.data import load_split
-from .arguments import add_data_arguments, add_model_argument, check_data_arguments, read_run
+from .arguments import add_data_arguments, add_model_argument, check_data_arguments, read_split
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,9 +71,9 @@ def parse_point(text: str) -> tuple[int, int]:
 
 def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePrediction, processor, directory: Path):
     """Writes what all images of the data set have to say; prints how far sampling points lie."""
-    run = read_run(args)
-    columns = {name: column for name, column in run.columns.items() if name == "image"}
-    data = load_split(replace(run, columns=columns), "eval", {})
+    split = read_split(args)
+    columns = {name: column for name, column in split.columns.items() if name == "image"}
+    data = replace(split, columns=columns).load({})
     inspection, tasks = inspect_images(model, processor, data), list(model.config.tasks)
     affinity = describe_affinity(inspection.shares, tasks)
     source = {

@@ -8,7 +8,6 @@ name of a known task (semseg, human_parts, sal, depth, normals, edge).
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,16 @@ from ..data.inspection import (
     known_values,
     summarize,
 )
+from ..data.splits import DataSplit
 from ..image_processing_pil_degmix import decode_label, to_pixels
 from ..tasks import TASK_KINDS, Suspicion, TaskKind
 from ..training.arguments import TrainingArguments, parse_arguments
 from ..training.build import complete_tasks
-from ..training.data import open_split
 from ..visualization import draw_overview, stack_overviews
 
 
 Tasks = dict[str, dict[str, Any]]
+ROOMS_SIZE = (240, 320)
 NOTHING_LABELLED = Suspicion("nothing is labelled", [1.0], detail="every value stands for unknown")
 
 
@@ -55,26 +55,25 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def read_run(args: argparse.Namespace) -> TrainingArguments:
-    """The training run whose data is inspected."""
-    if args.config:
-        run = parse_arguments([str(args.config), "--dataset", args.dataset])
-    else:
-        run = TrainingArguments(output_dir=str(args.output), dataset=args.dataset)
+def choose_split(args: argparse.Namespace, run: TrainingArguments | None) -> DataSplit:
     num_images = args.num if args.dataset == "rooms" else None
-    return replace(run, train_split=args.split or run.train_split, num_train_images=num_images)
+    if run is None:
+        return DataSplit(args.dataset, args.split or "train", num_images, ROOMS_SIZE)
+    name = args.split or run.train_split
+    return DataSplit(args.dataset, name, num_images, run.image_size, run.columns, run.streaming)
 
 
-def find_tasks(run: TrainingArguments, data: Dataset | IterableDataset) -> Tasks:
+def find_tasks(run: TrainingArguments | None, data: Dataset | IterableDataset) -> Tasks:
     """The run's tasks, or those known by the names of their columns, with the class names of the data set.
 
     Raises:
         ValueError: there are none, or one is of an unknown kind.
     """
-    known = [name for name in TASKS if name in run.columns or name in (data.column_names or ())]
-    tasks = run.model.get("tasks") or {name: TASKS[name] for name in known}
-    if run.benchmark:
-        tasks = complete_tasks(BENCHMARKS[run.benchmark].task_fields(), run.model.get("tasks"), run.benchmark)
+    columns, given = (run.columns, run.model.get("tasks")) if run else ({}, None)
+    known = [name for name in TASKS if name in columns or name in (data.column_names or ())]
+    tasks = given or {name: TASKS[name] for name in known}
+    if run and run.benchmark:
+        tasks = complete_tasks(BENCHMARKS[run.benchmark].task_fields(), given, run.benchmark)
     if not tasks:
         hint = layout_hint(data.column_names or [])
         raise ValueError(f"none of the columns {data.column_names} is a known task: name them in `model.tasks`{hint}")
@@ -83,7 +82,7 @@ def find_tasks(run: TrainingArguments, data: Dataset | IterableDataset) -> Tasks
             raise ValueError(
                 f"`tasks[{name!r}]['kind']` must be one of {sorted(TASK_KINDS)}, got {task.get('kind')!r}"
             )
-    return name_classes(tasks, data.features, run.columns)
+    return name_classes(tasks, data.features, columns)
 
 
 def decode(label: np.ndarray | None, kind: TaskKind) -> Tensor | None:
@@ -110,15 +109,16 @@ def draw(image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None], 
 
 def main():
     args = parse_args()
-    run = read_run(args)
-    data = open_split(run, "train")
+    run = parse_arguments([str(args.config), "--dataset", args.dataset]) if args.config else None
+    split = choose_split(args, run)
+    data = split.open()
     tasks = find_tasks(run, data)
-    reader = RowReader(tasks, run.columns, data.features)
+    reader = RowReader(tasks, split.columns, data.features)
     data = select_columns(data, reader)
     inspector, overviews, labels, bad = check_columns(data, reader), [], [], []
-    shown = range(args.num) if run.streaming else evenly_spaced(len(data), args.num)
+    shown = range(args.num) if split.streaming else evenly_spaced(len(data), args.num)
     rows = enumerate(data) if args.all else choose_rows(data, args.num)
-    for index, row in tqdm(rows, "read", None if run.streaming else len(data), leave=False, disable=not args.all):
+    for index, row in tqdm(rows, "read", None if split.streaming else len(data), leave=False, disable=not args.all):
         try:
             image, good, readable, refused = inspect_row(row, reader)
         except ValueError as error:

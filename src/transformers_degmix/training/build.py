@@ -17,7 +17,7 @@ from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments
 from .backbones import find_backbone
-from .data import open_split
+from .data import describe_split
 
 
 def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
@@ -73,7 +73,9 @@ def choose_tasks(args: TrainingArguments, given: dict[str, dict] | None) -> dict
         if unknown or not args.tasks:
             raise ValueError(f"`tasks` must be some of {list(tasks)}, got {args.tasks}")
         tasks = {name: task for name, task in tasks.items() if name in args.tasks}
-    return tasks if args.dataset == "rooms" else name_classes(tasks, open_split(args, "train").features, args.columns)
+    if args.dataset == "rooms":
+        return tasks
+    return name_classes(tasks, describe_split(args, "train").open().features, args.columns)
 
 
 def complete_tasks(known: dict[str, dict], given: dict[str, dict] | None, owner: str) -> dict[str, dict]:

@@ -1,97 +1,54 @@
 """The data of a training run: splits of its data set, and the batches of this process."""
 
-import glob
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from itertools import islice
 from multiprocessing import parent_process
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from datasets import Dataset, IterableDataset, Value, load_dataset
+from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
-from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, Sampler, Subset
 from transformers.utils import logging
 
 from ..data.augmentation import Augmentation
 from ..data.collator import DeGMixDataCollator
-from ..data.columns import MappedDataset, map_columns
+from ..data.columns import MappedDataset
 from ..data.inspection import find_unreadable
-from ..data.rooms import load_rooms
+from ..data.splits import DataSplit
 from .arguments import TrainingArguments
 
 
 logger = logging.get_logger(__name__)
 
 
-def open_split(args: TrainingArguments, part: str) -> Dataset | IterableDataset:
-    """The `"train"` or `"eval"` part of the run's data set as it is."""
+def describe_split(args: TrainingArguments, part: str) -> DataSplit:
+    """The `"train"` or `"eval"` part of the run's data set."""
     split, num_images = getattr(args, f"{part}_split"), getattr(args, f"num_{part}_images")
-    if args.dataset == "rooms":
-        if num_images is None:
-            raise ValueError(f"`num_{part}_images` must say how many rooms to render")
-        image_size: Any = tuple(args.image_size)  # of two numbers, which `load_rooms` sees to
-        return load_rooms(split, num_images, image_size, num_proc=os.cpu_count())
-    try:
-        data = _load(args.dataset, split, args.streaming)
-    except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
-        # There is no such data set or split, nothing is in it, or a file is damaged.
-        raise ValueError(f"{args.dataset!r}, split {split!r}: {error.__cause__ or error}") from error
-    # Of a column that is null throughout, `datasets` does not see that it is of files.
-    files = {
-        name: name.removesuffix("_file_name")
-        for name, feature in (data.features or {}).items()
-        if feature == Value("null") and name.endswith("_file_name")
-    }
-    if files:  # streams decode their images when they are renamed
-        data = data.rename_columns(files)
-    if num_images is None:
-        return data
-    if not args.streaming and num_images > len(data):
-        raise ValueError(f"`num_{part}_images` is {num_images}, but {args.dataset!r} has {len(data)} in {split!r}")
-    return data.take(num_images)
-
-
-def _load(dataset: str, split: str, streaming: bool) -> Dataset | IterableDataset:
-    try:
-        return load_dataset(dataset, split=split, streaming=streaming)
-    except (ValueError, OSError):
-        # By itself: another split may have other types of columns, such as null. Nor does `datasets` follow links to
-        # folders, or take brackets in their names.
-        folder = Path(dataset, split)
-        if not any(folder.glob("metadata.*")):
-            raise
-        files = {split: glob.escape(str(folder.resolve())) + "/**"}
-        return load_dataset("imagefolder", data_files=files, split=split, streaming=streaming)
+    return DataSplit(args.dataset, split, num_images, args.image_size, args.columns, args.streaming)
 
 
 def load_split(
     args: TrainingArguments, part: str, tasks: dict[str, dict], may_lack_columns: bool = False
 ) -> MappedDataset | IterableDataset:
-    """The `"train"` or `"eval"` part of the run's data set, with the columns `image` and one per task.
-
-    Labels are `None` where a sample has none. A training stream comes in another random order in each epoch.
-
-    Args:
-        may_lack_columns: whether tasks whose column is not there have no labels, as long as one is.
+    """The samples of a part; see [`DataSplit.load`]. A training stream comes in another random order in each epoch.
 
     Raises:
-        ValueError: it is empty, smaller than it should be, or lacks a column.
+        ValueError: it cannot be used.
     """
-    data = open_split(args, part)
-    buffer_size = args.shuffle_buffer_size if part == "train" else 0
+    split, buffer_size = describe_split(args, part), args.shuffle_buffer_size if part == "train" else 0
+    data = split.load(tasks, buffer_size, args.seed, may_lack_columns)
+    if not args.skip_unreadable:
+        return data
     try:
-        mapped = map_columns(data, tasks, args.columns, buffer_size, args.seed, may_lack_columns)
-        return leave_out_unreadable(mapped, args) if args.skip_unreadable else mapped
+        return leave_out_unreadable(data, args)
     except ValueError as error:
-        raise ValueError(f"{args.dataset!r}, split {getattr(args, f'{part}_split')!r}: {error}") from error
+        raise ValueError(f"{split}: {error}") from error
 
 
 def leave_out_unreadable(data: MappedDataset, args: TrainingArguments) -> MappedDataset:
@@ -163,7 +120,7 @@ class TrainBatches:
         data = load_split(args, "train", tasks)
         num_images = args.batch_size * num_processes
         # Streams have no length.
-        found = sum(1 for _ in open_split(args, "train").take(num_images)) if args.streaming else len(data)
+        found = sum(1 for _ in describe_split(args, "train").open().take(num_images)) if args.streaming else len(data)
         if found < num_images:
             raise ValueError(
                 f"{found} training images do not fill one batch: `batch_size` is {args.batch_size}, "
