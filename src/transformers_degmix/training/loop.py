@@ -11,20 +11,18 @@ from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub import create_repo
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..evaluation.evaluator import evaluate_model, multi_task_gain
 from ..files import hub_errors, remove_unfinished
 from ..hub.model_directory import push_model_directory, save_model_directory
-from ..image_processing_pil_degmix import DeGMixImageProcessorPil
 from ..loss_degmix import count_pixels
-from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments
 from .balancing import TASK_BALANCING
 from .build import build_average, build_model, build_optimizer, build_scheduler, trained_tasks
@@ -33,6 +31,9 @@ from .checkpoint import load_checkpoint, save_checkpoint, writing
 from .data import TrainBatches, build_eval_loader
 from .distributed import convert_sync_batch_norm
 from .tracking import RunTracker, draw_samples
+
+
+CHECKPOINT = "checkpoint.pt"
 
 
 class TrainingTerminated(Exception):
@@ -76,103 +77,157 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
         OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set; or the Hub fails.
         TrainingTerminated: on SIGTERM, at the end of the step.
     """
-    output_dir = Path(args.output_dir)
-    checkpoint_path = output_dir / "checkpoint.pt"
-    if checkpoint_path.exists() and not args.resume:
-        raise FileExistsError(f"{checkpoint_path} exists: go on from it with `resume`, or choose another `output_dir`")
-    # Backbones may hold parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=args.log_with or None,
-        project_dir=output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    set_seed(args.seed)
-    with accelerator.main_process_first():  # it renders, downloads and converts
-        plain_model, processor = build_model(args)
-        tasks = trained_tasks(args, plain_model)
-        train_batches = TrainBatches(args, processor, tasks, accelerator)
-        eval_loader = build_eval_loader(args, processor, tasks, accelerator)
-    if accelerator.num_processes > 1:
-        convert_sync_batch_norm(plain_model, accelerator.device)
-    if args.compile:
-        plain_model.compile()
-    balancer = TASK_BALANCING[args.task_balancing](len(tasks)).to(accelerator.device)
-    optimizer = build_optimizer(args, plain_model, balancer)
-    scheduler = build_scheduler(args, optimizer)
-    model, optimizer = accelerator.prepare(plain_model, optimizer)
-    averaged = build_average(args, plain_model)
-    evaluated = averaged.module if averaged else plain_model
-
-    progress = Progress()
-    parts = {
-        "model": plain_model,
-        "averaged": averaged,
-        "balancer": balancer,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "scaler": accelerator.scaler,
-        "batches": train_batches,
-        "progress": progress,
-    }
-    parts = {name: part for name, part in parts.items() if part is not None}
-    arguments = {**args.decisive(), "num_processes": accelerator.num_processes}
-    output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
-    if accelerator.is_main_process:
-        remove_unfinished(output_dir)
-        if args.push_to_hub:
-            with hub_errors():
-                create_repo(args.push_to_hub, private=args.hub_private, exist_ok=True)
-    if checkpoint_path.exists():
-        load_checkpoint(checkpoint_path, parts, arguments, accelerator)
-
-    start = time.monotonic() - progress.seconds
-    tracker = RunTracker(args, accelerator, tasks, progress.step)
-    batches = iter(train_batches)
+    if (Path(args.output_dir) / CHECKPOINT).exists() and not args.resume:
+        raise FileExistsError(
+            f"{Path(args.output_dir) / CHECKPOINT} exists: go on from it with `resume`, or choose another `output_dir`"
+        )
+    run = Run(args)
+    progress = run.progress
     with catch_sigterm() as terminated:
-        while progress.step < args.max_steps and not stops_early(args, progress):
-            model.train()
-            losses = accumulate_gradients(model, balancer, batches, args, accelerator)
-            # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
-            others = losses.new_tensor([terminated.is_set(), train_batches.epoch])
-            sums = accelerator.reduce(torch.cat([losses, others]), "sum")
-            losses, (num_terminated, epochs) = sums.split([len(tasks), 2])
-            if not losses.isfinite().all():
-                losses = dict(zip(tasks, losses.tolist()))
-                raise ValueError(f"the loss is not finite at step {progress.step + 1}: {losses}")
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-            balancer.observe(losses, int(epochs / accelerator.num_processes))
-            if averaged:
-                averaged.update_parameters(plain_model)
-            progress.step += 1
-            tracker.log_step(progress.step, losses, scheduler.get_last_lr())
-            progress.seconds = time.monotonic() - start
-
+        while not run.is_finished():
+            is_terminated = run.step(terminated)
             if progress.step % args.eval_steps == 0 or progress.step == args.max_steps:
-                loss, progress.scores = evaluate_model(evaluated, eval_loader, tasks, accelerator)
-                quality = model_quality(args, loss, progress.scores, tasks)
-                update_best(args, progress, quality)
-                if accelerator.is_main_process:
-                    tracker.log_evaluation(
-                        progress.step, loss, progress.scores, evaluated, processor, eval_loader.dataset
-                    )
-                    card = make_card(args, progress, evaluated, processor, train_batches, eval_loader, accelerator)
-                    save_models(args, progress, evaluated, processor, card)
-            finished = progress.step == args.max_steps or stops_early(args, progress)
-            if progress.step % args.checkpoint_steps == 0 or num_terminated or finished:
-                save_checkpoint(checkpoint_path, parts, arguments, accelerator)
-            if num_terminated and not finished:
-                tracker.close()
+                run.evaluate()
+            if progress.step % args.checkpoint_steps == 0 or is_terminated or run.is_finished():
+                run.save_checkpoint()
+            if is_terminated and not run.is_finished():
+                run.tracker.close()
                 raise TrainingTerminated(f"stopped by SIGTERM after step {progress.step}; go on with `resume`")
-    accelerator.wait_for_everyone()
-    tracker.close()
-    if args.push_to_hub and accelerator.is_main_process:
-        push_model_directory(output_dir / "best", args.push_to_hub, args.hub_private)
+    run.accelerator.wait_for_everyone()
+    run.tracker.close()
+    if args.push_to_hub and run.accelerator.is_main_process:
+        push_model_directory(Path(args.output_dir) / "best", args.push_to_hub, args.hub_private)
     return progress.scores
+
+
+class Run:
+    """What a training consists of, from the start or as its checkpoint left it."""
+
+    def __init__(self, args: TrainingArguments):
+        self.args = args
+        # Backbones may hold parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
+        self.accelerator = accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with=args.log_with or None,
+            project_dir=args.output_dir,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        set_seed(args.seed)
+        with accelerator.main_process_first():  # it renders, downloads and converts
+            self.plain_model, self.processor = build_model(args)
+            self.tasks = trained_tasks(args, self.plain_model)
+            self.train_batches = TrainBatches(args, self.processor, self.tasks, accelerator)
+            self.eval_loader = build_eval_loader(args, self.processor, self.tasks, accelerator)
+        if accelerator.num_processes > 1:
+            convert_sync_batch_norm(self.plain_model, accelerator.device)
+        if args.compile:
+            self.plain_model.compile()
+        self.balancer = TASK_BALANCING[args.task_balancing](len(self.tasks)).to(accelerator.device)
+        self.optimizer = build_optimizer(args, self.plain_model, self.balancer)
+        self.scheduler = build_scheduler(args, self.optimizer)
+        self.model, self.optimizer = accelerator.prepare(self.plain_model, self.optimizer)
+        self.averaged = build_average(args, self.plain_model)
+        self.evaluated = self.averaged.module if self.averaged else self.plain_model
+        self.progress = Progress()
+        self._open_output()
+        self.start = time.monotonic() - self.progress.seconds
+        self.tracker = RunTracker(args, accelerator, self.tasks, self.progress.step)
+        self.batches = iter(self.train_batches)
+
+    def _open_output(self):
+        output_dir = Path(self.args.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
+        if self.accelerator.is_main_process:
+            remove_unfinished(output_dir)
+            if self.args.push_to_hub:
+                with hub_errors():
+                    create_repo(self.args.push_to_hub, private=self.args.hub_private, exist_ok=True)
+        if (output_dir / CHECKPOINT).exists():
+            load_checkpoint(output_dir / CHECKPOINT, self._parts(), self._arguments(), self.accelerator)
+
+    def _parts(self) -> dict[str, Any]:
+        """What a checkpoint holds the state of."""
+        parts = {
+            "model": self.plain_model,
+            "averaged": self.averaged,
+            "balancer": self.balancer,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.accelerator.scaler,
+            "batches": self.train_batches,
+            "progress": self.progress,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**self.args.decisive(), "num_processes": self.accelerator.num_processes}
+
+    def save_checkpoint(self):
+        path = Path(self.args.output_dir) / CHECKPOINT
+        save_checkpoint(path, self._parts(), self._arguments(), self.accelerator)
+
+    def is_finished(self) -> bool:
+        return self.progress.step == self.args.max_steps or stops_early(self.args, self.progress)
+
+    def step(self, terminated: threading.Event) -> bool:
+        """Makes an optimiser step; returns whether, until its end, any process was terminated."""
+        args, accelerator, progress = self.args, self.accelerator, self.progress
+        self.model.train()
+        losses = accumulate_gradients(self.model, self.balancer, self.batches, args, accelerator)
+        # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
+        others = losses.new_tensor([terminated.is_set(), self.train_batches.epoch])
+        sums = accelerator.reduce(torch.cat([losses, others]), "sum")
+        losses, (num_terminated, epochs) = sums.split([len(self.tasks), 2])
+        if not losses.isfinite().all():
+            named = dict(zip(self.tasks, losses.tolist()))
+            raise ValueError(f"the loss is not finite at step {progress.step + 1}: {named}")
+        if args.max_grad_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.balancer.observe(losses, int(epochs / accelerator.num_processes))
+        if self.averaged:
+            self.averaged.update_parameters(self.plain_model)
+        progress.step += 1
+        self.tracker.log_step(progress.step, losses, self.scheduler.get_last_lr())
+        progress.seconds = time.monotonic() - self.start
+        return bool(num_terminated)
+
+    def evaluate(self):
+        """Scores the model and writes it as the last one, and as one of the best if it is."""
+        args, progress = self.args, self.progress
+        loss, progress.scores = evaluate_model(self.evaluated, self.eval_loader, self.tasks, self.accelerator)
+        update_best(args, progress, model_quality(args, loss, progress.scores, self.tasks))
+        if self.accelerator.is_main_process:
+            samples = self.eval_loader.dataset
+            self.tracker.log_evaluation(progress.step, loss, progress.scores, self.evaluated, self.processor, samples)
+            save_models(args, progress, self.evaluated, self.processor, self._make_card())
+
+    def _make_card(self) -> dict[str, bytes]:
+        """The files of the card of the model of this step: the card itself and a picture of predictions, by name."""
+        args, progress, device = self.args, self.progress, self.accelerator.device
+        files = {}
+        if args.num_logged_images:
+            file = BytesIO()
+            samples = list(islice(self.eval_loader.dataset, args.num_logged_images))
+            draw_samples(self.evaluated, self.processor, samples).save(file, "JPEG")
+            files[PICTURE] = file.getvalue()
+        machine = (
+            torch.cuda.get_device_name()
+            if device.type == "cuda"
+            else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+        )
+        fingerprints = {}
+        if not args.streaming:
+            # Evaluation is of a subset in each process.
+            data = {"train": self.train_batches.loader.dataset, "eval": self.eval_loader.dataset.dataset}
+            fingerprints = {part: mapped.data._fingerprint for part, mapped in data.items()}
+        environment = f"{progress.seconds / 3600:.2g} hours on {self.accelerator.num_processes} x {machine}."
+        card = run_card(
+            args, self.evaluated, progress.scores, progress.step, fingerprints, environment, has_picture=bool(files)
+        )
+        return {"README.md": str(card).encode(), **files}
 
 
 def accumulate_gradients(
@@ -218,35 +273,6 @@ def update_best(args: TrainingArguments, progress: Progress, quality: float):
 def stops_early(args: TrainingArguments, progress: Progress) -> bool:
     patience = args.early_stopping_patience
     return patience is not None and progress.num_evaluations_without_gain >= patience
-
-
-def make_card(
-    args: TrainingArguments,
-    progress: Progress,
-    model: DeGMixForMultiTaskDensePrediction,
-    processor: DeGMixImageProcessorPil,
-    train_batches: TrainBatches,
-    eval_loader: DataLoader,
-    accelerator: Accelerator,
-) -> dict[str, bytes]:
-    """The files of the card of the model of this step: the card itself and a picture of predictions, by name."""
-    files = {}
-    if args.num_logged_images:
-        file = BytesIO()
-        draw_samples(model, processor, list(islice(eval_loader.dataset, args.num_logged_images))).save(file, "JPEG")
-        files[PICTURE] = file.getvalue()
-    on_gpu = accelerator.device.type == "cuda"
-    device = (
-        torch.cuda.get_device_name() if on_gpu else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-    )
-    fingerprints = {}
-    if not args.streaming:
-        # Evaluation is of a subset in each process.
-        data = {"train": train_batches.loader.dataset, "eval": eval_loader.dataset.dataset}
-        fingerprints = {part: mapped.data._fingerprint for part, mapped in data.items()}
-    environment = f"{progress.seconds / 3600:.2g} hours on {accelerator.num_processes} x {device}."
-    card = run_card(args, model, progress.scores, progress.step, fingerprints, environment, has_picture=bool(files))
-    return {"README.md": str(card).encode(), **files}
 
 
 def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, processor, card: dict[str, bytes]):
