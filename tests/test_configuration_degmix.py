@@ -107,6 +107,8 @@ def test_backbone_as_dict():
         ({"gating_intermediate_size": 33}, "`gating_intermediate_size`.*33"),
         ({"interaction_scope": "pixel"}, "`interaction_scope`.*token.*'pixel'"),
         ({"interaction_reduction": 2}, "`interaction_reduction`.*image.*2"),
+        ({"attention_norm_eps": 0.0}, "`attention_norm_eps` must be above 0, got 0.0"),
+        ({"attention_norm_eps": float("nan")}, "`attention_norm_eps`.*nan"),
         ({"head_hidden_size": 0}, "`head_hidden_size`.*0"),
         ({"backbone_config": {"model_type": "swim"}}, "`backbone_config`.*'swim'"),
     ],

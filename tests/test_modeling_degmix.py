@@ -10,6 +10,7 @@ from textbook import sample_channels, sample_channels_one_by_one, textbook_forwa
 from transformers import AutoConfig, AutoModel, SwinConfig
 
 from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction, DeGMixModel
+from transformers_degmix.modeling_degmix import DeGMixAttention
 
 
 SCOPES = ("token", "task", "image")
@@ -33,6 +34,7 @@ def images(batch_size=1, height=41, width=35, seed=0, **kwargs):
     training=st.booleans(),
     levels=st.lists(st.integers(0, 2), min_size=3, max_size=3),
     offset_position=st.sampled_from(["absolute", "normalized", "none"]),
+    attention_norm_eps=st.sampled_from([1e-5, 1.0]),
     portion=st.sampled_from([1, 15, 1024]),
     seed=st.integers(0, 1000),
 )
@@ -48,6 +50,7 @@ def test_agrees_with_the_textbook_formulation(
     training,
     levels,
     offset_position,
+    attention_norm_eps,
     portion,
     seed,
 ):
@@ -68,6 +71,7 @@ def test_agrees_with_the_textbook_formulation(
         use_gating=use_gating,
         num_mixer_layers=num_mixer_layers,
         offset_position=offset_position,
+        attention_norm_eps=attention_norm_eps,
     ).double()
     model.model.CPU_PORTION = portion
     for name, module in model.named_modules():
@@ -90,6 +94,16 @@ def test_agrees_with_the_textbook_formulation(
     ]
     for name, ours, textbook in zip(names, *gradients):
         torch.testing.assert_close(ours, textbook, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_outputs_of_attentions_may_pass_through_zero():
+    """Behind a LayerNorm with a small eps, they would jump from one side to the other."""
+    jumps = {}
+    for eps in (1e-5, 1.0):
+        attention = DeGMixAttention(DeGMixConfig(hidden_size=4, num_attention_heads=1, attention_norm_eps=eps))
+        outputs = attention.norm(torch.tensor([[-0.01], [0.01]]) * torch.tensor([1.0, -1.0, 2.0, -2.0]))
+        jumps[eps] = (outputs[1] - outputs[0]).norm().item()
+    assert jumps[1e-5] > 3 and jumps[1.0] < 0.1
 
 
 def test_the_textbook_samples_as_defined():

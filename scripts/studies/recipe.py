@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "offset_position: absolute": {"model": {"offset_position": "absolute"}},
     "offset_position: normalized": {"model": {"offset_position": "normalized"}},
     "offsets 4 times as long at first": {"offset_factor": 4.0},
+    "attention_norm_eps: 1": {"model": {"attention_norm_eps": 1.0}},
     "hidden_size: 96": {"model": {"hidden_size": 96, "gating_intermediate_size": 192}},
     "gating_intermediate_size: 256": {"model": {"gating_intermediate_size": 256}},
     "depth: log_loss": of_task("depth", log_loss=True),

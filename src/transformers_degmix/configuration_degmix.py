@@ -109,6 +109,9 @@ class DeGMixConfig(PreTrainedConfig):
             What of a pixel's position enters the offsets at which the deformable mixers sample: `"absolute"` its row
             and column, counted from 1, as in the released code and its checkpoints; `"normalized"` the same in the
             range from -1 to 1, which does not depend on the size of the image; `"none"` nothing.
+        attention_norm_eps (`float`, *optional*, defaults to 1e-5):
+            What the LayerNorms behind task interaction and task query add to the variance. A small value, as in the
+            released code, makes a jump of the place where an attention's output passes through zero; 1 is smooth.
         size_divisor (`int`, *optional*):
             The model pads images on all sides, with 0, to heights and widths that are multiples of it, and crops the
             logits. Defaults to what the backbone needs to run and to see the whole image, which is found out when a
@@ -147,6 +150,7 @@ class DeGMixConfig(PreTrainedConfig):
     interaction_reduction: int = 1
     head_hidden_size: int | None = None
     offset_position: str = "absolute"
+    attention_norm_eps: float = 1e-5
     size_divisor: int | None = None
     single_task: str | None = None
 
@@ -224,6 +228,8 @@ class DeGMixConfig(PreTrainedConfig):
                 "`interaction_reduction` applies to `interaction_scope='image'` only, got "
                 f"{self.interaction_reduction} with {self.interaction_scope!r}"
             )
+        if not 0 < self.attention_norm_eps < float("inf"):
+            raise ValueError(f"`attention_norm_eps` must be above 0, got {self.attention_norm_eps}")
         for field in ("head_hidden_size", "size_divisor"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be at least 1 or None, got {getattr(self, field)}")

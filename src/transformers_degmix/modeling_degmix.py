@@ -204,7 +204,7 @@ class DeGMixAttention(nn.Module):
         self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.linear = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, config.attention_norm_eps)
 
     def input_projections(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Weights `(3, heads, C / heads, C)` and biases `(3, heads, C / heads)` of query, key and value.
