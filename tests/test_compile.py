@@ -32,6 +32,7 @@ def floats_are_constants():
 
 # Two graphs for all sizes: torch.compile takes sizes of 1 for constants, so that a single image has its own.
 # On a CPU, PyTorch's convolutions choose their kernel by the batch: from 16 images there is a third.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stages, fields",
     [
@@ -55,6 +56,7 @@ def test_one_graph_for_all_sizes(stages, fields):
         assert counter.frame_count == graphs
 
 
+@pytest.mark.slow
 def test_training_is_one_graph_with_the_same_gradients():
     tasks = {name: ALL_KINDS[name] for name in ("semseg", "normals", "edge")}  # the kinds with the longest losses
     model, compiled, counter = compile_small_model("aot_eager", 1, tasks=tasks)

@@ -67,6 +67,7 @@ def test_onnx_file_loads_like_a_model_directory(exported):
         torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_swin_pads_at_all_sizes(tmp_path):
     # `export_onnx` compares at all of them
     path = tmp_path / "model.onnx"

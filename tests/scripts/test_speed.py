@@ -92,6 +92,7 @@ def children() -> set[str]:
     return {pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
 
 
+@pytest.mark.slow
 def test_portions_beside_busy_processes(monkeypatch, tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     before, threads = children(), torch.get_num_threads()

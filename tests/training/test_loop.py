@@ -580,6 +580,7 @@ def test_sigterm_saves_and_exits(kill, num_workers, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_those_left_alone(tmp_path):
     script = Path(__file__).parents[2] / "scripts" / "check_resume.py"
     command = [sys.executable, str(script), "--kills", "2", "--output_dir", str(tmp_path / "runs")]
@@ -630,6 +631,7 @@ def test_trackers_see_losses_scores_and_pictures(tmp_path):
     assert len(pictures) == 2 and pictures[0].width > 1500 and len(pictures[0].getcolors(10**6)) > 100
 
 
+@pytest.mark.slow
 def test_compiled_model_trains_to_the_same_weights(tmp_path, monkeypatch):
     # Without the compiler for C++, which takes minutes: what is captured runs in PyTorch.
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="aot_eager"))
