@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from transformers_degmix.cli import run_script
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import multi_task_gain
-from transformers_degmix.training.study import DEGMIX, parse_study, run, run_all, study_parser
+from transformers_degmix.training.study import DEGMIX, parse_study, run, run_all, score_columns, study_parser
 
 
 PLAIN = {"num_mixer_layers": 0, "use_decoder": False}
@@ -56,10 +56,7 @@ def draw_table(results: dict, seeds: list[int], tasks: dict) -> str:
         sum(mean(runs[index][cost] for runs in single) for index in range(len(tasks)))
         for cost in ("parameters", "gflops", "cpu_seconds")
     ]
-    columns = [
-        f"{name} {metric.main} {'up' if metric.higher_is_better else 'down'}" for name, metric in metrics.items()
-    ]
-    lines = [["model", *columns, "gain %", "parameters", "GFLOP", "CPU seconds"]]
+    lines = [["model", *score_columns(tasks), "gain %", "parameters", "GFLOP", "CPU seconds"]]
     lines.append([f"{len(tasks)} single-task models", *map("{:.3f}".format, main_scores.values()), "0", *show(costs)])
     for model in MULTI_TASK_MODELS:
         runs = [results[model, None, seed] for seed in seeds]

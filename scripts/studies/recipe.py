@@ -8,6 +8,7 @@ tried with the first seed. What was finished before is not trained again. Choose
 `--train_split "train[:635]" --eval_split "train[635:]"`. Fields are those of the recipe.
 """
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers_degmix.modeling_degmix import DeGMixDeformableConv
 from transformers_degmix.modeling_efficientnet_lite import EfficientNetLiteConv
 from transformers_degmix.training.arguments import TrainingArguments, merge_fields
 from transformers_degmix.training.build import build_model
-from transformers_degmix.training.study import Outcome, parse_study, run_all, study_parser, tune
+from transformers_degmix.training.study import Outcome, parse_study, run_all, score_columns, study_parser, tune
 
 
 def of_task(name: str, **fields: Any) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def main():
     trainings |= {name: (VARIANTS[name], options.seeds[0]) for name in options.only}
     outcomes = run_all(
         [
-            partial(train_variant, options.output_dir / str(index), args, seed, **fields)
-            for index, (fields, seed) in enumerate(trainings.values())
+            partial(train_variant, options.output_dir / re.sub(r"[^\w.-]+", "_", name), args, seed, **fields)
+            for name, (fields, seed) in trainings.items()
         ],
         options.jobs,
     )
@@ -113,15 +114,7 @@ def train_variant(
 def draw_table(outcomes: dict[str, Outcome], tasks: dict[str, dict]) -> str:
     """Markdown: the scores of each training."""
     metrics = {name: METRICS[task["kind"]] for name, task in tasks.items()}
-    lines = [
-        [
-            "change",
-            *(
-                f"{name} {metric.main} {'up' if metric.higher_is_better else 'down'}"
-                for name, metric in metrics.items()
-            ),
-        ]
-    ]
+    lines = [["change", *score_columns(tasks)]]
     for change, outcome in outcomes.items():
         lines.append([change, *(f"{outcome['scores'][name][metric.main]:.4f}" for name, metric in metrics.items())])
     lines.insert(1, ["---"] * len(lines[0]))

@@ -117,8 +117,8 @@ def depth_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tens
     total = errors.abs().sum()
     if task["gradient_weight"]:
         for step, dim in product(GRADIENT_STEPS, (-2, -1)):
-            first, second = slice_pairs(errors, step, dim)
-            both_valid = torch.logical_and(*slice_pairs(valid, step, dim))
+            first, second = _slice_pairs(errors, step, dim)
+            both_valid = torch.logical_and(*_slice_pairs(valid, step, dim))
             total = total + task["gradient_weight"] * torch.where(both_valid, (second - first).abs(), 0).sum()
     return total / counts[0].clamp(min=1)
 
@@ -129,7 +129,7 @@ def _log_metres(depth: Tensor) -> Tensor:
     return near.log() + (depth - near) / SHORTEST_DEPTH
 
 
-def slice_pairs(maps: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]:
+def _slice_pairs(maps: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]:
     """The first and the second pixels of all pairs that are `step` apart, none if a map is not longer than that."""
     length = max(0, maps.shape[dim] - step)
     return maps.narrow(dim, 0, length), maps.narrow(dim, maps.shape[dim] - length, length)

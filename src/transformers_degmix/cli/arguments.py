@@ -81,5 +81,6 @@ def read_split(args: Namespace) -> DataSplit:
     Raises:
         ValueError, OSError: `config` is not a recipe.
     """
-    columns = parse_arguments([str(args.config), "--dataset", args.dataset]).columns if args.config else {}
+    fields = ["--dataset", args.dataset, "--streaming", "false"]
+    columns = parse_arguments([str(args.config), *fields]).columns if args.config else {}
     return DataSplit(args.dataset, args.split, args.num_images, args.image_size, columns)

@@ -37,7 +37,6 @@ from ..visualization import draw_overview, stack_overviews
 
 
 Tasks = dict[str, dict[str, Any]]
-ROOMS_SIZE = (240, 320)
 NOTHING_LABELLED = Suspicion("nothing is labelled", [1.0], detail="every value stands for unknown")
 
 
@@ -58,7 +57,7 @@ def parse_args() -> argparse.Namespace:
 def choose_split(args: argparse.Namespace, run: TrainingArguments | None) -> DataSplit:
     num_images = args.num if args.dataset == "rooms" else None
     if run is None:
-        return DataSplit(args.dataset, args.split or "train", num_images, ROOMS_SIZE)
+        return DataSplit(args.dataset, args.split or "train", num_images)
     name = args.split or run.train_split
     return DataSplit(args.dataset, name, num_images, run.image_size, run.columns, run.streaming)
 

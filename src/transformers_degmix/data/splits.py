@@ -26,7 +26,7 @@ class DataSplit:
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id.
         name: of the split.
         num_images: the first so many; all by default. Rooms must know how many to render.
-        image_size: height and width of rooms.
+        image_size: height and width of rooms, by default those of [`load_rooms`].
         columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`].
         streaming: whether samples are read while they arrive rather than downloaded before.
     """
@@ -47,8 +47,8 @@ class DataSplit:
         if self.dataset == "rooms":
             if self.num_images is None:
                 raise ValueError(f"{NUM_IMAGES} must say how many rooms to render")
-            image_size: Any = tuple(self.image_size or ())  # of two numbers, which `load_rooms` sees to
-            return load_rooms(self.name, self.num_images, image_size, num_proc=os.cpu_count())
+            size: dict[str, Any] = {"image_size": tuple(self.image_size)} if self.image_size else {}
+            return load_rooms(self.name, self.num_images, **size, num_proc=os.cpu_count())
         try:
             data = self._load()
         except (ValueError, FileNotFoundError, DatasetGenerationError) as error:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
 from ..configuration_degmix import DeGMixConfig
+from ..evaluation import METRICS
 from ..hub.model_directory import save_model_directory
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments, parse_arguments
@@ -50,6 +51,12 @@ def parse_study(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Tr
     logging.disable_progress_bar()  # of saving; there is one of training
     args = parse_arguments([options.recipe, *overrides])
     return options, args, choose_tasks(args, args.model.get("tasks"))
+
+
+def score_columns(tasks: dict[str, dict]) -> list[str]:
+    """Of a table: each task's score of the paper's tables, and which way is better."""
+    metrics = {name: METRICS[task["kind"]] for name, task in tasks.items()}
+    return [f"{name} {metric.main} {'up' if metric.higher_is_better else 'down'}" for name, metric in metrics.items()]
 
 
 def run_all(trainings: Sequence[Callable[[], Outcome]], num_jobs: int) -> list[Outcome]:
