@@ -92,19 +92,19 @@ def find_size_divisor(backbone: PreTrainedModel) -> int:
         ValueError: there is none, as where the backbone takes images of one size only; the message is one line.
     """
     strides = [TRIED_LENGTH // rows for rows, _ in _map_sizes(backbone, TRIED_LENGTH, TRIED_LENGTH)]
-    running, failure = [], None
+    running, failures = [], []
     for divisor in (1, *(max(strides) * factor for factor in (1, 2, 4))):
         height, width = (-(-length // divisor) * divisor for length in TRIED_SIZE)
         try:
             sizes = _map_sizes(backbone, height, width)
         except ValueError as error:
-            failure = error
+            failures.append(error)
             continue
         if all(rows * n >= height and columns * n >= width for (rows, columns), n in zip(sizes, strides)):
             return divisor
         running.append(divisor)
     if not running:
-        raise failure
+        raise failures[-1]
     # Convolutions without padding see the border at no size.
     return running[0]
 

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     # `save_pretrained` copies what is imported relatively: all of `AUTO_MAP` is to lie there.
     from .modeling_degmix_single_task import DeGMixForSingleTask  # noqa: F401
 
-    Tasks = dict[str, dict[str, Any]]  # as it is after `__post_init__`
+    # as they are after `__post_init__`
+    Tasks = dict[str, dict[str, Any]]
+    SizeDivisor = int
 else:
     Tasks = dict[str, dict[str, Any]] | list[dict[str, Any]] | None
+    SizeDivisor = int | None
 
 INTERACTION_SCOPES = ("token", "task", "image")
 OFFSET_POSITIONS = ("absolute", "normalized", "none")
@@ -139,7 +142,7 @@ class DeGMixConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
 
     backbone_config: dict | PreTrainedConfig | None = None
-    tasks: Tasks = None
+    tasks: Tasks = None  # type: ignore[assignment]
     hidden_size: int = 256
     num_mixer_layers: int = 2
     num_attention_heads: int = 2
@@ -151,7 +154,7 @@ class DeGMixConfig(PreTrainedConfig):
     head_hidden_size: int | None = None
     offset_position: str = "absolute"
     attention_norm_eps: float = 1e-5
-    size_divisor: int | None = None
+    size_divisor: SizeDivisor = None  # type: ignore[assignment]
     single_task: str | None = None
 
     def __post_init__(self, **kwargs):

@@ -9,7 +9,7 @@ and back again in `post_process_dense_prediction`.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.request import urlopen
@@ -115,7 +115,7 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
 
 def decode_image(
     file: str | os.PathLike | BytesIO,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     before_decoding: Callable[[Image.Image], Any] | None = None,
     ignore_orientation: bool = False,
 ) -> Image.Image:
@@ -134,7 +134,7 @@ def decode_image(
         ValueError: there is no readable image; the message is one line, which does not name the file.
     """
     try:
-        image = Image.open(file, formats=formats)
+        image: Image.Image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         lifted = "`--max-pixels` lifts it, in Python `PIL.Image.MAX_IMAGE_PIXELS = None`"
         raise ValueError(f"too large: {error} {lifted}") from error
@@ -150,7 +150,7 @@ def decode_image(
         image.load()
         image = _without_exif(image.copy()) if ignore_orientation else upright(image)
         if white:
-            image.info |= _describe_range(image, *white)
+            image.info.update(_describe_range(image, *white))
         return image
     except Exception as error:
         raise ValueError(f"damaged: {_one_line(error)}") from error
@@ -279,7 +279,7 @@ def upright(image: Image.Image) -> Image.Image:
     `ImageOps.exif_transpose` writes the other tags again, and fails where they cannot be written.
     """
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # of every type, from PIL's parsers
         return image
     return image if turn is None else _without_exif(image.transpose(turn))

@@ -71,7 +71,7 @@ class DeGMixDensePredictionOutput(ModelOutput):
 
     loss: Tensor | None = None
     losses: dict[str, Tensor] | None = None
-    logits: dict[str, Tensor] | None = None
+    logits: dict[str, Tensor] = None  # type: ignore[assignment]
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 

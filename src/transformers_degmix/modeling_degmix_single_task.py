@@ -138,7 +138,7 @@ class DeGMixForSemanticSegmentation(DeGMixForSingleTask):
 
     def __init__(self, config: DeGMixConfig):
         super().__init__(config)
-        task = self.config.tasks[self.config.single_task]
+        task = self.config.tasks[self.config.single_task or ""]
         self.config.num_labels = task["num_labels"]
         if task["id2label"]:
             self.config.id2label = task["id2label"]

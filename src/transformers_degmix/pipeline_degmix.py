@@ -117,10 +117,10 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         """Logits; in windows the maps, so that no image's logits are ever there as a whole, but for confidences."""
         inputs, target_size = model_inputs["inputs"], model_inputs["target_size"]
         batch_size = len(inputs) if isinstance(inputs, list) else 1
-        in_bands = window_size and not return_confidence  # which is also about the pixels around each
+        in_bands = window_size is not None and not return_confidence  # which is also about the pixels around each
 
         def predict(pixel_values: Tensor) -> list[dict[str, Tensor]]:
-            if in_bands:
+            if window_size and in_bands:
                 post_process = self.image_processor.post_process_dense_prediction
                 return predict_maps_in_windows(
                     self.model, pixel_values, post_process, window_size, window_overlap, batch_size

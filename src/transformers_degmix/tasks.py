@@ -9,13 +9,15 @@ from collections.abc import Callable
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass, field
 from itertools import permutations, product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+
+Maps = TypeVar("Maps", Tensor, np.ndarray)
 
 # Pixels with this label take no part in losses and metrics, for every kind.
 IGNORE_INDEX = 255
@@ -116,9 +118,9 @@ class TaskKind:
     expected: str
     largest: float | None
     find_suspicions: Callable[[list[np.ndarray], int], list[Suspicion]]
-    unknown: Callable[[Tensor | np.ndarray], Tensor | np.ndarray]
-    flip: Callable[[Tensor | np.ndarray], Tensor | np.ndarray]
-    rescale: Callable[[Tensor | np.ndarray, float], Tensor | np.ndarray]
+    unknown: Callable[[Maps], Maps]
+    flip: Callable[[Maps], Maps]
+    rescale: Callable[[Maps, float], Maps]
     colorize: Callable[[Tensor, tuple[float, float]], Tensor]
     value_range: tuple[float, float] | None
     legend: str

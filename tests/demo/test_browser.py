@@ -12,7 +12,8 @@ from transformers import pipeline
 
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.rooms import render_room
-from transformers_degmix.demo.page import LAUNCH_OPTIONS, build_demo, read_point
+from transformers_degmix.demo.page import LAUNCH_OPTIONS, build_demo
+from transformers_degmix.demo.readings import read_point
 
 
 CHROMIUM = shutil.which("chromium")

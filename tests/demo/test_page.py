@@ -20,17 +20,11 @@ from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.cli.demo import read_examples
 from transformers_degmix.data.rooms import render_room
 from transformers_degmix.demo import page
-from transformers_degmix.demo.page import (
-    FIELD_OF_VIEW,
-    LAUNCH_OPTIONS,
-    LONGEST_SIDE,
-    build_demo,
-    depth_surface,
-    draw_legend,
-    read_photo,
-    read_point,
-)
+from transformers_degmix.demo.page import LAUNCH_OPTIONS, LONGEST_SIDE, build_demo, read_photo
+from transformers_degmix.demo.readings import draw_legend, read_point
+from transformers_degmix.demo.surface import depth_surface
 from transformers_degmix.tasks import TASK_KINDS
+from transformers_degmix.visualization.geometry import FIELD_OF_VIEW
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def add_window_arguments(parser: ArgumentParser):
     parser.add_argument(
         "--max-pixels",
         type=int,
-        default=2 * Image.MAX_IMAGE_PIXELS,
+        default=2 * Image.MAX_IMAGE_PIXELS,  # type: ignore[operator]
         help="images of more are refused, as they may be made to fill the memory (default %(default)s)",
     )
 

@@ -137,7 +137,9 @@ class Window:
             (top + height) * vertical / self.scaled_size[0],
         )
         bilinear = Image.Resampling.BILINEAR
-        return np.stack([Image.fromarray(channel).resize((width, height), bilinear, box) for channel in pixels])
+        return np.stack(
+            [np.asarray(Image.fromarray(channel).resize((width, height), bilinear, box)) for channel in pixels]
+        )
 
     def of_label(self, label: np.ndarray) -> np.ndarray:
         """`(channels, height, width)` -> `(channels, *size)`, a copy; nearest: no value that was not there before."""

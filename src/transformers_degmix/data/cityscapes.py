@@ -71,7 +71,7 @@ class Cityscapes:
         # All folders, so that an image that lacks one of its files is found whichever it is.
         ids = {
             path.name.removesuffix(ending)
-            for folder, ending in map(_FILES.get, self.kinds)
+            for folder, ending in (_FILES[kind] for kind in self.kinds)
             for path in (self.root / folder / _SPLITS[split]).glob(f"*/*{ending}")
         }
         if not ids:

@@ -70,7 +70,7 @@ class DeGMixDataCollator:
         if "pixel_values" in rows[0]:
             return BatchFeature(default_collate(rows))
         samples = [self._read(row, _row_name(row, index)) for index, row in enumerate(rows)]
-        batch = self._process(samples) if self.augmentation is None else self._augment(samples)
+        batch = self._augment(samples, self.augmentation) if self.augmentation else self._process(samples)
         for task, label in batch["labels"].items():
             if self.tasks[task].get("ignore_empty"):
                 label[((label == 0) | (label == IGNORE_INDEX)).flatten(1).all(dim=1)] = IGNORE_INDEX
@@ -97,9 +97,11 @@ class DeGMixDataCollator:
             return_tensors="pt",
         )
 
-    def _augment(self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> BatchFeature:
-        height, width = self.augmentation.size
-        samples = [self._augment_sample(*sample) for sample in samples]
+    def _augment(
+        self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]], augmentation: Augmentation
+    ) -> BatchFeature:
+        height, width = augmentation.size
+        samples = [self._augment_sample(*sample, augmentation) for sample in samples]
         batch = self.processor(
             images=[pixels for pixels, _ in samples],
             do_resize=False,
@@ -115,13 +117,13 @@ class DeGMixDataCollator:
         return batch
 
     def _augment_sample(
-        self, pixels: np.ndarray, labels: dict[str, np.ndarray]
+        self, pixels: np.ndarray, labels: dict[str, np.ndarray], augmentation: Augmentation
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        rng = np.random.default_rng([self.seed, self._epoch.item(), zlib.crc32(pixels)])
+        rng = np.random.default_rng([self.seed, self._epoch.item(), zlib.crc32(pixels.data)])
         size = pixels.shape[-2:]
         if self.processor.do_resize:
             size = resized_size(size, self.processor.size)
-        return self.augmentation(pixels, labels, self.kinds, rng, size)
+        return augmentation(pixels, labels, self.kinds, rng, size)
 
 
 def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | None = None) -> np.ndarray:

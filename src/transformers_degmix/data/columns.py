@@ -379,7 +379,7 @@ def _ids_of_colors(stored: Image.Image | np.ndarray, colors: tuple[tuple[int, ..
     if pixels.ndim == 3 and pixels.shape[0] == 3:
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
-        raise ValueError(f"expected three channels of colours, got the shape {np.shape(stored)}")
+        raise ValueError(f"expected three channels of colours, got the shape {pixels.shape}")
     weights = np.array([65536, 256, 1])
     ids, is_known = _find(pixels @ weights, np.array(colors) @ weights)
     if not is_known.all():
@@ -547,7 +547,7 @@ def name_classes(
         given = (columns or {}).get(name, name)
         column = given.get("column", name) if isinstance(given, dict) else given
         labels = _class_label(features or {}, (f"{name}_classes", f"{column}_classes", column))
-        kind = TASK_KINDS.get(task.get("kind"))
+        kind = TASK_KINDS.get(task.get("kind", ""))
         takes_names = kind is not None and "id2label" in kind.defaults and not task.get("id2label")
         named[name] = _with_names(name, task, labels.names) if labels and takes_names else task
     return named

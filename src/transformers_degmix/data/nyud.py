@@ -73,7 +73,7 @@ def _read_normals(path: Path) -> np.ndarray:
         return read_image(path, "RGB")
     normals = _read_values(path, -1)
     known = normals.any(axis=-1, keepdims=True)
-    return np.where(known, encode_normals(normals), np.uint8(UNKNOWN_NORMAL))
+    return np.where(known, encode_normals(normals), np.array(UNKNOWN_NORMAL, np.uint8))
 
 
 def _read_edge(path: Path) -> np.ndarray:

@@ -136,8 +136,8 @@ def calibrate_sample(
     """
     calibrations = build_calibrations(tasks)
     shown = {"confidence": confidences}
-    if calibrations["consistency"]:
-        angles = depth_normals_angles(predictions, tasks, field_of_view)
+    angles = depth_normals_angles(predictions, tasks, field_of_view)
+    if angles is not None:
         shown["consistency"] = dict.fromkeys(calibrations["consistency"], 1 - angles / 180)
     for signal, maps in shown.items():
         for name, values in maps.items():
@@ -147,10 +147,11 @@ def calibrate_sample(
 
 def build_calibrations(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Calibration]]:
     """Empty ones, as [`calibrate_sample`] returns them."""
-    compared = [first_of_kind(tasks, kind) for kind in ("depth", "normals")]
+    depth, normals = (first_of_kind(tasks, kind) for kind in ("depth", "normals"))
+    compared = [depth, normals] if depth and normals else []
     return {
         "confidence": {name: Calibration(task["kind"]) for name, task in tasks.items()},
-        "consistency": {} if None in compared else {name: Calibration(tasks[name]["kind"]) for name in compared},
+        "consistency": {name: Calibration(tasks[name]["kind"]) for name in compared},
     }
 
 

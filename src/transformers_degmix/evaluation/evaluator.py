@@ -166,7 +166,7 @@ class Evaluation:
             whether there is nothing to find in it, its label being 0 (background, no boundary) wherever it is known.
         fingerprint: `"image"` or task -> hash of the ids and pixels, or labels, as they were used. It depends neither
             on where the data lies nor on how files are compressed.
-        calibrations: what [`calibrate_sample`] returns, of all samples; `None` where the protocol has none.
+        calibrations: what [`calibrate_sample`] returns, of all samples; empty where the protocol has none.
         failed: samples that could not be evaluated: `index`, `image_id` and `reason`. Nothing else is about them.
     """
 
@@ -174,7 +174,7 @@ class Evaluation:
     error_counts: dict[str, Tensor]
     samples: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: dict[str, str] = field(default_factory=dict)
-    calibrations: dict[str, dict[str, Calibration]] | None = None
+    calibrations: dict[str, dict[str, Calibration]] = field(default_factory=dict)
     failed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -213,7 +213,9 @@ class WholeImageCollator:
             "image_id": image_id,
             "pixels": batch["pixel_values"][0].numpy(),
             "labels": batch["labels"],
-            "hashes": {name: _hash(f"{image_id} {tuple(x.shape)}".encode(), x.numpy()) for name, x in maps.items()},
+            "hashes": {
+                name: _hash(f"{image_id} {tuple(x.shape)}".encode(), x.numpy().data) for name, x in maps.items()
+            },
         }
 
 
@@ -240,7 +242,7 @@ def _first(samples: list) -> Any:
     return sample
 
 
-def _hash(*parts: bytes | np.ndarray) -> bytes:
+def _hash(*parts: bytes | memoryview) -> bytes:
     digest = sha256()
     for part in parts:
         digest.update(part)
@@ -284,7 +286,7 @@ def evaluate_whole_images(
         for name, task in tasks.items()
         if task["kind"] in ERROR_BINS
     }
-    calibrations = build_calibrations(tasks) if protocol.calibration else None
+    calibrations = build_calibrations(tasks) if protocol.calibration else {}
     failed: list[dict[str, Any]] = []
     samples, hashes = [], {}
 
@@ -328,12 +330,12 @@ def evaluate_whole_images(
         samples.append({**row, **_sample_scores(sample_metrics)})
 
     summed: list[StreamingMetric | Calibration] = [*metrics.values()]
-    for by_task in (calibrations or {}).values():
+    for by_task in calibrations.values():
         summed += by_task.values()
     for sums in summed:
         sums.sums = sum_over_processes(sums.sums, accelerator)
     # A task may have no label; and where no depth is above 0, there are no angles.
-    for signal, by_task in (calibrations or {}).items():
+    for signal, by_task in calibrations.items():
         calibrations[signal] = {name: sums for name, sums in by_task.items() if sums.sums["count"].any()}
     failed = sorted(gather_object(failed), key=lambda sample: sample["index"])
     if len(failed) == len(data):

@@ -342,7 +342,7 @@ def draw_figures(evaluation: Evaluation, name: str, task: dict[str, Any]) -> dic
         calibration = evaluation.calibrations["confidence"][name]
         if TASK_KINDS[task["kind"]].confidence_is_probability:
             figures["reliability"] = draw_reliability(calibration)
-        signals = {signal: by_task.get(name) for signal, by_task in evaluation.calibrations.items()}
+        signals = {signal: sums[name] for signal, sums in evaluation.calibrations.items() if name in sums}
         figures["sparsification"] = draw_sparsification(signals, metric)
     return figures
 
@@ -406,14 +406,13 @@ def draw_reliability(calibration: Calibration) -> Figure:
     return figure
 
 
-def draw_sparsification(signals: dict[str, Calibration | None], metric: StreamingMetric) -> Figure:
+def draw_sparsification(signals: dict[str, Calibration], metric: StreamingMetric) -> Figure:
     """The error of the pixels left, for each signal that the task has; of the oracle, and of random removal."""
     figure = Figure(figsize=(7, 3.5))
     axes = figure.subplots()
     for signal, calibration in signals.items():
-        if calibration:
-            curves, ause = calibration.sparsification(), calibration.compute()["ause"]
-            axes.plot(100 * REMOVED, curves["confidence"], label=f"by {signal}, AUSE {ause:.3f}")
+        curves, ause = calibration.sparsification(), calibration.compute()["ause"]
+        axes.plot(100 * REMOVED, curves["confidence"], label=f"by {signal}, AUSE {ause:.3f}")
     curves = signals["confidence"].sparsification()
     axes.axhline(curves["oracle"][0], color="gray", linestyle=":", label="at random")
     axes.plot(100 * REMOVED, curves["oracle"], color="gray", label="the worst first (oracle)")

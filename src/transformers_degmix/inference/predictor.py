@@ -60,11 +60,10 @@ class Result:
 
     def cpu(self) -> "Result":
         """The same in memory, which waits for what the device still computes."""
-        predictions, confidences = (
-            maps and {task: values.cpu() for task, values in maps.items()}
-            for maps in (self.predictions, self.confidences)
-        )
-        return Result(self.photo, predictions, None if self.attentions is None else self.attentions.cpu(), confidences)
+        predictions = {task: values.cpu() for task, values in self.predictions.items()}
+        attentions = None if self.attentions is None else self.attentions.cpu()
+        confidences = self.confidences and {task: values.cpu() for task, values in self.confidences.items()}
+        return Result(self.photo, predictions, attentions, confidences)
 
 
 def prepare(processor: ImageProcessingMixin, image: Image.Image, in_windows: bool = False) -> Prepared:

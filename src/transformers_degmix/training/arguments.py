@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub.dataclasses import strict
@@ -14,6 +14,11 @@ from ..data.augmentation import Augmentation
 from ..data.benchmarks import BENCHMARKS
 from .balancing import TASK_BALANCING
 
+
+if TYPE_CHECKING:
+    ImageSize = list[int]  # as it is after `__post_init__`
+else:
+    ImageSize = list[int] | None
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -138,7 +143,7 @@ class TrainingArguments:
     eval_split: str = "validation"
     num_train_images: int | None = None
     num_eval_images: int | None = None
-    image_size: list[int] | None = None
+    image_size: ImageSize = None  # type: ignore[assignment]
     augmentation: dict[str, Any] | None = field(default_factory=dict)
     num_workers: int = 1
     skip_unreadable: bool = False

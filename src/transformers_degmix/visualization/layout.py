@@ -28,7 +28,7 @@ def panel_size(size: tuple[int, int], width: int = PANEL_WIDTH) -> tuple[int, in
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """The font inside of Pillow, which every machine has. It covers ASCII."""
-    return ImageFont.load_default(size)
+    return ImageFont.load_default(size)  # type: ignore[return-value]  # a font of this type, as there is a size
 
 
 def text_line(text: str, size: int = TEXT_SIZE, color: Color = INK) -> Image.Image:

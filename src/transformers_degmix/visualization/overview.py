@@ -59,18 +59,19 @@ def draw_overview(
         return stack([heading(name, note), picture], LINE_GAP)
 
     note = "prediction" if references else ""
-    rows = [[stack([heading("input"), photo], LINE_GAP)] + [panel(name, predictions, note) for name in tasks]]
+    rows: list[list[Image.Image | None]]
+    rows = [[stack([heading("input"), photo], LINE_GAP), *(panel(name, predictions, note) for name in tasks)]]
     if references:
-        rows.append([None] + [panel(name, references, "reference") if name in references else None for name in tasks])
-    rows.append([None] + [legends[name].picture for name in tasks])
+        rows.append([None, *(panel(name, references, "reference") if name in references else None for name in tasks)])
+    rows.append([None, *(legends[name].picture for name in tasks)])
     angles = depth_normals_angles(predictions, tasks, field_of_view)
     if angles is not None:
         rows[0].append(stack([heading("consistency"), draw_consistency(angles, size)], LINE_GAP))
         rows[-1].append(consistency_legend(tasks, field_of_view, panel_width))
     if confidences:
-        rows.append([None] + [_confidence_cell(name, tasks[name], confidences, size, panel_width) for name in tasks])
+        rows.append([None, *(_confidence_cell(name, tasks[name], confidences, size, panel_width) for name in tasks)])
     if attentions is not None:
-        rows.append(attention_cells(attentions, list(tasks), size, panel_width))
+        rows.append([*attention_cells(attentions, list(tasks), size, panel_width)])
     return ImageOps.expand(grid(rows, panel_width), GAP, PAPER)
 
 

@@ -95,7 +95,7 @@ def render_room(split: str, index: int, image_size: tuple[int, int] = (240, 320)
     parts = np.array([surface.part for surface in room.surfaces], np.uint8)[hit]
     instance = np.array([surface.instance for surface in room.surfaces])[hit]
     pixel_width = depth / np.float32(camera.focal * max(image_size))
-    in_camera = rotate(camera.rotation.T, normals) * np.float32([1, 1, -1])[:, None, None]
+    in_camera = rotate(camera.rotation.T, normals) * np.array([1, 1, -1], np.float32)[:, None, None]
     return {
         "image": np.ascontiguousarray(np.moveaxis(image, 0, -1)),
         "semseg": semseg,
