@@ -9,7 +9,7 @@ and back again in `post_process_dense_prediction`.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.request import urlopen
@@ -36,7 +36,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput, TensorType, logging
 
 from .configuration_degmix import NYUD_TASKS
-from .tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, task_of_kind
+from .tasks import IGNORE_INDEX, TASK_KINDS, Maps, TaskKind, task_of_kind
 
 
 if TYPE_CHECKING:
@@ -411,7 +411,7 @@ def pad_centred(maps: Tensor, size: Size, value: float = 0) -> Tensor:
     return F.pad(maps, (left, horizontal - left, top, vertical - top), value=value)
 
 
-def crop_centred(maps: Tensor | np.ndarray, size: Size) -> Tensor | np.ndarray:
+def crop_centred(maps: Maps, size: Sequence[int]) -> Maps:
     """What [`pad_centred`] padded: `(..., height, width)` -> `(..., *size)`."""
     top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
     return maps[..., top : top + size[0], left : left + size[1]]
@@ -821,7 +821,7 @@ class DeGMixImageProcessingMixin:
         return {**super().to_dict(), "tasks": tasks, "auto_map": AUTO_MAP}
 
 
-def _target_sizes(target_sizes: list[Size] | Tensor | None, batch_size: int) -> list[Size | None] | Tensor:
+def _target_sizes(target_sizes: Sequence[Size] | Tensor | None, batch_size: int) -> Sequence[Size | None] | Tensor:
     """A size for each image, or `None`."""
     if target_sizes is None:
         return [None] * batch_size

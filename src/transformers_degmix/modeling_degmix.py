@@ -49,7 +49,7 @@ class DeGMixModelOutput(ModelOutput):
 
     fused_features: Tensor | None = None
     task_features: dict[str, Tensor] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
 
@@ -125,7 +125,7 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
         columns, rows = columns.expand(height, -1), rows[:, None].expand(-1, width)
         centres = torch.stack(((2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1))
         column_position, row_position = {
-            "absolute": (columns + 1, rows + 1),
+            "absolute": torch.stack((columns + 1, rows + 1)),
             "normalized": centres,
             "none": torch.zeros_like(centres),
         }[self.offset_position]
@@ -354,10 +354,11 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         """
         asking = [list(self.config.tasks).index(task) for task in self.attentions]
         attentions, columns = list(self.attentions.values()), self.config.attended_columns()
-        tokens, columns = [tokens[i] for i in asking], [columns[i] for i in asking]
+        questions, columns = [tokens[i] for i in asking], [columns[i] for i in asking]
         contexts = [answers[attended].movedim(0, -2) for attended in columns]
         weights = [
-            attentions[i].weigh(F.linear(x, *prepared[4 * i : 4 * i + 2]), contexts[i]) for i, x in enumerate(tokens)
+            attentions[i].weigh(F.linear(x, *prepared[4 * i : 4 * i + 2]), contexts[i])
+            for i, x in enumerate(questions)
         ]
         # zero for the tasks that a task does not attend to
         spread = torch.eye(len(answers)).to(weights[0])
@@ -366,7 +367,8 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         returned = torch.stack(weights, dim=1).permute(0, 1, 4, 5, 2, 3)
         weights = [x.permute(0, 3, 4, 1, 2)[..., attended] for x, attended in zip(returned.unbind(1), columns)]
         queried = [
-            x + attentions[i](weights[i], contexts[i], *prepared[4 * i + 2 : 4 * i + 4]) for i, x in enumerate(tokens)
+            x + attentions[i](weights[i], contexts[i], *prepared[4 * i + 2 : 4 * i + 4])
+            for i, x in enumerate(questions)
         ]
         return returned, *queried
 
@@ -598,7 +600,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
         return attentions, *(x.permute(0, 3, 1, 2).contiguous() for x in gated)
 
 
-def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
+def _join(parts: tuple[Tensor, ...], dim: int) -> Tensor:
     """Parts of a tensor along an axis -> the tensor; a single part is returned itself, not a copy."""
     return torch.cat(parts, dim=dim) if len(parts) > 1 else parts[0]
 

@@ -119,15 +119,17 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
         super().__init__(config)
         channels = config.embedding_size
         stages: list[list[nn.Module]] = [[EfficientNetLiteConv(3, channels, 3, stride=2)]]
+        self.num_features = []
         for (expansion, kernel_size, stride), size, depth in zip(GROUPS, config.hidden_sizes, config.depths):
             if stride == 2:
                 stages.append([])
+                self.num_features.append(channels)
             for index in range(depth):
                 block = EfficientNetLiteBlock(channels, size, expansion, kernel_size, 1 if index else stride)
                 stages[-1].append(block)
                 channels = size
+        self.num_features.append(channels)
         self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
-        self.num_features = [stage[-1].projection.conv.out_channels for stage in self.stages]
         self.post_init()
 
     @can_return_tuple

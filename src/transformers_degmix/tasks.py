@@ -144,8 +144,8 @@ def _get_kind(name: str) -> TaskKind:
     return TASK_KINDS[name]
 
 
-def _unchanged(label: Tensor | np.ndarray, *_) -> Tensor | np.ndarray:
-    return label
+def _unchanged(maps: Maps, *_) -> Maps:
+    return maps
 
 
 def _outside(label: np.ndarray, lowest: float, highest: float) -> np.ndarray:
@@ -166,7 +166,7 @@ def _wrong_lengths(normals: np.ndarray, _) -> np.ndarray:
     return wrong if len(wrong) > 0.05 * lengths.size else wrong[:0]
 
 
-def _is_ignored(label: Tensor | np.ndarray) -> Tensor | np.ndarray:
+def _is_ignored(label: Maps) -> Maps:
     return label == IGNORE_INDEX
 
 
@@ -183,16 +183,16 @@ def _decode_normals(image: np.ndarray) -> np.ndarray:
     return normals
 
 
-def _is_unknown_normal(normals: Tensor | np.ndarray) -> Tensor | np.ndarray:
+def _is_unknown_normal(normals: Maps) -> Maps:
     # Joined pairwise: a reduction over the channels takes three times as long.
     x, y, z = (normals[..., i : i + 1, :, :] for i in range(3))
     is_zero = (x == 0) & (y == 0) & (z == 0)
     return is_zero | (x == IGNORE_INDEX) | (y == IGNORE_INDEX) | (z == IGNORE_INDEX)
 
 
-def _mirror_x(normals: Tensor | np.ndarray) -> Tensor | np.ndarray:
+def _mirror_x(normals: Maps) -> Maps:
     """Negates the x component, the first of the three channels."""
-    mirrored: Tensor | np.ndarray = 1 * normals  # a copy
+    mirrored: Maps = 1 * normals  # a copy
     mirrored[..., 0, :, :] *= -1
     return mirrored
 

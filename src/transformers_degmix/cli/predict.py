@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from operator import attrgetter
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -139,7 +139,7 @@ def save(result: Result, tasks: dict[str, dict], base: Path):
 
     # Compressed well, files are smaller by a fifth (pictures) to a half (arrays), and the model waits for them.
     confidences = result.confidences or {}
-    arrays = {task: values.numpy() for task, values in result.predictions.items()}
+    arrays: dict[str, Any] = {task: values.numpy() for task, values in result.predictions.items()}
     arrays |= {f"{task}_confidence": values.numpy() for task, values in confidences.items()}
     write_whole(base.with_name(f"{base.name}.npz"), lambda file: np.savez(file, **arrays))
     for task, values in result.predictions.items():

@@ -68,7 +68,7 @@ class DeGMixDataCollator:
             pixels that are padding or unknown, and in samples without this label.
         """
         if "pixel_values" in rows[0]:
-            return BatchFeature(default_collate(rows))
+            return BatchFeature(default_collate(list(rows)))
         samples = [self._read(row, _row_name(row, index)) for index, row in enumerate(rows)]
         batch = self._augment(samples, self.augmentation) if self.augmentation else self._process(samples)
         for task, label in batch["labels"].items():
@@ -163,8 +163,8 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
 def _pad_labels(labels: list[np.ndarray], kind: TaskKind, size: Size) -> Tensor:
     """Maps `(channels, height, width)` -> one batch of `size`, 255 around them."""
     batch = np.full((len(labels), kind.label_channels, *size), IGNORE_INDEX, kind.array_dtype)
-    for padded, label in zip(batch, labels):
-        crop_centred(padded, label.shape[-2:])[...] = label
+    for index, label in enumerate(labels):
+        crop_centred(batch[index], label.shape[-2:])[...] = label
     return torch.from_numpy(batch if kind.label_channels == 3 else batch[:, 0])
 
 

@@ -160,7 +160,8 @@ def inspect_row(
         except (TypeError, ValueError) as error:
             refused.append(f"training would stop: {error}")
             with suppress(TypeError, ValueError):
-                readable[name] = to_coded_label(reader.read_label(row, name, size), kind, size)
+                label = reader.read_label(row, name, size)
+                readable[name] = None if label is None else to_coded_label(label, kind, size)
     return image, good, readable, refused
 
 

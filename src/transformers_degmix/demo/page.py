@@ -254,7 +254,8 @@ class _Page:
 
     def save_files(self, result: Result, stem: str) -> list[str]:
         arrays, overview = BytesIO(), BytesIO()
-        np.savez_compressed(arrays, **{name: values.numpy() for name, values in result.predictions.items()})
+        maps: dict[str, Any] = {name: values.numpy() for name, values in result.predictions.items()}
+        np.savez_compressed(arrays, **maps)
         draw_overview(result.photo, result.predictions, self.tasks, result.attentions).save(overview, "PNG")
         return [
             save_bytes_to_cache(file.getvalue(), f"{stem}.{ending}", self.blocks.GRADIO_CACHE)

@@ -73,9 +73,9 @@ class Calibration:
 
     def _errors_left(self, counts: Tensor, errors: Tensor) -> np.ndarray:
         # From the most confident on
-        counts, errors = (np.append(0, sums.flip(0).cumsum(0).numpy()) for sums in (counts, errors))
-        left = (1 - REMOVED) * counts[-1]
-        means = np.interp(left, counts, errors) / left
+        num_pixels, total = (np.append(0, sums.flip(0).cumsum(0).numpy()) for sums in (counts, errors))
+        left = (1 - REMOVED) * num_pixels[-1]
+        means = np.interp(left, num_pixels, total) / left
         return means ** (1 / METRICS[self.kind].error_power)
 
     def reliability(self) -> list[dict[str, float]]:

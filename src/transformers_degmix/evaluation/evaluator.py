@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
 from ..data.columns import MappedDataset
+from ..hub.onnx import OnnxModel
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil, crop_centred, resized_size
 from ..loss_degmix import count_pixels
-from ..modeling_degmix import DeGMixDensePredictionOutput
+from ..modeling_degmix import DeGMixDensePredictionOutput, DeGMixForMultiTaskDensePrediction
 from ..sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows
 from ..tasks import IGNORE_INDEX, TASK_KINDS
 from ..visualization.geometry import FIELD_OF_VIEW
@@ -44,7 +45,7 @@ def sum_over_processes(sums: Any, accelerator: Accelerator) -> Any:
 
 @torch.no_grad()
 def evaluate_model(
-    model: nn.Module, batches: Iterable[dict], tasks: dict[str, dict], accelerator: Accelerator
+    model: DeGMixForMultiTaskDensePrediction, batches: Iterable[dict], tasks: dict[str, dict], accelerator: Accelerator
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """The loss, and the scores of each task that has labels, over all pixels of the data set.
 
@@ -250,7 +251,7 @@ def _hash(*parts: bytes | memoryview) -> bytes:
 
 
 def evaluate_whole_images(
-    model: nn.Module,
+    model: DeGMixForMultiTaskDensePrediction | OnnxModel,
     processor,
     data: MappedDataset,
     protocol: Protocol,
@@ -376,7 +377,7 @@ def build_metrics(tasks: dict[str, dict[str, Any]], protocol: Protocol) -> dict[
 
 @torch.no_grad()
 def predict_whole_image(
-    model: nn.Module, processor, pixels: np.ndarray, protocol: Protocol
+    model: DeGMixForMultiTaskDensePrediction | OnnxModel, processor, pixels: np.ndarray, protocol: Protocol
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The prediction of each task in the image's own size, on the CPU, and, if the protocol has calibration, its
     confidence; see `post_process_dense_prediction`.

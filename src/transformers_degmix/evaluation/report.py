@@ -14,10 +14,11 @@ import transformers
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
 
 from ..data.columns import MappedDataset
+from ..hub.onnx import OnnxModel
 from ..image_processing_pil_degmix import to_pixels
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..tasks import TASK_KINDS
 from ..version import __version__
 from ..visualization import draw_overview, stack_overviews
@@ -34,7 +35,7 @@ DEPTH_RULES = ("crop", "max_depth", "median_scaling")
 
 def build_report(
     evaluation: Evaluation,
-    model: nn.Module,
+    model: DeGMixForMultiTaskDensePrediction | OnnxModel,
     model_name: str,
     data: dict[str, Any],
     protocol: Protocol,
@@ -230,7 +231,7 @@ def write_report(
     directory: Path,
     report: dict[str, Any],
     evaluation: Evaluation,
-    model: nn.Module,
+    model: DeGMixForMultiTaskDensePrediction | OnnxModel,
     processor,
     data: MappedDataset,
     protocol: Protocol,
@@ -448,7 +449,12 @@ def find_extremes(evaluation: Evaluation, name: str) -> dict[str, list[dict[str,
 
 
 def draw_rows(
-    rows: list[dict[str, Any]], name: str, model: nn.Module, processor, protocol: Protocol, accelerator: Accelerator
+    rows: list[dict[str, Any]],
+    name: str,
+    model: DeGMixForMultiTaskDensePrediction | OnnxModel,
+    processor,
+    protocol: Protocol,
+    accelerator: Accelerator,
 ) -> Image.Image:
     """One task's predictions above the labels, for each row of the data set."""
     tasks = {name: model.config.tasks[name]}

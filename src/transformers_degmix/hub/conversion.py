@@ -193,7 +193,7 @@ class _LightningObject:
         return OrderedDict()
 
 
-def _lightning_stand_ins(path: Path) -> list[tuple[type, str]]:
+def _lightning_stand_ins(path: Path) -> list[Callable | tuple[Callable, str]]:
     """Lightning 1.1 names callbacks by their classes and keeps hyperparameters in a class of its own.
 
     The stand-ins let `weights_only` reading pass over them, on machines without Lightning too, and run nothing.

@@ -89,7 +89,7 @@ def _measure_sizes(model: DeGMixForMultiTaskDensePrediction) -> DeGMixForMultiTa
 
 def _measured(size: int) -> int:
     """The same number, as a new symbol instead of an expression."""
-    measured = torch.scalar_tensor(size, dtype=torch.int64).item()
+    measured: Any = torch.scalar_tensor(size, dtype=torch.int64).item()
     torch._check(measured >= 1)
     torch._check(measured <= _LARGEST)
     return measured
@@ -162,7 +162,7 @@ def export_onnx(
         raise _missing_extra(error) from error
 
     config = model.config.to_dict()
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         export_program(model),
         dynamo=True,
         input_names=["pixel_values"],

@@ -234,7 +234,7 @@ class Predictor:
 
     def _predict(self, photos: Sequence[Prepared]) -> list[Result | Exception]:
         try:
-            return self.predict(photos)
+            return [*self.predict(photos)]
         except PREDICTION_ERRORS as error:
             failure = error.with_traceback(None)  # which would keep the model's tensors
         if len(photos) == 1:

@@ -90,12 +90,12 @@ def inspect_images(model: DeGMixForMultiTaskDensePrediction, processor, data: Ma
             height, width = grid.shape[2:4]
             away = (grid[0] - pixel_centres(height, width).to(grid)) * grid.new_tensor([width, height]) / 2
             # `crop_attentions` takes (..., h, w)
-            away, beyond = (
+            lengths, beyond = (
                 crop_attentions(values, padded, size).cpu().numpy()
                 for values in (away.norm(dim=-1), (grid[0].abs() > 1).any(dim=-1))
             )
             # NumPy's, since torch.quantile refuses more than 2 ** 24 values.
-            distances[-1][layer, task] = torch.from_numpy(np.quantile(away, [0.5, 0.9]))
+            distances[-1][layer, task] = torch.from_numpy(np.quantile(lengths, [0.5, 0.9]))
             outside[-1][layer, task] = float(beyond.mean())
 
         with observe_sampling(model, measure):
@@ -184,9 +184,9 @@ def observe_sampling(
         return lambda conv, inputs: visit(layer, task, conv.sampling_grid(*inputs))
 
     handles = [
-        mixer.spatial_mixing.register_forward_pre_hook(hook(layer, task))
+        mixer.get_submodule("spatial_mixing").register_forward_pre_hook(hook(layer, task))
         for task, mixers in enumerate(model.model.mixers.values())
-        for layer, mixer in enumerate(mixers)
+        for layer, mixer in enumerate(mixers.children())
     ]
     try:
         yield

@@ -32,7 +32,7 @@ def crop_attentions(attentions: Tensor, padded_size: tuple[int, int], size: tupl
     kept = [
         max(1, round(cells * inner / outer)) for cells, inner, outer in zip(attentions.shape[-2:], size, padded_size)
     ]
-    return crop_centred(attentions, tuple(kept))
+    return crop_centred(attentions, kept)
 
 
 def mean_shares(attentions: Tensor) -> Tensor:

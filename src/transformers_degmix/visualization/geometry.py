@@ -1,6 +1,7 @@
 """What depth says about surface normals, through a pinhole camera whose field of view is known or assumed."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ FIELD_OF_VIEW = 60.0
 CONSISTENCY_STEPS = 32
 
 
-def viewing_rays(size: tuple[int, int], field_of_view: float = FIELD_OF_VIEW) -> Tensor:
+def viewing_rays(size: Sequence[int], field_of_view: float = FIELD_OF_VIEW) -> Tensor:
     """x / z and y / z of what each pixel of an image of (height, width) shows, x to the right, y down, z the depth.
 
     Args:
@@ -36,7 +37,7 @@ def viewing_rays(size: tuple[int, int], field_of_view: float = FIELD_OF_VIEW) ->
     return torch.stack([x, y])
 
 
-def _focal_length(size: tuple[int, int], field_of_view: float) -> float:
+def _focal_length(size: Sequence[int], field_of_view: float) -> float:
     """In pixels."""
     if not 0 < field_of_view < 180:
         raise ValueError(f"`field_of_view` must be between 0 and 180 degrees, got {field_of_view}")

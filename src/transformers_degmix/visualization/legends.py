@@ -57,7 +57,8 @@ def draw_legend(task: dict[str, Any], maps: list[Tensor], width: int = PANEL_WID
 
 def class_legend(task: dict[str, Any], maps: list[Tensor]) -> list[tuple[Color, str]]:
     """Colour and name (or id) of the classes that occur in the maps `(height, width)`, largest area first."""
-    areas = sum(torch.bincount(ids.flatten().long().cpu(), minlength=IGNORE_INDEX + 1) for ids in maps)
+    ids = torch.cat([values.flatten().long().cpu() for values in maps])
+    areas = torch.bincount(ids, minlength=IGNORE_INDEX + 1)
     areas[IGNORE_INDEX] = 0
     present = [index for index in areas.argsort(descending=True, stable=True).tolist() if areas[index]]
     palette = label_palette(IGNORE_INDEX).tolist()

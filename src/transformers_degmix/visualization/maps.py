@@ -1,5 +1,6 @@
 """One map -> a picture in colours. What its values mean, the kind of its task says."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def draw_prediction(
         prediction = _resize_lines(prediction, size) if kind.thin else resize_nearest(prediction, size)
         unknown = resize_nearest(unknown, size)
     colors = kind.colorize(prediction, value_range)
-    return to_image(torch.where(unknown, hatching(tuple(colors.shape[-2:])), colors))
+    return to_image(torch.where(unknown, hatching(colors.shape[-2:]), colors))
 
 
 def draw_consistency(angles: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
@@ -110,7 +111,7 @@ def _resize_lines(values: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_nearest(F.adaptive_max_pool2d(values[None].float(), smaller)[0], size)
 
 
-def hatching(size: tuple[int, int]) -> Tensor:
+def hatching(size: Sequence[int]) -> Tensor:
     """uint8 `(3, *size)`, diagonal stripes."""
     rows, columns = torch.meshgrid(*map(torch.arange, size), indexing="ij")
     stripes = ((rows + columns) % 8 < 4).long()
@@ -123,4 +124,4 @@ def draw_scale(values: Tensor, value_range: ValueRange, size: tuple[int, int] | 
     if size is not None:
         values = resize_nearest(values, size)
     colors = TASK_KINDS["depth"].colorize(values.nan_to_num(0), value_range)
-    return to_image(torch.where(values.isnan(), hatching(tuple(colors.shape[-2:])), colors))
+    return to_image(torch.where(values.isnan(), hatching(colors.shape[-2:]), colors))
