@@ -45,7 +45,7 @@ def _build_timm_backbone(backbone_config: Any) -> PreTrainedModel:
     model_args = getattr(backbone_config, "model_args", {})
     try:
         try:
-            # timm's transformers then take images of other sizes than that of their position embeddings.
+            # timm's transformers then take images of other sizes than their position embeddings are for.
             return AutoBackbone.from_config(backbone_config, **{"dynamic_img_size": True, **model_args})
         except TypeError:
             # Other models do not know it.
@@ -84,7 +84,7 @@ def crop(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def find_size_divisor(backbone: PreTrainedModel) -> int:
-    """The number of which height and width must be multiples for a backbone to run and to see the whole image.
+    """What height and width must be multiples of, so that a backbone runs and sees the whole image.
 
     It is found by trying, without weights and pixels (on the meta device).
 

@@ -78,11 +78,11 @@ class DeGMixConfig(PreTrainedConfig):
               in (0, 1), default 0.95;
             - `log_loss`: depth only, whether the loss is of the logarithms of metres rather than of metres, default
               `False`;
-            - `gradient_weight`: depth only, weight of the loss of the differences between pixels against that of the
-              pixels, 0 or more, default 0, see [`~loss_degmix.depth_loss`];
+            - `gradient_weight`: depth only, weight of a loss of the differences between pixels, 0 or more, default 0;
+              the loss of the pixels has the weight 1, see [`~loss_degmix.depth_loss`];
             - `id2label`: segmentation only, names of the classes;
-            - `ignore_empty`: segmentation only, whether training and evaluation ignore an image in which nothing but
-              class 0 is labelled, default `False`; for body parts, which are not annotated in every image that shows
+            - `ignore_empty`: segmentation only, whether training and evaluation ignore an image that has no other
+              label than class 0, default `False`; for body parts, which are not annotated in every image that shows
               a person;
             - `attends_to`: names of the tasks that its interaction and query attend to, itself among them, and with
               each the tasks that that one attends to; default all. Its output does not depend on the others.
@@ -170,7 +170,7 @@ class DeGMixConfig(PreTrainedConfig):
             # This package has registered its pipeline; for this field, Transformers would want to trust remote code.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
-        # Set afterwards, it chooses the eager attention, with which alone such a configuration can be saved.
+        # Set afterwards, it chooses the eager attention. With another, such a configuration cannot be saved.
         self.output_attentions = self.output_attentions
         self._check_sizes()
 

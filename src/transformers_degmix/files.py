@@ -78,6 +78,6 @@ def hub_errors() -> Iterator[None]:
     """Whatever fails inside, on the way to the Hub or there, becomes an OSError whose reason is one line."""
     try:
         yield
-    except Exception as error:  # of every type: the Hub's, those of its HTTP client, RuntimeError around either
+    except Exception as error:  # of every type: the Hub's, its HTTP client's, RuntimeError around either
         reasons = (error, error.__cause__) if isinstance(error, RuntimeError) else (error,)
         raise OSError(" ".join(" ".join(map(str, reasons)).split())) from error

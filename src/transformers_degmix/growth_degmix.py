@@ -41,8 +41,8 @@ class GrowingTasksMixin:
 
         Args:
             name: of the task.
-            keep_outputs: whether to refuse what would change the outputs of other tasks: that a task goes to which
-                they attend. Outputs of tasks that do not attend to it stay the same to the last bit.
+            keep_outputs: whether to refuse to remove a task that others attend to, which would change their outputs.
+                Outputs of tasks that do not attend to it stay the same to the last bit.
 
         Raises:
             ValueError: there is no such task or no other, or others attend to it and are to keep their outputs. The

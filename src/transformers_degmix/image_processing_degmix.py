@@ -19,7 +19,7 @@ from .image_processing_pil_degmix import (
 class DeGMixImageProcessor(DeGMixImageProcessingMixin, TorchvisionBackend):
     """
     Image processor of DeGMix that resizes and normalises with torchvision, on `device` if given, else where a tensor
-    is already. Needs torchvision; arguments and results are those of [`DeGMixImageProcessorPil`].
+    is already. Needs torchvision; arguments and results are as for [`DeGMixImageProcessorPil`].
     """
 
     def process_image(

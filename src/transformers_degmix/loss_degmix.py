@@ -3,8 +3,8 @@
 Sums and counts run over the whole batch and leave out pixels labelled 255. A batch without a valid pixel for a task
 gives that task a loss of 0 that still has a graph.
 
-A batch may come in parts, to several processes or one after the other: with the counts of the whole batch
-([`count_pixels`], summed over the parts), the losses of the parts add up to that of the whole.
+A batch may come in parts, to several processes or one after the other. If they are given the counts of the whole batch
+([`count_pixels`], summed over the parts), their losses add up to the loss of the whole batch.
 """
 
 from itertools import product
@@ -106,9 +106,9 @@ def balanced_cross_entropy_loss(logits: Tensor, label: Tensor, task: dict[str, A
 def depth_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tensor) -> Tensor:
     """Depth: absolute error, mean over the valid pixels (released code).
 
-    With `log_loss`, the error is that of the logarithms. With `gradient_weight`, a loss of gradients is added: the
-    absolute difference between the errors of two pixels, for all pairs in a row or a column that are one of
-    `GRADIENT_STEPS` apart. (Li and Snavely 2018 subsample maps instead.)
+    With `log_loss`, logarithms of depth are compared. With `gradient_weight`, a loss of gradients is added: the
+    absolute difference between the errors of two pixels, for all pairs in a row or a column whose distance is one of
+    `GRADIENT_STEPS`. (Li and Snavely 2018 subsample maps instead.)
     """
     valid = label != IGNORE_INDEX
     if task["log_loss"]:

@@ -1,7 +1,7 @@
 """PyTorch DeGMix model: shared backbone, deformable mixers per task, task-aware gating transformer, heads per task.
 
 Shapes: B images, T tasks, C = `config.hidden_size` channels, h x w the size of the backbone's first map, N = h * w.
-Maps are those of the padded image, see `DeGMixConfig.size_divisor`.
+Maps are of the padded image, see `DeGMixConfig.size_divisor`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,8 +39,8 @@ class DeGMixModelOutput(ModelOutput):
             Features of each task after the decoder.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states`):
             The backbone's feature maps, then the fused features, then the features of all tasks,
-            `(batch_size, num_tasks, hidden_size, h, w)`, after the mixers and after the decoder. `None` for those that
-            were not asked for.
+            `(batch_size, num_tasks, hidden_size, h, w)`, after the mixers and after the decoder. `None` in place of
+            maps that were not asked for.
         attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True`):
             One tensor `(batch_size, num_tasks, num_attention_heads, num_tasks, h, w)`: how much the query of a task
             (second axis) takes from each task (fourth axis, sums to 1, 0 for tasks that it does not attend to) at each
@@ -663,8 +663,8 @@ class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel
                 values in [0, 1] for boundaries; `(batch_size, 3, height, width)`, unit vectors, for normals.
             pixel_counts (`dict[str, torch.Tensor]`, *optional*):
                 Where the images are part of a batch (gradient accumulation, several processes):
-                [`~loss_degmix.count_pixels`] of the labels of all parts, with which the losses of the parts add up to
-                that of the batch.
+                [`~loss_degmix.count_pixels`] of the labels of all parts. The losses of the parts then add up to the
+                batch's.
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
                 Whether to return the maps between the blocks, or which of them.
             output_attentions (`bool`, *optional*): whether to return the task queries' attention over tasks.

@@ -108,7 +108,7 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
 class DeGMixForDepthEstimation(DeGMixForSingleTask):
     """
     DeGMix for one depth task: `predicted_depth`, metres `(batch_size, height, width)` at the size of the input, as the
-    head gives them. The image processor's `post_process_depth_estimation` makes 0 of those below 0.
+    head gives them. The image processor's `post_process_depth_estimation` turns negative ones into 0.
     """
 
     kind = "depth"

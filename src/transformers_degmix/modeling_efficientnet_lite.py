@@ -20,7 +20,7 @@ GROUPS = ((1, 3, 1), (6, 3, 2), (6, 5, 2), (6, 3, 2), (6, 5, 1), (6, 5, 2), (6, 
 @strict
 class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of [`EfficientNetLiteBackbone`]; the defaults are those of EfficientNet-Lite0.
+    Configuration of [`EfficientNetLiteBackbone`]; by default EfficientNet-Lite0's.
 
     Args:
         embedding_size (`int`, *optional*, defaults to 32):

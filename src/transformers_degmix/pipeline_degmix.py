@@ -43,13 +43,13 @@ class MultiTaskDensePredictionPipeline(Pipeline):
             inputs: path, `http(s):` or `data:` URL, or PIL image, or a list of those.
             batch_size (`int`, *optional*, defaults to 1):
                 Images handed to the model at once. The model sees no image at another size than alone, so that its
-                predictions do not depend on the batch: of a batch, those of one size run together.
+                predictions do not depend on the batch. Of a batch, images of one size run together.
             do_resize (`bool`, *optional*):
                 In place of the processor's own, such as `False` to predict images at their own size, as a whole.
             window_size (`tuple[int, int]`, *optional*):
-                Height and width of overlapping windows in which images are predicted, at their own size: the
-                processor neither resizes nor pads them. For images larger than those of the training, or than memory
-                allows; see [`predict_maps_in_windows`]. Of a batch, as many windows run together as it has images.
+                Height and width of overlapping windows. Images are predicted in them at their own size: the processor
+                neither resizes nor pads them. For images that are larger than the training's, or than memory allows;
+                see [`predict_maps_in_windows`]. Of a batch, as many windows run together as it has images.
             window_overlap (`float`, *optional*, defaults to 0.25): share of a window in common with the next.
             timeout (`float`, *optional*): seconds to wait for a server.
             return_confidence (`bool`, *optional*, defaults to `False`):

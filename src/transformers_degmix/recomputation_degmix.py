@@ -31,14 +31,14 @@ def outside_transforms(checkpoint_function: Callable) -> Callable:
 
 
 def recomputed(module: nn.Module, inputs: Tensor) -> Tensor:
-    """`module(inputs)`, of which the backward pass keeps the inputs alone. The module must not be random."""
+    """`module(inputs)`. Only the inputs are kept for the backward pass. The module must not be random."""
     if not _may_recompute():
         return module(inputs)
     return checkpoint(module, inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def gelu_and_norm(inputs: Tensor, norm: nn.Module) -> Tensor:
-    """`norm(F.gelu(inputs))`, of which the backward pass recomputes the GELU instead of keeping it.
+    """`norm(F.gelu(inputs))`. The backward pass recomputes the GELU, which is not kept.
 
     Checkpointing both would count the batch twice in a BatchNorm.
     """

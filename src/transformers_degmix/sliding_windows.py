@@ -20,21 +20,21 @@ def predict_in_windows(
     overlap: float = DEFAULT_OVERLAP,
     batch_size: int = 1,
 ) -> DeGMixDensePredictionOutput:
-    """Logits of images, blended from those of windows that overlap.
+    """Logits of images, blended from the logits of windows that overlap.
 
     The weight of a window falls linearly from its middle to its border, so that predictions that disagree leave no
     seam where windows overlap. A model sees in each window the positions and distances that it was trained with if
     the windows have the size of its training images; what it sees of the scene ends at the window's border.
 
-    The logits of large images are large, those of 40 classes 160 bytes a pixel; [`predict_maps_in_windows`] never
+    The logits of large images take much memory, for 40 classes 160 bytes a pixel. [`predict_maps_in_windows`] never
     has them all.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
         pixel_values: normalised images `(batch, 3, height, width)` on the model's device, in its dtype. Those of one
             image as it is come from the processor with `do_resize=False` and `do_pad=False`.
-        window_size: height and width, 32 or more; along an axis in which images are smaller, theirs. For backbones
-            that cut off what does not fill a patch, multiples of it.
+        window_size: height and width, 32 or more. Where images are smaller, windows are as small. For backbones that
+            cut off what does not fill a patch, multiples of it.
         overlap: share of the height or width that windows have in common with the next one, in [0, 1), or more, as the
             windows are spread evenly from border to border. 0 leaves seams.
         batch_size: windows handed to the model at once, of any of the images.
@@ -139,7 +139,7 @@ def place_windows(length: int, window: int, overlap: float) -> tuple[list[int], 
 
     Args:
         length: of the axis.
-        window: length of each window, at most that of the axis.
+        window: length of each window, at most the axis'.
         overlap: share of the window in [0, 1).
 
     Returns:

@@ -43,9 +43,9 @@ COMMANDS = {
 
 
 def main(command: str | None = None):
-    """Runs a subcommand with the arguments of the command line, on which it stands first if it is not given here.
+    """Runs a subcommand with the arguments of the command line. If it is not given here, it is the first of them.
 
-    The exit code is 0, or 1 after an error or Ctrl-C, which are said in one line, or 2 if the arguments are wrong.
+    The exit code is 0; 1 after an error or Ctrl-C, which one line reports; or 2 if the arguments are wrong.
     """
     if command is None:
         parser = ArgumentParser(

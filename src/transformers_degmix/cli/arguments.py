@@ -51,9 +51,9 @@ def add_window_arguments(parser: ArgumentParser):
 
 
 def allow_pixels(max_pixels: int):
-    """Lets this process, and those that it forks, open images of up to so many pixels."""
-    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # PIL refuses those of more than twice that
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns of those of more than that
+    """Lets this process and its forks open images of up to so many pixels."""
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # PIL refuses images of more than twice as many
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns from this number on
 
 
 def add_data_arguments(parser: ArgumentParser, required: bool = True):

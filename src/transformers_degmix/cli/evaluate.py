@@ -54,7 +54,9 @@ def parse_args() -> argparse.Namespace:
     add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="directory to create for the report")
     parser.add_argument(
-        "--tasks", nargs="+", help="names of those to evaluate (default: all of the model that the data has labels of)"
+        "--tasks",
+        nargs="+",
+        help="tasks to evaluate (default: all of the model's that the data has labels of)",
     )
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
@@ -69,7 +71,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--depth-crop",
         choices=DEPTH_CROPS,
-        help="score depth in this region only, of KITTI; eigen on images of 480 x 640 is that of NYU Depth V2",
+        help="score depth in KITTI's region of this name only; for images of 480 x 640, eigen is NYU Depth V2's",
     )
     parser.add_argument("--max-depth", type=float, help="score depth below so many metres only, and clamp predictions")
     parser.add_argument("--median-scaling", action="store_true", help="scale each predicted depth to the true median")
@@ -81,7 +83,7 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=FIELD_OF_VIEW,
         help="of the cameras across the longer side, in degrees, to compare depth with normals (default: assumes "
-        f"{FIELD_OF_VIEW:g}; those of rooms have 60 to 80)",
+        f"{FIELD_OF_VIEW:g}; cameras of Rooms have 60 to 80)",
     )
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read, and that score, samples")
     parser.add_argument(

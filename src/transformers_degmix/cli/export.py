@@ -3,8 +3,8 @@
     degmix export --model outputs/demo/best --output outputs/demo.onnx
 
 The file appears only if the logits agree within 1e-4 at every size that is tried. `--int8 IMAGES` writes a second one,
-`outputs/demo.int8.onnx`, whose ranges of values are those of the images. What that costs in scores tells
-`degmix evaluate --model outputs/demo.int8.onnx`.
+`outputs/demo.int8.onnx`. Its ranges of values are taken from the images.
+`degmix evaluate --model outputs/demo.int8.onnx` tells what that costs in scores.
 """
 
 import argparse

@@ -189,7 +189,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_mat(path: Path, variable: str) -> Any:
-    """A variable of a .mat file; structs become dictionaries, arrays of structs lists of those.
+    """A variable of a .mat file. Structs become dictionaries, arrays of structs lists of dictionaries.
 
     Raises:
         ValueError: the file is missing or damaged, or has no such variable.

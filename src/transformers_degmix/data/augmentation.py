@@ -1,8 +1,8 @@
 """Augmentation of one image and its label maps together, driven by the table of task kinds.
 
 Random scale, random crop, horizontal flip and photometric distortion, in this order, before normalisation and padding:
-the recipe of the field since ATRC (Bruggemann et al. 2021), with which DeGMix is trained. What becomes of a label's
-values, its kind says (`TaskKind.flip`, `TaskKind.rescale`); pixels that its kind calls unknown become `IGNORE_INDEX`.
+the recipe of the field since ATRC (Bruggemann et al. 2021), and DeGMix's. A label's kind says what becomes of its
+values (`TaskKind.flip`, `TaskKind.rescale`). Pixels that the kind calls unknown become `IGNORE_INDEX`.
 
 Images are float32 arrays `(3, height, width)` in 0..255, label maps arrays `(channels, height, width)` as
 [`to_coded_label`] makes them, which are decoded once they are small.
@@ -207,7 +207,7 @@ def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def turn_hue(pixels: np.ndarray, amount: float) -> np.ndarray:
-    """Adds to HSV's hue, of which 180 is the full circle, and keeps saturation and value."""
+    """Adds to HSV's hue (180 is the full circle), and keeps saturation and value."""
     red, green, blue = pixels
     value, least = pixels.max(axis=0), pixels.min(axis=0)
     chroma = value - least

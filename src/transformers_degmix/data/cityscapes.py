@@ -25,7 +25,7 @@ _FILES = {
 # The archives that its page offers; each holds one of the folders.
 PACKAGES = tuple(f"{folder}_trainvaltest.zip" for folder, _ in _FILES.values())
 
-# Of the ids 0..33 in the label files, those of the 19 training classes in their order; and the category of each class.
+# The ids of the 19 training classes, in their order, among 0..33 in the label files; and the category of each class.
 # The other ids (parking, tunnel, caravan, ...) belong to categories too, but the benchmark scores them in neither.
 TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CATEGORY_OF_CLASS = (0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 6, 6, 6, 6, 6, 6)
@@ -45,7 +45,7 @@ class Cityscapes:
 
     title = "Cityscapes"
     terms = (
-        "Images, labels and disparity are those of Cityscapes (Cordts et al., CVPR 2016), which its licence agreement "
+        "Images, labels and disparity are from Cityscapes (Cordts et al., CVPR 2016), which its licence agreement "
         "offers for non-commercial purposes (research, teaching, publications, personal experiments) to whoever has "
         "registered on its page, and which may not be passed on."
     )

@@ -31,8 +31,8 @@ class DeGMixDataCollator:
             `None` in it, is ignored by that task.
         augmentation: what to do at random, by default nothing.
         seed: of the augmentation, 0 or more.
-        tasks: `DeGMixConfig.tasks`, of which `num_labels` and `ignore_empty` are used, or some of them, if labels of
-            no others are to be read; without, class ids up to 254 will do, and no image is ignored.
+        tasks: `DeGMixConfig.tasks`, or some of them if only their labels are to be read. `num_labels` and
+            `ignore_empty` are used; without tasks, class ids up to 254 will do, and no image is ignored.
 
     Raises:
         ValueError: on a call, if an image or a label cannot be used; the message names the row and the task.

@@ -39,9 +39,9 @@ NUM_LABELS = 459
 
 # The normals are the predictions of a network trained on NYUD-v2, and mean something only on what that has seen. These
 # are the labels of PASCAL-Context's 459 whose names occur, letter by letter, among the 894 names of objects in the raw
-# annotations of NYU Depth V2, of which its 40 classes are made; and "tvmonitor", which is called "television" there.
+# annotations of NYU Depth V2 (its 40 classes are made of them); and "tvmonitor", which is called "television" there.
 # So "fridge" ("refridgerator" in NYU), "ground" and "cloth" are not among them, but "car" and "pig", toys in NYU, are:
-# it is the choice with which the published numbers were measured (Maninis et al., CVPR 2019).
+# the published numbers were measured with this choice (Maninis et al., CVPR 2019).
 # fmt: off
 LABELS_IN_NYU = {
     3: "air conditioner", 4: "antenna", 6: "ashtray", 9: "bag", 10: "ball", 11: "balloon", 13: "barrel", 15: "basket",
@@ -84,7 +84,7 @@ class PASCALContext:
 
     title = "PASCAL-Context, five tasks"
     terms = (
-        "Images are those of PASCAL VOC 2010 (Everingham et al.), which came from flickr and whose use must respect "
+        "Images are from PASCAL VOC 2010 (Everingham et al.). They came from flickr, and their use must respect "
         "flickr's terms of use. Labels come from PASCAL-Context (Mottaghi et al., CVPR 2014), PASCAL-Part (Chen et "
         "al., CVPR 2014) and PASCAL VOC 2012; saliency and normals were distilled from networks by Maninis et al. "
         "(CVPR 2019, ASTMT), whose code is under CC BY-NC 4.0. See the pages of these projects for their terms before "

@@ -345,7 +345,7 @@ def command_line(job: Job) -> str:
 
 
 def push(output: Path, repository: str) -> str:
-    """Makes the files of a data set those of a repository on the Hub, which is private if it is new.
+    """Puts the files of a data set into a repository on the Hub, in place of its own; it is private if it is new.
 
     Returns:
         Its address.

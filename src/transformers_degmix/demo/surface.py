@@ -12,7 +12,7 @@ from ..visualization.geometry import viewing_rays
 
 # Vertices along the longer side
 SURFACE_SIDE = 200
-# Neighbours of which one is this much further away lie on different objects.
+# Of two neighbours on different objects, one is this many times as far away as the other.
 DEPTH_JUMP = 1.1
 
 

@@ -42,7 +42,7 @@ class BoundaryMetric(StreamingMetric):
     - `ois_f`: F-measure with the best threshold of each image (optimal image scale), from summed counts.
     - `ap`: average precision over recalls 0, 0.01, ..., 1; those outside of the curve's range add nothing.
     - `r50`: the largest recall at a threshold with at least 50% precision.
-    - `threshold`: that of `ods_f`.
+    - `threshold`: the one with the score `ods_f`.
 
     The toolbox differs in three details: predictions pass through 8-bit images, there are two more thresholds (0.001
     and 0.999), and the true boundary is drawn around the regions of the label, which here is the boundary itself.
@@ -117,9 +117,9 @@ def boundary_counts(prediction: np.ndarray, label: np.ndarray, tolerance: float)
     """Matched pairs, predicted and true boundary pixels of one image at each of `THRESHOLDS`.
 
     The image is the bounding box of its valid pixels, so that padding counts for nothing. Ignored pixels are no
-    boundary, neither predicted nor true. Non-maxima of the prediction are suppressed; the pixels that reach a
-    threshold, and those of the label, are thinned. One-to-one pairs of predicted and true pixels, no further apart
-    than the tolerance, are as many as there can be.
+    boundary, neither predicted nor true. Non-maxima of the prediction are suppressed. The pixels that reach a
+    threshold are thinned, and so are the label's. As many predicted and true pixels as possible are paired, one to
+    one, no further apart than the tolerance.
 
     BSDS (correspondPixels) minimises the sum of the distances and of charges for unmatched pixels, 100 times the
     tolerance each. Its optimum has as many pairs, unless one pair more would take some 100 others apart, so distances

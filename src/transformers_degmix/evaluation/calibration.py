@@ -27,7 +27,7 @@ class Calibration:
     """Errors of all labelled pixels of a data set by their confidence.
 
     Attributes:
-        sums: name -> tensor on the CPU, `(BINS,)`, as those of [`StreamingMetric`]. The oracle's bins are those of
+        sums: name -> tensor on the CPU, `(BINS,)`, as in [`StreamingMetric`]. The oracle's confidence is
             1 / (1 + error): it is as confident as the prediction is right.
     """
 

@@ -17,7 +17,7 @@ def constant_scores(
 
     Args:
         tasks: `DeGMixConfig.tasks`.
-        train_batches: batches with `labels`, all kept in memory, from which the constants are taken.
+        train_batches: batches with `labels`. The constants are taken from them; all are kept in memory.
         eval_batches: batches with `labels`, against which they are scored.
 
     Returns:

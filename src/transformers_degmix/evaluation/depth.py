@@ -10,8 +10,8 @@ from ..tasks import TASK_KINDS
 from .metric import StreamingMetric, check_not_empty
 
 
-# (top, bottom, left, right) of the region that is scored, as fractions of the image, floor rounded: `eigen` and `garg`
-# of KITTI, and the pixels of NYU Depth V2 for which Eigen et al. project depth, of its 480 x 640.
+# (top, bottom, left, right) of the region that is scored, as fractions of the image, floor rounded. `eigen` and `garg`
+# are for KITTI. In the 480 x 640 pixels of NYU Depth V2, it is the region where Eigen et al. project depth.
 _CROPS = {
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
@@ -26,7 +26,7 @@ def crop_depth(depth: Tensor, crop: str | None, max_depth: float | None) -> Tens
 
     Args:
         crop: `"eigen"` (Eigen et al., 2014) or `"garg"` (Garg et al., 2016), for the outdoor images of KITTI and
-            those of its aspect. On images of 480 x 640 `"eigen"` is the region that is in use for NYU Depth V2.
+            images of the same aspect. For images of 480 x 640, `"eigen"` is the region in use for NYU Depth V2.
         max_depth: metres; labels of as much or more are unknown.
     """
     rows = columns = slice(None)
@@ -46,7 +46,7 @@ def adapt_depth(prediction: Tensor, label: Tensor, median_scaling: bool, max_dep
 
     Args:
         label: of the same shape, what is not scored being unknown.
-        median_scaling: whether each is multiplied so that its median, where it is scored, is that of the label.
+        median_scaling: whether each is multiplied so that, where it is scored, its median equals the label's.
         max_depth: metres; predictions are clamped to 1 mm and this.
     """
     if median_scaling:

@@ -49,8 +49,8 @@ def evaluate_model(
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """The loss, and the scores of each task that has labels, over all pixels of the data set.
 
-    Neither depends on how the samples are put into batches, but for the class weights in the loss of saliency, which
-    are those of each batch.
+    Neither depends on how the samples are put into batches, except the loss of saliency: each batch has its own class
+    weights.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` on the accelerator's device; left in eval mode. Not the one that
@@ -382,8 +382,8 @@ def predict_whole_image(
     """The prediction of each task in the image's own size, on the CPU, and, if the protocol has calibration, its
     confidence; see `post_process_dense_prediction`.
 
-    With several scales or mirrored images, it is that of the mean logits, each brought back to the image first: class
-    scores, metres, components of normals, log-odds. Windows are laid over each of them.
+    With several scales or mirrored images, the logits (class scores, metres, components of normals, log-odds) are
+    brought back to the image and averaged first. Windows are laid over each of these images.
 
     Args:
         pixels: `(3, height, width)` in the range that the processor takes.

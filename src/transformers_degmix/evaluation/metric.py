@@ -119,7 +119,7 @@ def check_not_empty(count: Tensor, metric: StreamingMetric):
 
 
 def compute_scores(metrics: Mapping[str, StreamingMetric]) -> dict[str, dict[str, float]]:
-    """The scores of the tasks of which a pixel was valid; the others are left out, which is said once."""
+    """The scores of the tasks that had a valid pixel. The others are left out, and a warning says so once."""
     scores = {}
     for name, metric in metrics.items():
         try:

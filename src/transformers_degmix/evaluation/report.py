@@ -47,7 +47,7 @@ def build_report(
 
     Args:
         data: `dataset`, its name, and `split`; what else it has is only written.
-        command: with which the evaluation was started.
+        command: that started the evaluation.
         warnings: what looks wrong about the data.
 
     Raises:
@@ -242,7 +242,7 @@ def write_report(
     Args:
         directory: exists and is empty.
         report: what [`build_report`] made.
-        evaluation: what it is about; the other arguments are those of [`evaluate_whole_images`].
+        evaluation: what it is about. The other arguments are as for [`evaluate_whole_images`].
     """
     (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     columns = dict.fromkeys(name for sample in evaluation.samples for name in sample)
@@ -434,10 +434,10 @@ def draw_errors(counts: np.ndarray, metric: StreamingMetric) -> Figure:
 
 
 def find_extremes(evaluation: Evaluation, name: str) -> dict[str, list[dict[str, Any]]]:
-    """`"best"` and `"worst"` samples of a task by its main score, of those in which there is something to find.
+    """`"best"` and `"worst"` samples of a task by its main score.
 
-    Where there is not, scores say little: background alone is easily right, and no boundary can be found.
-    No sample is in both.
+    Samples with nothing to find are left out. Their scores say little: background alone is easily right, and no
+    boundary can be found. No sample is in both.
     """
     metric = evaluation.metrics[name]
     key = f"{name}_{metric.main}"

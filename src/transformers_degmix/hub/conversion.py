@@ -160,8 +160,8 @@ def load_released_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     """Reads tensors, and never code, from a Lightning checkpoint, a plain state dict or a safetensors file.
 
     Args:
-        path: a file written by `torch.save`, or `*.safetensors`. The latter keeps no order of its tensors, so that the
-            order of the tasks is known only if they are those of a benchmark.
+        path: a file written by `torch.save`, or `*.safetensors`. The latter keeps no order of its tensors. The order
+            of the tasks is then known only if they are a benchmark's.
 
     Raises:
         OSError: the file cannot be read.
@@ -216,7 +216,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     order = next((benchmark.tasks for benchmark in BENCHMARKS.values() if set(benchmark.tasks) == set(names)), None)
     if order is None:
         raise ValueError(
-            f"{path} does not keep the order of its tasks {sorted(names)}, which are those of no benchmark: save the "
+            f"{path} does not keep the order of its tasks {sorted(names)}, and no benchmark has these tasks: save the "
             "state dict with torch.save instead"
         )
     return dict(sorted(released.items(), key=lambda item: _rank(item[0], order)))
@@ -414,7 +414,7 @@ def _find_benchmark(names: list[str], num_labels: dict[str, int], dataset: str |
 
 
 def _mismatch(dataset: str, names: list[str], num_labels: dict[str, int]) -> str | None:
-    """What keeps the tasks from being those of a data set."""
+    """What keeps the tasks from being a data set's."""
     benchmark = BENCHMARKS[dataset]
     if foreign := [name for name in names if name not in benchmark.tasks]:
         return f"it has the tasks {foreign}, the data set only {list(benchmark.tasks)}"

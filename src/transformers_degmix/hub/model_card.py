@@ -1,4 +1,4 @@
-"""Model cards in the Hub's format, all from one template, and those of published configurations."""
+"""Model cards in the Hub's format, all from one template, and the cards of the published configurations."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ DATA = {
 
 UNKNOWN_DATA = {
     "limits": "What the training data does not show, the model does not know. Nobody has written down what it lacks.",
-    "bias": "As that of the training data, which nobody has examined for this card.",
+    "bias": "The training data's. Nobody has examined it for this card.",
 }
 
 CITATIONS = {
@@ -99,7 +99,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
 
     Args:
         entry: of `model_cards/published.yaml`.
-        recipe: the fields of the file that it names, with those of its bases; `None` without one.
+        recipe: the fields of the file that it names and of its bases; `None` without one.
     """
     model, backbone, benchmark, data = entry["model"], entry["backbone"], entry["benchmark"], DATA[entry["benchmark"]]
     tasks, paper = BENCHMARKS[benchmark].task_fields(), f"https://arxiv.org/abs/{PAPERS[entry['model']]}"
@@ -176,7 +176,7 @@ def card_name(entry: dict[str, Any]) -> str:
 def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) -> str:
     """How to come by a published configuration: from the authors' weights, if there are any, or by training."""
     if output_dir is None:
-        return f"{entry['checkpoint']} Nor is there a recipe. The backbone is that of the recipe `nyud_demt_hrnet18`."
+        return f"{entry['checkpoint']} Nor is there a recipe. The recipe `nyud_demt_hrnet18` has the same backbone."
     checkout = "In a checkout of transformers-degmix,"
     if "checkpoint" in entry:
         directory, weights = f"{output_dir}/best", f"{entry['checkpoint']} {checkout} train one"

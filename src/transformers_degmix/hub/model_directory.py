@@ -44,7 +44,7 @@ def save_model_directory(
 
 
 def push_model_directory(path: str | PathLike, repo: str, private: bool = False) -> str:
-    """Makes the files of a model directory those of a repository on the Hub, in one commit.
+    """Puts the files of a model directory into a repository on the Hub, in one commit.
 
     Args:
         path: the directory, with a card.

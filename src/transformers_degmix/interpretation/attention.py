@@ -47,9 +47,9 @@ class SamplingPoints:
     Positions are (x, y) in pixels of the photo from its top left corner: the centre of the first pixel is (0.5, 0.5).
 
     Attributes:
-        pixels: `(pixels, 2)`: the centres of the map's pixels in which the chosen ones of the photo lie.
+        pixels: `(pixels, 2)`: centres of the map's pixels that the chosen pixels of the photo lie in.
         points: `(layers, tasks, pixels, channels, 2)`. Offsets of the first half of the channels are made from rows,
-            those of the second half from columns.
+            offsets of the second half from columns.
         outside: `(layers, tasks, pixels, channels)`: whether a point lies outside of the map, as in [`Inspection`].
         area: left, top, right and bottom of what the map covers: the photo, and the padding around it.
     """
@@ -177,7 +177,7 @@ def observe_sampling(
 ) -> Iterator[None]:
     """Inside, a forward pass calls `visit(layer, task, grid)` for each mixer layer of each task, by their indices.
 
-    The grid is that of `DeGMixDeformableConv.sampling_grid`: `(batch, channels, h, w, 2)`, (x, y) in [-1, 1].
+    The grid comes from `DeGMixDeformableConv.sampling_grid`: `(batch, channels, h, w, 2)`, (x, y) in [-1, 1].
     """
 
     def hook(layer: int, task: int):

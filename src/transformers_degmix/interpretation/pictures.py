@@ -54,7 +54,7 @@ def draw_sampling(
     Args:
         image: the photo, upright.
         area, pixels: of [`~interpretation.attention.SamplingPoints`].
-        points, outside: those of one layer, `(tasks, pixels, channels, 2)` and `(tasks, pixels, channels)`.
+        points, outside: of one layer, `(tasks, pixels, channels, 2)` and `(tasks, pixels, channels)`.
         names: of the tasks.
         note: which layer it is.
         panel_width: width of each panel, which shows `area`, in pixels; high panels are narrower.

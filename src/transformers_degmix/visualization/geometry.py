@@ -53,7 +53,7 @@ def normals_from_depth(depth: Tensor, field_of_view: float = FIELD_OF_VIEW, step
     Args:
         depth: metres along the optical axis, `(..., height, width)`, of any floating dtype; unknown where not above 0.
         field_of_view: see [`viewing_rays`].
-        step: pixels between those that are compared. Larger ones see less of the noise and of the details.
+        step: distance of the pixels that are compared. Larger ones see less of the noise and of the details.
 
     Returns:
         float32 `(..., 3, height, width)`, unit vectors with x to the right, y down and z towards the camera, as those

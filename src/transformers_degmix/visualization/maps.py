@@ -23,8 +23,10 @@ CONSISTENCY_RANGE = (0.0, 60.0)
 
 
 def shown_range(task: dict[str, Any], *maps: Tensor) -> ValueRange:
-    """Values shown as first and last colour: those of the task's kind; where it leaves them to the maps (depth), the
-    2nd and the 98th percentile of all known pixels, so that a few outliers do not use up the colours.
+    """Values shown as first and last colour, as the task's kind says.
+
+    Where it leaves them to the maps (depth), they are the 2nd and the 98th percentile of all known pixels, so that a
+    few outliers do not use up the colours.
 
     Args:
         task: the task's fields, as in `config.tasks`.

@@ -32,7 +32,7 @@ def draw_overview(
     Args:
         image: the input, upright.
         predictions: a map for each of the tasks, as [`draw_prediction`] takes them.
-        tasks: `config.tasks`, or those of them that are to be shown.
+        tasks: `config.tasks`, or some of them if the others are not to be shown.
         attentions: `outputs.attentions[0]` of this image, `(tasks, heads, tasks, h, w)`, without padding: how much
             each task (first axis) takes from each task (third axis) at each pixel. Needs all tasks.
         references: maps to compare with, of any of the tasks, in the predictions' form. They share the predictions'

@@ -1,4 +1,4 @@
-"""From the number of a room to its image and labels, and from those to a data set.
+"""From the number of a room to its image and labels, and from many rooms to a data set.
 
 A room, furnished and peopled at random, is a set of convex primitives. One ray through the centre of each pixel finds
 what that pixel shows, and all labels derive from that one hit, so that they agree with each other pixel by pixel.

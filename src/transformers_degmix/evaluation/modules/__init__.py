@@ -34,7 +34,7 @@ class StreamingModule(evaluate.Metric, ABC):
         """
         Args:
             metric: keeps the sums.
-            kwargs: those of `evaluate.Metric`.
+            kwargs: of `evaluate.Metric`.
         """
         self.metric = metric
         super().__init__(**kwargs)
