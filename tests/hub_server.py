@@ -164,9 +164,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def check_token(self, path: str):
         # LFS gives out addresses that need no token.
-        if self.hub.token and not path.startswith("/lfs-objects/"):
-            if self.headers.get("Authorization") != f"Bearer {self.hub.token}":
-                raise HubError(401, "Invalid username or password.")
+        is_checked = self.hub.token and not path.startswith("/lfs-objects/")
+        if is_checked and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
+            raise HubError(401, "Invalid username or password.")
 
     def send(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None):
         self.send_response(status)

@@ -48,10 +48,7 @@ def released_state_dict(name: str) -> dict[str, Tensor]:
 def draw_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
     """The weights rule of the fixtures."""
     numbers = {key: number for number, key in enumerate(sorted(shapes))}
-    return {
-        key: _draw(key, shape, np.random.RandomState(1000 * seed + numbers[key]))  # noqa: NPY002 (part of the rule)
-        for key, shape in shapes.items()
-    }
+    return {key: _draw(key, shape, np.random.RandomState(1000 * seed + numbers[key])) for key, shape in shapes.items()}
 
 
 def _draw(key: str, shape: list[int], rng: np.random.RandomState) -> Tensor:

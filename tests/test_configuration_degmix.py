@@ -49,8 +49,8 @@ def test_tasks_attend_to_all_or_to_some(tmp_path):
     tasks["edge"]["attends_to"] = ["edge"]
     config = DeGMixConfig(tasks=tasks)
     config.save_pretrained(tmp_path)
-    for config in (config, AutoConfig.from_pretrained(tmp_path)):
-        assert [config.attended(task) for task in tasks] == [["semseg", "depth"]] * 2 + [list(tasks), ["edge"]]
+    for same in (config, AutoConfig.from_pretrained(tmp_path)):
+        assert [same.attended(task) for task in tasks] == [["semseg", "depth"]] * 2 + [list(tasks), ["edge"]]
     # all of them, in whatever order, is the default
     config = DeGMixConfig(tasks={"edge": {**ALL_KINDS["edge"], "attends_to": ["edge"]}})
     assert config.tasks["edge"]["attends_to"] is None

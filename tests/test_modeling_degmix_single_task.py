@@ -1,5 +1,7 @@
 """Models of one task predict what the model of all tasks does, to the last bit, from the same files."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def several_portions(monkeypatch):
     monkeypatch.setattr(DeGMixModel, "CPU_PORTION", 100)
 
 
-def saved(path, attends_to={}, **fields):
+def saved(path, attends_to=MappingProxyType({}), **fields):
     """The model of all tasks, as it is loaded from a directory with its processor."""
     tasks = {name: {**task, "attends_to": attends_to.get(name)} for name, task in ALL_KINDS.items()}
     model = small_model(backbone_config=BACKBONES["resnet"], tasks=tasks, num_mixer_layers=1, **fields)
@@ -97,7 +99,7 @@ def test_classes_and_outputs(tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path)) is DeGMixForMultiTaskDensePrediction
     labels = random_labels(ALL_KINDS, 2, *PIXELS.shape[-2:])
     expected = full(PIXELS, labels=labels, output_hidden_states=True, output_attentions=True)
-    for row, (task, model) in enumerate(found.items()):
+    for task, model in found.items():
         outputs = model(PIXELS, labels=labels[task], output_hidden_states=True, output_attentions=True)
         assert torch.equal(outputs.loss, expected.losses[task])
         index = list(ALL_KINDS).index(task)

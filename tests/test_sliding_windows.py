@@ -93,7 +93,7 @@ def test_windows_cover_the_axis_and_their_weights_sum_to_one(length, window, ove
     assert weights.shape == (len(starts), window) and (weights > 0).all()
     assert starts[0] == 0 and starts[-1] == length - window
     steps = np.diff(starts)
-    assert len(starts) == 1 or (steps > 0).all() and (window == 1 or window - steps.max() >= int(overlap * window))
+    assert len(starts) == 1 or ((steps > 0).all() and (window == 1 or window - steps.max() >= int(overlap * window)))
     # None could be left out.
     assert len(starts) < 3 or (length - window) / (len(starts) - 2) > max(1, int(window * (1 - overlap)))
     total = np.zeros(length)

@@ -30,7 +30,7 @@ def test_activation_gives_the_kind_of_map(kind):
     assert prediction.shape == ((2, 3, 5, 7) if TASK_KINDS[kind].label_channels == 3 else (2, 5, 7))
     assert prediction.dtype == TASK_KINDS[kind].label_dtype or kind == "saliency"
     if kind in ("saliency", "boundary"):
-        assert 0 <= prediction.min() and prediction.max() <= 1
+        assert prediction.min() >= 0 and prediction.max() <= 1
     if kind == "depth":
         assert prediction.min() == 0  # negative logits are clipped
     if kind == "normals":
@@ -96,7 +96,7 @@ def test_confidence_is_a_map_between_0_and_1(kind, size):
     logits = 5 * torch.randn(2, TASK_KINDS[kind].num_logits or 4, *size)
     confidence = TASK_KINDS[kind].confidence(logits)
     assert confidence.shape == (2, *size) and confidence.dtype == torch.float32
-    assert 0 <= confidence.min() and confidence.max() <= 1
+    assert confidence.min() >= 0 and confidence.max() <= 1
     # Of each image by itself
     torch.testing.assert_close(TASK_KINDS[kind].confidence(logits[1:]), confidence[1:])
 

@@ -592,10 +592,7 @@ class DeGMixImageProcessingMixin:
         )
         own_sizes = [tuple(image.shape[-2:]) for image in images]
         resized_sizes = [resized_size(own_size, size) for own_size in own_sizes] if do_resize else own_sizes
-        if do_pad:
-            padded_sizes = [padded_size(resized_sizes, pad_size, size_divisor)] * len(images)
-        else:
-            padded_sizes = resized_sizes
+        padded_sizes = [padded_size(resized_sizes, pad_size, size_divisor)] * len(images) if do_pad else resized_sizes
 
         inputs = {
             "pixel_values": [

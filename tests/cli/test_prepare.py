@@ -72,7 +72,7 @@ def test_folder_and_archive_pixel_by_pixel(run, tmp_path, make):
     assert run(make.__name__, pack(root), tmp_path / "b")[0] is None
     first, second = load(tmp_path / "a"), load(tmp_path / "b")
     assert first["train"].features == second["train"].features
-    for (split, image_id), row in rows(first).items():
+    for (split, _), row in rows(first).items():
         check(split, row)
     tables = [
         [pyarrow.parquet.read_table(path) for path in sorted((tmp_path / name / "data").iterdir())] for name in "ab"

@@ -268,7 +268,7 @@ def test_distorted_colors_stay_in_range(seed):
     pixels = random_pixels(seed, 8, 9)
     distorted = Augmentation((8, 9)).distort(pixels, np.random.default_rng(seed))
     assert distorted.shape == pixels.shape and distorted.dtype == np.float32
-    assert -1e-3 <= distorted.min() and distorted.max() <= 255 + 1e-3
+    assert distorted.min() >= -1e-3 and distorted.max() <= 255 + 1e-3
 
 
 def test_each_adjustment_has_its_chance():

@@ -137,7 +137,7 @@ def test_boundaries_of_0_and_1():
 @pytest.mark.parametrize("scale", [1, 10])
 def test_boundaries_as_floats(scale):
     strength = np.float32(255) * DISC
-    warnings, read = make([strength.tolist()], BOUNDARY, are_files=False)
+    _, read = make([strength.tolist()], BOUNDARY, are_files=False)
     assert read[0].tolist() == pytest.approx(DISC.astype(float), abs=1e-3)
 
 

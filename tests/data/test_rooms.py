@@ -169,7 +169,7 @@ def test_labels_are_valid(index):
     np.testing.assert_array_equal(labels["human_parts"] > 0, labels["semseg"] == PERSON)
     assert set(np.unique(labels["sal"])) == {0, 1}
     assert set(np.unique(labels["edge"])) == {0, 1}
-    assert 0.3 < labels["depth"].min() and labels["depth"].max() < 10
+    assert labels["depth"].min() > 0.3 and labels["depth"].max() < 10
     np.testing.assert_array_equal(labels["depth"], depth)
     normals = np.moveaxis(labels["normals"], -1, 0)
     np.testing.assert_allclose((normals**2).sum(0), 1, atol=1e-5)

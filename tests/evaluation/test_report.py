@@ -50,7 +50,10 @@ def data(model):
     return map_columns(load_rooms("test", 3, (32, 48)), model.config.tasks)
 
 
-def evaluate(model, processor, data, protocol=Protocol()):
+PLAIN = Protocol()
+
+
+def evaluate(model, processor, data, protocol=PLAIN):
     with ThreadPoolExecutor(1) as executor:
         return evaluate_whole_images(model, processor, data, protocol, Accelerator(), executor)
 
@@ -60,7 +63,7 @@ def evaluation(model, data):
     return evaluate(model, DeGMixImageProcessorPil(tasks=model.config.tasks), data)
 
 
-def make_report(model, evaluation, protocol=Protocol(), name="model"):
+def make_report(model, evaluation, protocol=PLAIN, name="model"):
     described = {"dataset": "rooms", "split": "test"}
     return build_report(evaluation, model, name, described, protocol, "fp32", "degmix evaluate", [])
 

@@ -113,7 +113,7 @@ def test_distances_and_points_outside():
         "distance_90th_percentile": pytest.approx(12, abs=1e-4),
         "outside": pytest.approx(outside / (len(rows) * len(columns) * 16)),
     }
-    assert 0 < outside and describe_sampling(inspection, list(TASKS)) == [dict.fromkeys(TASKS, expected)] * 2
+    assert outside > 0 and describe_sampling(inspection, list(TASKS)) == [dict.fromkeys(TASKS, expected)] * 2
 
 
 def test_points_without_offsets_are_the_pixels_themselves():

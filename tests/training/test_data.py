@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,8 @@ def test_processes_share_the_batches_of_one(num_images, batch_size, num_processe
 
     whole = batches(batch_size * num_processes, 0, 1)
     shards = [batches(batch_size, rank, num_processes) for rank in range(num_processes)]
-    assert [sum(parts, []) for parts in zip(*shards, strict=True)] == whole
-    seen = sum(whole, [])
+    assert [list(chain(*parts)) for parts in zip(*shards, strict=True)] == whole
+    seen = list(chain(*whole))
     assert len(set(seen)) == len(seen) and len(seen) > num_images - batch_size * num_processes
 
 

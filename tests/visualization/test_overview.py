@@ -316,7 +316,7 @@ def test_attention_of_other_tasks_is_refused(shape):
 
 
 def test_long_and_many_class_names_stay_in_their_column():
-    names = {index: "a very long name of a class " * 3 for index in range(60)}
+    names = dict.fromkeys(range(60), "a very long name of a class " * 3)
     tasks = {"semseg": {"kind": "segmentation", "num_labels": 60, "id2label": names}}
     ids = torch.arange(1200).view(SIZE) % 60
     overview = overview_of({"semseg": ids}, tasks)

@@ -49,7 +49,7 @@ class DeGMixDataCollator:
         self.augmentation = augmentation
         self.seed = seed
         self.kinds = {name: kind for name, kind in processor.tasks.items() if tasks is None or name in tasks}
-        self.tasks = tasks or dict.fromkeys(self.kinds, {})
+        self.tasks = tasks or {name: {} for name in self.kinds}
         # Workers that live on from one epoch to the next have their own copy of all but shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

@@ -367,7 +367,7 @@ def _change_label(
     largest = num_labels - 1 if kind.largest is None else kind.largest
     is_code = to_label(values == IGNORE_INDEX, kind, size).bool()
     unlabelled |= kind.unknown(decoded.masked_fill(is_code, 1))[0]
-    if (code == IGNORE_INDEX).any() and column.scale == (1.0,) or column.apply(code).abs().max() > largest + 0.5:
+    if ((code == IGNORE_INDEX).any() and column.scale == (1.0,)) or column.apply(code).abs().max() > largest + 0.5:
         unlabelled |= is_code.any(dim=0)
     label = label.masked_fill(unlabelled, kind.label_padding).to(kind.label_dtype)
     return label if kind.label_channels > 1 else label[0]

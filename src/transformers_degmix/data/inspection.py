@@ -49,11 +49,16 @@ class LabelInspector:
         column, orientation = self.reader.columns["image"], self.reader.orientation(row, "image")
         height, width = image_size(image)
         # What turns a rectangle by 90 degrees shows in the labels' size.
-        if not column.ignore_orientation and (orientation in (2, 3, 4) or orientation > 4 and height == width):
-            if any(label is not None and self.reader.orientation(row, name) == 1 for name, label in labels.items()):
-                setting, detail = {"ignore_orientation": True}, f"orientation {orientation}; unless labels are upright"
-                what = "EXIF data turns images, but not their labels"
-                self.note("image", Suspicion(what, [1.0], setting, detail), [index])
+        keeps_size = orientation in (2, 3, 4) or (orientation > 4 and height == width)
+        labelled = (name for name, label in labels.items() if label is not None)
+        if (
+            keeps_size
+            and not column.ignore_orientation
+            and any(self.reader.orientation(row, name) == 1 for name in labelled)
+        ):
+            setting, detail = {"ignore_orientation": True}, f"orientation {orientation}; unless labels are upright"
+            what = "EXIF data turns images, but not their labels"
+            self.note("image", Suspicion(what, [1.0], setting, detail), [index])
         if isinstance(image, Image.Image):
             if DOUBT in image.info:
                 self.note("image", Suspicion("dark?", [1.0], detail=image.info[DOUBT]), [index])

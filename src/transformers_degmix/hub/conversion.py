@@ -9,6 +9,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from math import isqrt
 from os import PathLike
 from pathlib import Path
@@ -369,7 +370,7 @@ def _infer_swin(released: dict[str, Tensor]) -> SwinConfig:
         depths=depths,
         num_heads=num_heads,
         # A table has a row for each offset within a window, (2 * window_size - 1) ** 2 of them.
-        window_size=(isqrt(_common_size(released, sum(bias_tables, []))) + 1) // 2,
+        window_size=(isqrt(_common_size(released, list(chain(*bias_tables)))) + 1) // 2,
         mlp_ratio=_common_size(released, _weight_and_bias(*(b + "ffn.layers.0.0" for b in blocks[0]))) / embed_dim,
         qkv_bias=any(key.endswith(".qkv.bias") for key in released),
         out_features=[f"stage{stage + 1}" for stage in range(NUM_STAGES)],

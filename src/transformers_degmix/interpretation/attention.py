@@ -86,7 +86,7 @@ def inspect_images(model: DeGMixForMultiTaskDensePrediction, processor, data: Ma
         distances.append(torch.zeros(num_layers, num_tasks, 2))
         outside.append(torch.zeros(num_layers, num_tasks))
 
-        def measure(layer: int, task: int, grid: Tensor):
+        def measure(layer: int, task: int, grid: Tensor, padded=padded, size=size):
             height, width = grid.shape[2:4]
             away = (grid[0] - pixel_centres(height, width).to(grid)) * grid.new_tensor([width, height]) / 2
             # `crop_attentions` takes (..., h, w)

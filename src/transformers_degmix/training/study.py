@@ -98,10 +98,8 @@ def tune(folder: Path, args: TrainingArguments, initial: Path, seed: int, **chan
     if result.exists():
         return json.loads(result.read_text())
     print(f"\n{folder}")
-    changes |= {
-        **{"output_dir": str(folder), "pretrained": str(initial), "pretrained_backbone": None, "model": {}},
-        **{"seed": seed, "resume": True},
-    }
+    changes |= {"output_dir": str(folder), "seed": seed, "resume": True}
+    changes |= {"pretrained": str(initial), "pretrained_backbone": None, "model": {}}
     start = time.process_time()
     scores = train(replace(args, **changes))
     model = DeGMixForMultiTaskDensePrediction.from_pretrained(folder / "last")
