@@ -1,4 +1,4 @@
-"""Writes a card for each configuration in model_cards/published.yaml: python scripts/make_model_cards.py [DIR]"""
+"""Writes a card for each configuration in model_cards/published.yaml: `python scripts/make_model_cards.py [DIR]`."""
 
 import argparse
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""Predicts a photograph with the model that comes with the package; then trains a small one on Rooms from scratch,
-scores it on held-out rooms and draws some of them.
+"""Predicts a photograph with the model that comes with the package, and trains a small one on Rooms.
+
+The latter starts from scratch, is scored on held-out rooms, and predicts some of them as pictures.
 
     python scripts/rooms_demo.py [--quick] [--output_dir DIR]
 

@@ -1,4 +1,6 @@
-"""Makes a trained model the one that comes with the package: python scripts/ship_model.py outputs/nyud_lite/best
+"""Makes a trained model the one that comes with the package.
+
+    python scripts/ship_model.py outputs/nyud_lite/best
 
 Matrices are stored in 16 bits; what has one dimension (biases, statistics of batch norms) in 32. `from_pretrained`
 loads all in 32. What is lost so is measured by scoring the shipped model.

@@ -56,10 +56,10 @@ CUSTOM_PIPELINES = {
 
 @strict
 class DeGMixConfig(PreTrainedConfig):
-    r"""
-    Configuration of DeGMix ([paper](https://huggingface.co/papers/2308.05721)) and, with `use_gating=False,
-    num_mixer_layers=1, num_attention_heads=4`, of its predecessor DeMT
-    ([paper](https://huggingface.co/papers/2301.03461)).
+    r"""Configuration of DeGMix ([paper](https://huggingface.co/papers/2308.05721)) and of its predecessor DeMT.
+
+    DeMT ([paper](https://huggingface.co/papers/2301.03461)) has `use_gating=False`, `num_mixer_layers=1` and
+    `num_attention_heads=4`.
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
@@ -127,7 +127,6 @@ class DeGMixConfig(PreTrainedConfig):
         ValueError: a field has a value that is not allowed; the message names the field, the value and what is.
 
     Example:
-
     ```python
     >>> from transformers_degmix import DeGMixConfig, DeGMixForMultiTaskDensePrediction
 

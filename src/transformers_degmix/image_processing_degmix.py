@@ -17,9 +17,10 @@ from .image_processing_pil_degmix import (
 
 
 class DeGMixImageProcessor(DeGMixImageProcessingMixin, TorchvisionBackend):
-    """
-    Image processor of DeGMix that resizes and normalises with torchvision, on `device` if given, else where a tensor
-    is already. Needs torchvision; arguments and results are as for [`DeGMixImageProcessorPil`].
+    """Image processor of DeGMix that resizes and normalises with torchvision.
+
+    It does so on `device` if given, else where a tensor is already. Arguments and results are as for
+    [`DeGMixImageProcessorPil`].
     """
 
     def process_image(

@@ -161,8 +161,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _white(image: Image.Image) -> tuple[float, float] | None:
-    """Of an image of more than 8 bits that is not decoded yet: the largest value that its kind holds, and that which
-    its file says that it uses, or 0."""
+    """The largest value that an image of more than 8 bits can hold, and the one that its file says it uses, or 0.
+
+    The image is not decoded yet. For others, `None`.
+    """
     if image.mode != "F" and not image.mode.startswith("I") and ";16" not in str(image.tile):
         return None
     largest = 255 if image.mode == "F" else 65535
@@ -473,7 +475,7 @@ class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
         Images are padded to multiples of it. `pad_size` goes before.
     tasks (`dict` or `list`, *optional*):
         Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is, or the list of them in `config.json`.
-    """
+    """  # noqa: D205, D212 (the form that Transformers reads)
 
     resample: Any  # checked by `to_resampling`; the base class refuses an `InterpolationMode`
     size_divisor: int | None
@@ -511,7 +513,8 @@ class DeGMixImageProcessingMixin:
         labels: dict[str, LabelMap | list[LabelMap]] | None = None,
         **kwargs: Unpack[DeGMixImageProcessorKwargs],
     ) -> DeGMixBatchFeature:
-        """
+        """Images and labels as the model takes them.
+
         Args:
             images:
                 One image or a list of images: PIL image, path, `http(s):` or `data:` URL, array or tensor
@@ -839,9 +842,9 @@ def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -
 
 
 class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
-    """
-    Image processor of DeGMix that works with PIL and NumPy on the CPU. Its tensors equal those of
-    [`DeGMixImageProcessor`] but for float rounding.
+    """Image processor of DeGMix that works with PIL and NumPy on the CPU.
+
+    Its tensors equal [`DeGMixImageProcessor`]'s but for float rounding.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `False`): whether to resize images to `size`.
@@ -868,7 +871,6 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
         ValueError: a task is of an unknown kind, or `resample` is no filter.
 
     Example:
-
     ```python
     >>> processor = DeGMixImageProcessorPil(tasks=model.config.tasks)
     >>> inputs = processor(image, labels={"depth": depth}, return_tensors="pt")

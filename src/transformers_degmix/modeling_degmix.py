@@ -29,8 +29,7 @@ from .recomputation_degmix import gelu_and_norm, outside_transforms, recomputed
 
 @dataclass
 class DeGMixModelOutput(ModelOutput):
-    """
-    Output of [`DeGMixModel`].
+    """Output of [`DeGMixModel`].
 
     Args:
         fused_features (`torch.Tensor` of shape `(batch_size, hidden_size, h, w)`):
@@ -55,8 +54,7 @@ class DeGMixModelOutput(ModelOutput):
 
 @dataclass
 class DeGMixDensePredictionOutput(ModelOutput):
-    """
-    Output of [`DeGMixForMultiTaskDensePrediction`].
+    """Output of [`DeGMixForMultiTaskDensePrediction`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, with `labels`):
@@ -526,7 +524,8 @@ class DeGMixModel(DeGMixPreTrainedModel):
         output_attentions: bool | None = None,
         **kwargs,
     ) -> DeGMixModelOutput:
-        """
+        """The features of all tasks.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images, at least 32 x 32, any size above.
@@ -653,7 +652,8 @@ class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel
         output_attentions: bool | None = None,
         **kwargs,
     ) -> DeGMixDensePredictionOutput:
-        """
+        """The maps of all tasks and, with labels, the losses.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images, at least 32 x 32, any size above.
@@ -673,7 +673,6 @@ class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel
             ValueError: images are smaller than 32 x 32, or labels are empty, of unknown tasks or of another size.
 
         Example:
-
         ```python
         >>> inputs = AutoImageProcessor.from_pretrained(path)(image, return_tensors="pt")
         >>> outputs = AutoModel.from_pretrained(path)(**inputs)

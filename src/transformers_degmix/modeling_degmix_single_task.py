@@ -21,8 +21,7 @@ from .tasks import task_of_kind
 
 @dataclass
 class DeGMixNormalEstimatorOutput(ModelOutput):
-    """
-    Output of [`DeGMixForNormalEstimation`].
+    """Output of [`DeGMixForNormalEstimation`].
 
     Args:
         loss (`torch.Tensor` of shape `()`, *optional*, with `labels`):
@@ -40,10 +39,11 @@ class DeGMixNormalEstimatorOutput(ModelOutput):
 
 
 class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
-    """
-    Base class of the models of one task. They load checkpoints of [`DeGMixForMultiTaskDensePrediction`] and predict
-    the same to the last bit. They leave out the heads and task queries of other tasks, and the mixers of tasks that
-    theirs does not attend to; `attentions` have its query only.
+    """Base class of the models of one task.
+
+    They load checkpoints of [`DeGMixForMultiTaskDensePrediction`] and predict the same to the last bit. They leave out
+    the heads and task queries of other tasks, and the mixers of tasks that theirs does not attend to. `attentions`
+    have its query only.
 
     Args:
         config: of the checkpoint; `single_task` names the task where several are of the class' kind. The model's own
@@ -79,7 +79,8 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
         output_attentions: bool | None = None,
         **kwargs,
     ) -> ModelOutput:
-        """
+        """The prediction of the task.
+
         Args:
             pixel_values, output_hidden_states, output_attentions:
                 See [`DeGMixForMultiTaskDensePrediction`].
@@ -106,9 +107,9 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
 
 
 class DeGMixForDepthEstimation(DeGMixForSingleTask):
-    """
-    DeGMix for one depth task: `predicted_depth`, metres `(batch_size, height, width)` at the size of the input, as the
-    head gives them. The image processor's `post_process_depth_estimation` turns negative ones into 0.
+    """DeGMix for one depth task: `predicted_depth`, metres `(batch_size, height, width)`, at the size of the input.
+
+    Values are the head's. The image processor's `post_process_depth_estimation` turns negative ones into 0.
     """
 
     kind = "depth"
@@ -129,8 +130,8 @@ class DeGMixForNormalEstimation(DeGMixForSingleTask):
 
 
 class DeGMixForSemanticSegmentation(DeGMixForSingleTask):
-    """
-    DeGMix for one segmentation task: `logits` `(batch_size, num_labels, height, width)` at the size of the input.
+    """DeGMix for one segmentation task: `logits` `(batch_size, num_labels, height, width)`, at the size of the input.
+
     `config.id2label` has the task's names of classes.
     """
 

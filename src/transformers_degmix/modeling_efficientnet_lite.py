@@ -19,8 +19,7 @@ GROUPS = ((1, 3, 1), (6, 3, 2), (6, 5, 2), (6, 3, 2), (6, 5, 1), (6, 5, 2), (6, 
 
 @strict
 class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
-    r"""
-    Configuration of [`EfficientNetLiteBackbone`]; by default EfficientNet-Lite0's.
+    r"""Configuration of [`EfficientNetLiteBackbone`]; by default EfficientNet-Lite0's.
 
     Args:
         embedding_size (`int`, *optional*, defaults to 32):
@@ -100,10 +99,11 @@ class EfficientNetLiteBlock(nn.Module):
 
 
 class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
-    """
-    EfficientNet-Lite ([code](https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite)), an
-    EfficientNet ([paper](https://huggingface.co/papers/1905.11946)) without squeeze-and-excitation and with ReLU6, up
-    to its last block. Images have any size.
+    """EfficientNet-Lite up to its last block.
+
+    It ([code](https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite)) is an EfficientNet
+    ([paper](https://huggingface.co/papers/1905.11946)) without squeeze-and-excitation and with ReLU6. Images have any
+    size.
 
     Gradient checkpointing is not supported: recomputed, a BatchNorm would count its batch twice.
     """
@@ -135,7 +135,8 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
-        """
+        """The feature maps of images.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, 3, height, width)`):
                 Images; ImageNet's weights expect values from -1 to 1 (mean and standard deviation 0.5).

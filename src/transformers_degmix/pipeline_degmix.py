@@ -17,8 +17,7 @@ from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_i
 
 
 class MultiTaskDensePredictionPipeline(Pipeline):
-    """
-    Predicts the maps of all tasks of an image.
+    """Predicts the maps of all tasks of an image.
 
     ```python
     >>> import transformers_degmix
@@ -38,7 +37,8 @@ class MultiTaskDensePredictionPipeline(Pipeline):
     def __call__(
         self, inputs: str | os.PathLike | Image.Image | list[str | os.PathLike | Image.Image], **kwargs: Any
     ) -> Any:
-        """
+        """The predictions of all tasks.
+
         Args:
             inputs: path, `http(s):` or `data:` URL, or PIL image, or a list of those.
             batch_size (`int`, *optional*, defaults to 1):

@@ -171,8 +171,11 @@ def _is_ignored(label: Maps) -> Maps:
 
 
 def _decode_normals(image: np.ndarray) -> np.ndarray:
-    """`(3, height, width)`; (0, 0, 0), far from the code of any unit vector, is the zero vector, and so are the codes
-    around 127.5, which stand for it in many data sets."""
+    """8-bit codes `(3, height, width)` -> vectors.
+
+    (0, 0, 0), far from the code of any unit vector, is the zero vector. So are the codes around 127.5, which stand for
+    it in many data sets.
+    """
     normals = image.astype(np.float32)
     normals /= 127.5
     normals -= 1
@@ -338,8 +341,10 @@ def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion
 
 
 def _lies_between(ids: np.ndarray) -> tuple[int, int]:
-    """How many pixels of `(height, width)` have a value strictly between those to both sides, or above and below; and
-    how many have different values there. True classes lie in order by chance only."""
+    """How many pixels of `(height, width)` have a value strictly between their neighbours' on opposite sides.
+
+    Second, how many have different values there. True classes lie in order by chance only.
+    """
     inside = total = 0
     ids = ids.astype(np.int32)
     for one, middle, other in ((ids[:, :-2], ids[:, 1:-1], ids[:, 2:]), (ids[:-2], ids[1:-1], ids[2:])):

@@ -16,7 +16,8 @@ from ..version import __version__
 
 @dataclass(frozen=True)
 class Command:
-    """
+    """A subcommand.
+
     Attributes:
         summary: its line in `degmix --help`.
         extra: the extra of the package with what it imports, if it needs one.

@@ -119,7 +119,8 @@ def start_executor(num_workers: int) -> Iterator[Executor]:
 
 
 def evaluate(args: argparse.Namespace, accelerator: Accelerator):
-    """
+    """Evaluates and writes the report.
+
     Raises:
         ValueError, OSError: something that was given cannot be used, or the report cannot be written.
     """

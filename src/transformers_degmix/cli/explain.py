@@ -1,6 +1,6 @@
-"""Shows what happens inside of a model: which task attends to which, and where the deformable mixers sample.
+r"""Shows what happens inside of a model: which task attends to which, and where the deformable mixers sample.
 
-    degmix explain --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \\
+    degmix explain --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \
         --split test --output outputs/inside
     degmix explain --model outputs/demo/best --image photo.jpg --points 120,80 400,300 --output outputs/dots
 

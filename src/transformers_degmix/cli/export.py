@@ -73,7 +73,8 @@ def main():
 
 
 def export(args: argparse.Namespace):
-    """
+    """Exports, compares and writes the files.
+
     Raises:
         ImportError, OSError, ValueError: something that was given cannot be used, or the files do not agree.
     """

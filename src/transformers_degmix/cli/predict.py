@@ -85,8 +85,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_inputs(paths: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Images, and videos: the files among the paths, and those in the directories among them, sorted by name. Third,
-    what else is in these directories but hidden.
+    """Images, videos and other files, each sorted by name.
+
+    Files are given, or lie in a directory that is given; hidden ones are left out. Only directories have other files.
 
     Raises:
         ValueError: a directory has neither, or two files have the same stem, after which results are named.

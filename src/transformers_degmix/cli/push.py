@@ -1,4 +1,6 @@
-"""Puts a model directory on the Hub: degmix push MODEL_DIR REPO [--private]
+"""Puts a model directory on the Hub.
+
+    degmix push MODEL_DIR REPO [--private]
 
 Weights, configuration, image processor, code, card and pictures go up in one commit: all of them, or none.
 """

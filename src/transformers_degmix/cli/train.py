@@ -1,4 +1,4 @@
-"""Trains a model: degmix train RECIPE [--field value ...]"""
+"""Trains a model: `degmix train RECIPE [--field value ...]`."""
 
 import signal
 import sys

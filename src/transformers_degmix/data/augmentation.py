@@ -68,7 +68,8 @@ class Augmentation:
         rng: np.random.Generator,
         size: Size | None = None,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """
+        """A sample, changed at random.
+
         Args:
             pixels: image `(3, height, width)`, float32 in 0..255.
             labels: task -> map `(channels, height, width)`, uint8 or else `TaskKind.array_dtype`.

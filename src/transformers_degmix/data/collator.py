@@ -58,7 +58,8 @@ class DeGMixDataCollator:
         self._epoch.fill_(epoch)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> BatchFeature:
-        """
+        """A batch of rows.
+
         Args:
             rows: `image` and a label per task, or, if that was done before, `pixel_values` and `labels` of one size.
 

@@ -222,7 +222,8 @@ class RowReader:
         self.features = features or {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """
+        """Image and labels of a row.
+
         Raises:
             ValueError: a value cannot be read as the mapping says; the message names column, task and `image_id`.
         """
@@ -231,7 +232,8 @@ class RowReader:
         return {"image": image, **labels, **({"image_id": str(row["image_id"])} if "image_id" in row else {})}
 
     def read_image(self, row: dict[str, Any]) -> Image.Image | np.ndarray:
-        """
+        """The image of a row.
+
         Raises:
             ValueError: there is no image, nor an array of the shape of one.
         """

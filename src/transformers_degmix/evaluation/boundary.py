@@ -61,7 +61,8 @@ class BoundaryMetric(StreamingMetric):
     thresholds = THRESHOLDS
 
     def __init__(self, task: dict, tolerance: float = 0.0075):
-        """
+        """The metric of a task.
+
         Args:
             task: one of `DeGMixConfig.tasks`.
             tolerance: largest distance of matching pixels as a fraction of the image's diagonal, in [0, 1]: 0.0075 on

@@ -60,11 +60,10 @@ class Calibration:
         self.sums[name] += torch.bincount(bins, weights, BINS)
 
     def sparsification(self) -> dict[str, np.ndarray]:
-        """The error of the pixels that are left when the least confident are removed: `confidence`, and `oracle` when
-        the worst are, `(100,)`, for the shares `REMOVED`.
+        """The error of the pixels that are left when others are removed, `(100,)`, for the shares `REMOVED`.
 
-        That is their root mean square, mean angle, or share of wrong pixels. Pixels of the same confidence are removed
-        in any order.
+        `confidence`: when the least confident are removed, in any order where they are equally confident; `oracle`:
+        when the worst are removed. The error is their root mean square, mean angle, or share of wrong pixels.
         """
         return {
             "confidence": self._errors_left(self.sums["count"], self.sums["error"]),
@@ -79,8 +78,13 @@ class Calibration:
         return means ** (1 / METRICS[self.kind].error_power)
 
     def reliability(self) -> list[dict[str, float]]:
-        """For each of 15 equal bins of confidence with pixels in it: `count`, mean `confidence`, and `accuracy`, the
-        share of its pixels that are right. Of kinds whose confidence is a probability."""
+        """Of each of 15 equal bins of confidence that has pixels, what they are and how many are right.
+
+        Only for kinds whose confidence is a probability.
+
+        Returns:
+            Rows of `count`, mean `confidence`, and `accuracy`, the share of right pixels.
+        """
         counts, errors, confidences = (
             self.sums[name].view(RELIABILITY_BINS, -1).sum(1) for name in ("count", "error", "confidence")
         )
@@ -91,7 +95,8 @@ class Calibration:
         ]
 
     def compute(self) -> dict[str, float]:
-        """
+        """How well confidence orders pixels and says how often they are right.
+
         - `ause`: area between the two curves of [`sparsification`], as a fraction of the error of all pixels: 0 where
           no order is better.
         - `ause_random`: the same of confidence that says nothing.

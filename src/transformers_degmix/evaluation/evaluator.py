@@ -379,8 +379,9 @@ def build_metrics(tasks: dict[str, dict[str, Any]], protocol: Protocol) -> dict[
 def predict_whole_image(
     model: DeGMixForMultiTaskDensePrediction | OnnxModel, processor, pixels: np.ndarray, protocol: Protocol
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The prediction of each task in the image's own size, on the CPU, and, if the protocol has calibration, its
-    confidence; see `post_process_dense_prediction`.
+    """The prediction of each task in the image's own size, on the CPU.
+
+    If the protocol has calibration, also its confidence; see `post_process_dense_prediction`.
 
     With several scales or mirrored images, the logits (class scores, metres, components of normals, log-odds) are
     brought back to the image and averaged first. Windows are laid over each of these images.
@@ -430,8 +431,10 @@ def score_sample(
     confidences: dict[str, Tensor],
     labels: dict[str, Tensor],
 ) -> tuple[dict[str, StreamingMetric], dict[str, Tensor], dict[str, dict[str, Calibration]]]:
-    """The metric of each task that has seen this sample alone, its counts of errors in [`ERROR_BINS`], and what
-    [`calibrate_sample`] returns, if the protocol has calibration.
+    """Metrics that have seen this sample alone, its errors, and its calibration.
+
+    These are, by task, a metric and counts in [`ERROR_BINS`]; and what [`calibrate_sample`] returns, if the protocol
+    has calibration.
 
     Args:
         predictions: one map per task, in the label's size.

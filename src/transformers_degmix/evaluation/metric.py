@@ -84,8 +84,10 @@ class StreamingMetric(ABC):
     @staticmethod
     @abstractmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
-        """The error of each pixel, `(batch, height, width)`, of maps as [`update`] takes them. A class is wrong (1) or
-        right (0). Where there is no label, the value means nothing."""
+        """The error of each pixel, `(batch, height, width)`, of maps as [`update`] takes them.
+
+        A class is wrong (1) or right (0). Where there is no label, the value means nothing.
+        """
 
     @staticmethod
     @abstractmethod

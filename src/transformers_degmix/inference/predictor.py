@@ -177,7 +177,8 @@ class Predictor:
     def __call__(
         self, items: Iterable[Item], load: Callable[[Item], Image.Image], finish: Callable[[Item, Result], Outcome]
     ) -> Generator[tuple[Item, Outcome | Exception], None, None]:
-        """
+        """Predicts items, one after the other.
+
         Args:
             items: what stands for the photos.
             load: gives the photo. Errors of [`PREDICTION_ERRORS`] are of this one only, others end everything.

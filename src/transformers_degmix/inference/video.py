@@ -21,7 +21,8 @@ TIME_BASE = Fraction(1, 60000)
 
 @dataclass(frozen=True)
 class Frame:
-    """
+    """A picture of a video.
+
     Attributes:
         image: upright, RGB.
         time: at which it is shown, in seconds.

@@ -285,7 +285,7 @@ def _import_timm():
 
 
 def value_fields(settings: dict[str, Any]) -> dict[str, Any]:
-    """timm's `pretrained_cfg` -> fields of the image processor."""
+    """Timm's `pretrained_cfg` -> fields of the image processor."""
     fields = {"image_mean": list(settings["mean"]), "image_std": list(settings["std"])}
     interpolation = settings["interpolation"].upper()  # "random" stands for several
     if interpolation in PILImageResampling.__members__:

@@ -15,7 +15,8 @@ class FixedWeights(nn.Module):
         super().__init__()
 
     def forward(self, losses: Tensor, share: float = 1.0) -> Tensor:
-        """
+        """The loss that is minimised.
+
         Args:
             losses: `(num_tasks,)`, of a batch or of a part of it; those of the parts add up to the batch's.
             share: the part of the batch that this is, in (0, 1].

@@ -1,5 +1,7 @@
-"""What studies share: models that start from the same weights, as far as they have the same parts, and that see the
-same batches in the same order. What was finished before is not trained again.
+"""What studies share.
+
+Their models start from the same weights, as far as they have the same parts, and see the same batches in the same
+order. What was finished before is not trained again.
 """
 
 import argparse

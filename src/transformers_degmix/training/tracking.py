@@ -48,7 +48,8 @@ class RunTracker:
         self.step, self.time = step, time.monotonic()
 
     def log_step(self, step: int, losses: Tensor, learning_rates: list[float]):
-        """
+        """Shows a step, and tells the trackers every `logging_steps` of them.
+
         Args:
             step: the one that was made.
             losses: `(num_tasks,)`, of the whole batch.
@@ -69,7 +70,8 @@ class RunTracker:
     def log_evaluation(
         self, step: int, loss: float, scores: dict[str, dict[str, float]], model: nn.Module, processor, samples
     ):
-        """
+        """Shows scores, and tells the trackers scores and pictures.
+
         Args:
             step: after which the model was evaluated.
             loss, scores: what [`evaluate_model`] returned.

@@ -29,7 +29,8 @@ class DenseMetrics:
         self.metrics = {name: METRICS[task["kind"]](task) for name, task in self.tasks.items()}
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
-        """
+        """Adds a batch.
+
         Args:
             prediction: `predictions` are logits and `label_ids` labels, each by task.
             compute_result: whether this was the last batch.

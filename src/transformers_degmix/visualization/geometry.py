@@ -20,7 +20,7 @@ CONSISTENCY_STEPS = 32
 
 
 def viewing_rays(size: Sequence[int], field_of_view: float = FIELD_OF_VIEW) -> Tensor:
-    """x / z and y / z of what each pixel of an image of (height, width) shows, x to the right, y down, z the depth.
+    """X / z and y / z of what each pixel of an image of (height, width) shows, x to the right, y down, z the depth.
 
     Args:
         size: (height, width).

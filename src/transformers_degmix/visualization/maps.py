@@ -99,8 +99,10 @@ def draw_confidence(confidence: Tensor, task: dict[str, Any], size: tuple[int, i
 
 
 def confidence_range(confidence: Tensor, task: dict[str, Any]) -> ValueRange:
-    """Confidences shown as first and last colour: 0 and 1 where they are probabilities; where they only order pixels,
-    the 2nd and the 98th percentile."""
+    """Confidences shown as first and last colour.
+
+    They are 0 and 1 for probabilities. Where confidences only order pixels, they are the 2nd and the 98th percentile.
+    """
     if TASK_KINDS[task["kind"]].confidence_is_probability:
         return 0.0, 1.0
     low, high = np.quantile(confidence.float().cpu().numpy(), [0.02, 0.98])

@@ -21,8 +21,14 @@ HAIRS = [(0.1, 0.08, 0.07), (0.3, 0.19, 0.11), (0.6, 0.45, 0.25), (0.45, 0.43, 0
 
 @dataclass(frozen=True)
 class Material:
-    """`pattern` maps surface coordinates `(2, n)` in metres to linear RGB `(3, n)`; `gloss` in 0..1 scales highlights;
-    `emission` is radiance given off per albedo; with `grain` the first coordinate runs along a face's longer side."""
+    """What a surface looks like.
+
+    Attributes:
+        pattern: surface coordinates `(2, n)` in metres -> linear RGB `(3, n)`.
+        gloss: in 0..1, scales highlights.
+        emission: radiance given off per albedo.
+        grain: whether the first coordinate runs along a face's longer side.
+    """
 
     pattern: Callable[[np.ndarray], np.ndarray]
     gloss: float = 0.0

@@ -34,8 +34,10 @@ SEMSEG_CLASSES = (
 
 @dataclass(frozen=True)
 class Surface:
-    """One primitive of an object: its look, its semantic class `label`, its human `part`, whether it casts shadows,
-    and the number of the object that it belongs to."""
+    """One primitive of an object, with its look.
+
+    It has a semantic class `label` and a human `part`, may cast shadows, and knows the number of its object.
+    """
 
     shape: Shape
     material: Material

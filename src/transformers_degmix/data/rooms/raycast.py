@@ -18,8 +18,10 @@ _NEAR = 0.05  # metres; nothing comes closer to a camera
 
 
 def rotate(rotation: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """`rotation @ vectors` for vectors `(3, ...)`, element by element: a vector's result depends on that vector alone,
-    which a BLAS product, blocked by the array's size, does not promise."""
+    """`rotation @ vectors` for vectors `(3, ...)`, element by element.
+
+    A vector's result depends on that vector alone. A BLAS product, blocked by the array's size, does not promise that.
+    """
     x, y, z = rotation.T.astype(np.float32).reshape(3, 3, *[1] * (vectors.ndim - 1))
     return x * vectors[0] + y * vectors[1] + z * vectors[2]
 
@@ -227,8 +229,10 @@ class Camera:
         return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1.0]])
 
     def rays(self, image_size: tuple[int, int]) -> np.ndarray:
-        """World directions `(3, height, width)` through the pixel centres, of length 1 along the optical axis, so that
-        a ray parameter is a z-depth."""
+        """World directions `(3, height, width)` through the pixel centres.
+
+        Their length along the optical axis is 1, so that a ray parameter is a z-depth.
+        """
         (focal, _, column), (_, _, row), _ = self.intrinsics(image_size)
         x, y = (np.arange(image_size[1]) - column) / focal, (np.arange(image_size[0]) - row) / focal
         x, y = np.meshgrid(x.astype(np.float32), y.astype(np.float32))
@@ -257,8 +261,12 @@ class Camera:
         return list(zip(*slices))
 
     def cast(self, shapes: Sequence[Shape], image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest shape in each pixel: its z-depth `(height, width)` float32 in metres and its position in
-        `shapes` `(height, width)` int32; inf and -1 where there is none."""
+        """The nearest shape in each pixel.
+
+        Returns:
+            Its z-depth in metres, float32, and its position in `shapes`, int32, both `(height, width)`; inf and -1
+            where there is none.
+        """
         rays = self.rays(image_size)
         depth = np.full(image_size, np.inf, np.float32)
         hit = np.full(image_size, -1, np.int32)

@@ -32,8 +32,10 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Light:
-    """A lamp of linear RGB `power` at `position`, whose `radius` softens shadows. A lamp outdoors shines
-    through the shape `portal` only."""
+    """A lamp of linear RGB `power` at `position`.
+
+    Its `radius` softens shadows. A lamp outdoors shines through the shape `portal` only.
+    """
 
     position: np.ndarray
     power: np.ndarray
@@ -119,8 +121,11 @@ class _Plan:
                 break
 
     def hang(self, item, bottom, clear=0.0):
-        """Fix an item to a wall and keep the floor free up to `clear` in front of it. Returns its position and yaw, or
-        None if no place is found."""
+        """Fixes an item to a wall and keeps the floor free up to `clear` in front of it.
+
+        Returns:
+            Its position and yaw, or `None` if no place is found.
+        """
         (x0, _, low), (x1, _, high) = item.bounds
         for _ in range(8):
             wall = self.rng.integers(4)

@@ -1,4 +1,4 @@
-"""The metrics as modules that `evaluate.load` takes by their path:
+"""The metrics as modules that `evaluate.load` takes by their path.
 
 ```python
 import evaluate
@@ -31,7 +31,8 @@ class StreamingModule(evaluate.Metric, ABC):
 
     @abstractmethod
     def __init__(self, metric: StreamingMetric, **kwargs):
-        """
+        """A module around a metric.
+
         Args:
             metric: keeps the sums.
             kwargs: of `evaluate.Metric`.
