@@ -1,7 +1,7 @@
 """Metrics of dense prediction, one per task kind.
 
 They are streaming: they keep sums over the data set, not predictions, so that batches and their order do not matter.
-`modules` has them for `evaluate.load`.
+`evaluate_module` has them for `evaluate.load`.
 """
 
 from .boundary import BoundaryMetric, ExactBoundaryMetric

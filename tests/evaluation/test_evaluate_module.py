@@ -1,16 +1,13 @@
-from pathlib import Path
-
 import evaluate
 import pytest
 import torch
 from test_metrics import TASKS, random_batch
 
-from transformers_degmix.evaluation import METRICS, BoundaryMetric, modules
+from transformers_degmix.evaluation import METRICS, BoundaryMetric, evaluate_module
 
 
-DIRECTORY = Path(modules.__file__).parent
-# module -> task, and what its metric takes beside it
-MODULES = {
+# configuration -> task, and what its metric takes beside it
+CONFIGURATIONS = {
     "segmentation": ("semseg", {"num_labels": 5}),
     "saliency": ("sal", {}),
     "depth": ("depth", {}),
@@ -21,11 +18,13 @@ MODULES = {
 
 
 def load(name, cache_dir, **options):
-    return evaluate.load(str(DIRECTORY / name), cache_dir=str(cache_dir), **MODULES[name][1], **options)
+    return evaluate.load(
+        evaluate_module.__file__, name, cache_dir=str(cache_dir), **CONFIGURATIONS[name][1], **options
+    )
 
 
 def expected_scores(name, *batches):
-    task = TASKS[MODULES[name][0]]
+    task = TASKS[CONFIGURATIONS[name][0]]
     metric = BoundaryMetric(task, 0.1) if name == "boundary" else METRICS[task["kind"]](task)
     for prediction, label in batches:
         metric.update(prediction, label)
@@ -39,14 +38,17 @@ def check_scores(scores, expected):
         assert scores[name] == pytest.approx(value), name
 
 
-def test_there_is_a_test_of_every_module():
-    assert {script.parent.name for script in DIRECTORY.glob("*/*.py")} == set(MODULES)
+def test_there_is_a_test_of_every_configuration(tmp_path):
+    with pytest.raises(ValueError, match="`config_name` must be one of .*, got 'semseg'") as error:
+        evaluate.load(evaluate_module.__file__, "semseg", cache_dir=str(tmp_path))
+    assert all(repr(name) in str(error.value) for name in CONFIGURATIONS)
+    assert set(evaluate_module.CONFIGURATIONS) == set(CONFIGURATIONS)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_batches_add_up_and_are_forgotten(name, tmp_path):
     module = load(name, tmp_path)
-    first, second, third = (random_batch(MODULES[name][0], 2, 12, 14, seed) for seed in range(3))
+    first, second, third = (random_batch(CONFIGURATIONS[name][0], 2, 12, 14, seed) for seed in range(3))
     for prediction, label in (first, second):
         module.add_batch(predictions=prediction, references=label)
     check_scores(module.compute(), expected_scores(name, first, second))
@@ -89,7 +91,7 @@ def test_bad_input(tmp_path):
 
 def one_of_two(rank: int, folder: str):
     results = {}
-    for name, (task, _) in MODULES.items():
+    for name, (task, _) in CONFIGURATIONS.items():
         module = load(name, folder, num_process=2, process_id=rank)
         prediction, label = random_batch(task, 3, 12, 14)
         mine = slice(0, 1) if rank == 0 else slice(1, 3)  # of unequal sizes
@@ -101,6 +103,6 @@ def one_of_two(rank: int, folder: str):
 def test_sums_of_two_processes_are_merged(tmp_path):
     torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    for name, (task, _) in MODULES.items():
+    for name, (task, _) in CONFIGURATIONS.items():
         check_scores(first[name], expected_scores(name, random_batch(task, 3, 12, 14)))
         assert second[name] is None

@@ -1,44 +1,55 @@
-"""The metrics as modules that `evaluate.load` takes by their path.
+"""The metrics as a module that `evaluate.load` takes by its path.
 
 ```python
 import evaluate
-from transformers_degmix.evaluation import modules
+from transformers_degmix.evaluation import evaluate_module
 
-metric = evaluate.load(f"{modules.__path__[0]}/segmentation", num_labels=40)
+metric = evaluate.load(evaluate_module.__file__, "segmentation", num_labels=40)
 metric.add_batch(predictions=predictions, references=labels)
 metric.compute()  # {"mean_iou": ..., ...}
 ```
 """
 
-from abc import ABC, abstractmethod
 from copy import copy
+from typing import Any
 
 import datasets
 import evaluate
 import torch
 
-from ..metric import StreamingMetric
+from transformers_degmix.evaluation import BENCHMARK_METRICS, METRICS, SegmentationMetric
+from transformers_degmix.evaluation.metric import StreamingMetric
 
 
-# `evaluate.load` takes the first class of a script that is not abstract, so this one must be, where scripts import it.
-class StreamingModule(evaluate.Metric, ABC):
+# Absolute imports, as `evaluate.load` copies this file.
+CONFIGURATIONS = {**BENCHMARK_METRICS, "exact_boundary": METRICS["boundary"]}
+
+
+class DensePredictionMetric(evaluate.Metric):
     """An `evaluate.Metric` that keeps the sums of a [`StreamingMetric`], not predictions.
 
     Evaluate merges what processes have written to its cache as predictions. Here that is one row of sums per process,
     written by `compute`, where processes wait for each other for `timeout` seconds. As with every `evaluate.Metric`,
-    they need a `process_id` each, `num_process`, and an `experiment_id` of its own for each module of one name.
+    they need a `process_id` each, `num_process`, and an `experiment_id` of its own for each metric of one name.
+
+    Args:
+        config_name: a kind of task, with the metric of the benchmarks, or `"exact_boundary"`.
+        num_labels: classes of a segmentation.
+        tolerance: of `"boundary"`, see [`BoundaryMetric`].
+        kwargs: of `evaluate.Metric`.
+
+    Raises:
+        ValueError: there is no such metric.
     """
 
-    @abstractmethod
-    def __init__(self, metric: StreamingMetric, **kwargs):
-        """A module around a metric.
-
-        Args:
-            metric: keeps the sums.
-            kwargs: of `evaluate.Metric`.
-        """
-        self.metric = metric
-        super().__init__(**kwargs)
+    def __init__(
+        self, config_name: str | None = None, num_labels: int | None = None, tolerance: float | None = None, **kwargs
+    ):
+        if config_name not in CONFIGURATIONS:
+            raise ValueError(f"`config_name` must be one of {list(CONFIGURATIONS)}, got {config_name!r}")
+        options = {} if tolerance is None else {"tolerance": tolerance}
+        self.metric = CONFIGURATIONS[config_name]({"num_labels": num_labels}, **options)
+        super().__init__(config_name=config_name, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         sums = datasets.Sequence(datasets.Value("float64"))
@@ -67,7 +78,7 @@ class StreamingModule(evaluate.Metric, ABC):
         """Adds an image: a prediction and a label as in [`add_batch`], without the dimension of the batch."""
         self.metric.update(torch.as_tensor(prediction)[None], torch.as_tensor(reference)[None])
 
-    def compute(self, *, predictions=None, references=None) -> dict[str, float] | None:
+    def compute(self, *, predictions=None, references=None) -> dict[str, Any] | None:
         """The scores of everything that was added, by all processes, which is forgotten then.
 
         Args:
@@ -85,7 +96,9 @@ class StreamingModule(evaluate.Metric, ABC):
         super().add(prediction=sums.numpy(), reference=[])
         merged = super().compute()
         self.metric.sums = {name: torch.zeros_like(total) for name, total in self.metric.sums.items()}
-        return None if merged is None else self._scores(merged)
+        if isinstance(merged, SegmentationMetric):
+            return {**merged.compute(), "per_class_iou": merged.per_class_iou()}
+        return None if merged is None else merged.compute()
 
     def _compute(self, predictions: list[list[float]], references: list[list]) -> StreamingMetric:
         merged = copy(self.metric)
@@ -96,6 +109,3 @@ class StreamingModule(evaluate.Metric, ABC):
             for (name, total), share in zip(self.metric.sums.items(), shares)
         }
         return merged
-
-    def _scores(self, metric: StreamingMetric) -> dict:
-        return metric.compute()
