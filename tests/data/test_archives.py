@@ -51,12 +51,9 @@ def test_unpack(tmp_path):
     [
         member("../evil"),
         member("a/../../evil"),
-        member("/evil"),
-        member("..\\evil"),
-        member("C:/evil"),
         member("link", tarfile.SYMTYPE, link="/etc"),
-        member("link", tarfile.SYMTYPE, link="good"),
-        member("link", tarfile.LNKTYPE, link="good"),
+        member("link", tarfile.SYMTYPE, link="../evil"),
+        member("link", tarfile.LNKTYPE, link="../evil"),
         member("device", tarfile.CHRTYPE),
     ],
     ids=lambda bad: f"{bad[0].name}-{bad[0].type}",
@@ -67,7 +64,7 @@ def test_unsafe_member_is_named_and_nothing_is_left(tmp_path, bad):
     archive = write_tar(folder / "a.tar.gz", member("good", content=b"x"), bad)
     with pytest.raises(ValueError) as error:
         unpack([archive], folder / "out")
-    assert repr(bad[0].name) in str(error.value) and "a.tar.gz" in str(error.value)
+    assert repr(bad[0].name) in str(error.value) and str(archive) in str(error.value)
     assert os.listdir(tmp_path) == ["folder"] and os.listdir(folder) == ["a.tar.gz"]
 
 
@@ -109,13 +106,12 @@ def test_zip_archives_share_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:/evil"])
-def test_unsafe_zip_members(tmp_path, name):
+def test_unsafe_zip_members_stay_inside(tmp_path, name):
     folder = tmp_path / "folder"
     folder.mkdir()
-    archive = write_zip(folder / "a.zip", **{"good": b"x", name: b"x"})
-    with pytest.raises(ValueError, match="a.zip: the path of the member .* leads out of the archive"):
-        unpack([archive], folder / "out")
-    assert os.listdir(tmp_path) == ["folder"] and os.listdir(folder) == ["a.zip"]
+    unpack([write_zip(folder / "a.zip", **{"good": b"x", name: b"x"})], folder / "out")
+    assert (folder / "out/good").exists()
+    assert os.listdir(tmp_path) == ["folder"] and sorted(os.listdir(folder)) == ["a.zip", "out"]
 
 
 def test_damaged_zips(tmp_path):

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path, PureWindowsPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -26,12 +26,10 @@ _DAMAGE = (EOFError, RuntimeError, gzip.BadGzipFile, tarfile.TarError, zipfile.B
 def unpack(archives: list[Path], target: Path):
     """Unpacks .tar.gz and .zip archives into one new folder `target`, which appears whole or not at all.
 
-    Only folders and regular files are unpacked, with none of their permissions and owners: what an archive holds can
-    neither be written outside `target` nor, as a link, lead there.
+    What an archive holds can neither be written outside `target` nor, as a link, lead there.
 
     Raises:
-        ValueError: an archive is truncated or damaged, or a member has a path out of the archive or is neither a
-            folder nor a regular file.
+        ValueError: an archive is truncated or damaged, or a member is a device or leads out of the archive.
     """
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -39,57 +37,27 @@ def unpack(archives: list[Path], target: Path):
     try:
         for archive in archives:
             try:
-                unpack_archive = _unpack_zip if archive.suffix == ".zip" else _unpack_tar
-                unpack_archive(archive, unfinished)
+                _unpack(archive, unfinished)
+            except tarfile.FilterError as error:
+                raise ValueError(f"{archive}: {error}") from error
             except _DAMAGE as error:
                 raise ValueError(f"{archive} is truncated or damaged, or neither .tar.gz nor .zip: {error}") from error
-            except ValueError as error:
-                raise ValueError(f"{archive}: {error}") from error
         unfinished.rename(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _unpack_tar(archive: Path, target: Path):
+def _unpack(archive: Path, target: Path):
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as members:
+            members.extractall(target)
+        return
     with gzip.open(archive) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as members:
-            for member in members:
-                path = _member_path(member.name, target)
-                if not member.isdir() and not member.isfile():
-                    raise ValueError(
-                        f"the member {member.name!r} is a link or device; unpack the archive yourself if you trust it"
-                    )
-                _write_member(path, None if member.isdir() else members.extractfile(member))
+            members.extractall(target, filter="data")
         # The checksum comes last, after what tar reads.
         while stream.read(2**20):
             pass
-
-
-def _unpack_zip(archive: Path, target: Path):
-    with zipfile.ZipFile(archive) as members:
-        for member in members.infolist():
-            path = _member_path(member.filename, target)
-            # A link becomes a file that holds its target's name.
-            with members.open(member) as file:
-                _write_member(path, None if member.is_dir() else file)
-
-
-def _member_path(name: str, target: Path) -> Path:
-    # Windows' rules for paths, which are the stricter ones.
-    parts, anchor = PureWindowsPath(name).parts, PureWindowsPath(name).anchor
-    if anchor or ".." in parts:
-        raise ValueError(f"the path of the member {name!r} leads out of the archive")
-    return target.joinpath(*parts)
-
-
-def _write_member(path: Path, content: IO[bytes] | None):
-    """A file or, without content, a folder."""
-    if content is None:
-        path.mkdir(parents=True, exist_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        shutil.copyfileobj(content, file)
 
 
 def find_root(folder: Path, *entries: str) -> Path:
