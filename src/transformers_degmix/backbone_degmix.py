@@ -4,8 +4,9 @@ Some backbones take images of any size. Others fail unless height and width are 
 does not fill their last patch. The model therefore pads images to multiples of `DeGMixConfig.size_divisor`.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from transformers import AutoBackbone, PreTrainedModel
 
 from .configuration_degmix import DeGMixConfig
 
+
+Found = TypeVar("Found")
 
 # Side of an image on which a backbone is tried: a multiple of every patch in use (14, 16, 32), and of 7, 14 and 28 of
 # the largest.
@@ -109,6 +112,21 @@ def find_size_divisor(backbone: PreTrainedModel) -> int:
     return running[0]
 
 
+def _once_per_configuration(function: Callable[..., Found]) -> Callable[..., Found]:
+    """Remembers what was found out about a backbone. A pass through a large one takes seconds, without pixels too."""
+    known: dict[tuple[Hashable, ...], Found] = {}
+
+    @wraps(function)
+    def find(backbone: PreTrainedModel, *args: Hashable) -> Found:
+        key = (type(backbone), backbone.config.to_json_string(), *args)
+        if key not in known:
+            known[key] = function(backbone, *args)
+        return known[key]
+
+    return find
+
+
+@_once_per_configuration
 def _map_sizes(backbone: PreTrainedModel, height: int, width: int) -> list[torch.Size]:
     """The sizes of a backbone's maps of an image, or an error that says why there are none."""
     config, training = backbone.config, backbone.training
@@ -128,7 +146,8 @@ def _map_sizes(backbone: PreTrainedModel, height: int, width: int) -> list[torch
     return [x.shape[-2:] for x in channels_first(backbone, maps)]
 
 
-def find_unread_parameters(backbone: PreTrainedModel, size: Sequence[int]) -> list[str]:
+@_once_per_configuration
+def find_unread_parameters(backbone: PreTrainedModel, size: tuple[int, int]) -> list[str]:
     """Names of the parameters that a backbone's maps of images of `size` do not depend on.
 
     Swin ends in a LayerNorm that is not applied to the maps; stages may follow the last one that is fused.
