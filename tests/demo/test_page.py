@@ -176,6 +176,12 @@ def test_photos_are_shrunk_and_turned_upright(tmp_path):
     assert left > 200 and right < 50
 
 
+def test_values_of_another_range_are_warned_of(tmp_path):
+    Image.fromarray(np.full((60, 80), 4000, np.uint16)).save(tmp_path / "dark.png")
+    with pytest.warns(UserWarning, match="no value is above 4000"):
+        read_photo(tmp_path / "dark.png")
+
+
 def test_stray_files_among_the_examples_are_named(photo, tmp_path, capsys):
     (tmp_path / "examples" / "folder").mkdir(parents=True)
     (tmp_path / "examples" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
