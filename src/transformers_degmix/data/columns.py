@@ -143,7 +143,8 @@ def parse_columns(columns: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> 
 def _check_tables(name: str, column: Column, num_labels: int):
     """Raises ValueError if `classes` or `colors` make class ids that the task does not have."""
     table = "classes" if column.classes else "colors"
-    ids = column.classes or {index: index for index in range(len(column.colors)) if index not in column.ignore}
+    absent = column.ignore + column.invalid
+    ids = column.classes or {index: index for index in range(len(column.colors)) if index not in absent}
     for stored, meant in ids.items():
         made = round(meant * column.scale[0] + column.offset[0])
         if meant != IGNORE_INDEX and not 0 <= made < num_labels:

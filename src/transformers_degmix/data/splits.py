@@ -74,12 +74,10 @@ class DataSplit:
     def _load(self) -> Dataset | IterableDataset:
         try:
             data = load_dataset(self.dataset, split=self.name, streaming=self.streaming)
-            if not self.streaming or Value("null") not in (data.features or {}).values():
-                return data
-            return self._load_joined() or data
+            may_fail_later = self.streaming and Value("null") in (data.features or {}).values()
+            return self._load_joined() or data if may_fail_later else data
         except DatasetGenerationError:
-            data = self._load_joined()
-            if data is None:
+            if (data := self._load_joined()) is None:
                 raise
             return data
         except (ValueError, OSError):
@@ -92,9 +90,9 @@ class DataSplit:
             return load_dataset("imagefolder", data_files=files, split=self.name, streaming=self.streaming)
 
     def _load_joined(self) -> Dataset | IterableDataset | None:
-        """The same of Parquet files, with the types of all: `datasets` goes after the first, and there is null in it.
+        """The same with the types of all files: `datasets` takes those of the first, in which a column may be null.
 
-        `None` if there are other files.
+        `None` if some are not Parquet.
         """
         joined = None
         for path in chain.from_iterable((load_dataset_builder(self.dataset).config.data_files or {}).values()):
