@@ -419,7 +419,7 @@ def test_bad_settings_are_named(processor_class, rng):
     sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=3),
     divisor=st.one_of(st.none(), st.integers(1, 17)),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_padding_is_centred_and_cropped_again(sizes, divisor):
     processor = DeGMixImageProcessorPil(
         do_rescale=False, do_normalize=False, size_divisor=divisor, tasks={"depth": "depth", "semseg": "segmentation"}
@@ -532,7 +532,7 @@ def test_filters_may_be_those_of_torchvision(processor_class, rng, tmp_path):
 
 
 @given(sizes=st.lists(st.integers(1, 60), min_size=4, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_nearest_takes_the_same_pixels_of_images_and_labels(sizes):
     height, width, *resized = sizes
     label = np.arange(height * width, dtype=np.uint16).reshape(height, width) % 255

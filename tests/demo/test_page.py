@@ -38,7 +38,7 @@ def serve(model, processor):
     page = build_demo(model, processor, max_pixels=200 * 200)
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
     try:
-        yield gradio_client.Client(url, verbose=False)
+        yield gradio_client.Client(url, verbose=False, httpx_kwargs={"timeout": 900})
     finally:
         page.close(verbose=False)
 

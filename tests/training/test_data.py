@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -102,7 +102,6 @@ def test_folders_of_another_layout_are_shown_the_right_one(tmp_path, metadata):
         depths(tmp_path, "train", False)
 
 
-@settings(deadline=None)
 @given(
     num_images=st.integers(1, 40),
     batch_size=st.integers(1, 5),
@@ -133,7 +132,6 @@ def test_order_is_of_seed_and_epoch():
     assert order(0, 0) != order(0, 1) != order(1, 0)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10))
 def test_start_leaves_out(start):
     sampler = ShardedBatchSampler(31, 3, 0, 1, 2)
