@@ -4,12 +4,16 @@ import os
 
 import pytest
 from hub_server import HubServer
+from hypothesis import HealthCheck, settings
 from transformers.utils import is_timm_available, is_torchvision_available
 
 
 # Nothing is fetched, and small tensors are quicker on one thread (tests run side by side, one process per core).
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+# No test fails because others take the cores.
+settings.register_profile("without_limits_of_time", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("without_limits_of_time")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,10 +1,23 @@
-"""A folder of images and label maps as `docs/own_data.md` describes it."""
+"""A folder of images and label maps as `docs/own_data.md` describes it, and maps that look like labels."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+
+def regions(rng: np.random.Generator, values, size: tuple[int, int], length: int = 2) -> np.ndarray:
+    """A map of squares, each of a value that is drawn from `values`: a list, or the number below which they are."""
+    rows, columns = (np.arange(side) // length for side in size)
+    return rng.choice(values, (rows[-1] + 1, columns[-1] + 1))[rows[:, None], columns]
+
+
+def codes_of_normals(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """8-bit codes of unit vectors that face the camera, different in each pixel."""
+    x, y = rng.uniform(-0.5, 0.5, (2, *size))
+    normals = np.stack([x, y, np.sqrt(1 - x**2 - y**2)], axis=-1)
+    return ((normals + 1) / 2 * 255).round().astype(np.uint8)
 
 
 def save_folder(folder: Path):

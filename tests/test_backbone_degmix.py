@@ -72,7 +72,7 @@ def predict_and_reload(model, directory, photo):
             torch.testing.assert_close(loaded[task], values, rtol=1e-3, atol=1e-3)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(height=st.integers(32, 100), width=st.integers(32, 100))
 def test_padding_is_that_of_a_padded_image(height, width):
     model = small_model(backbone_config=BACKBONES["convnextv2"])

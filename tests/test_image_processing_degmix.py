@@ -348,6 +348,23 @@ def test_sixteen_bits_are_scaled_to_eight_not_clipped(plain, rng, tmp_path):
         np.testing.assert_allclose(pixels_of(plain, image), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.WEBP", "a.png", "a [1] ü.tif", "a.jpg"])
+def test_the_first_of_several_pictures(plain, rng, tmp_path, name):
+    first, second = (Image.fromarray(random_image(rng, 3, 4)).resize((40, 32)) for _ in range(2))
+    file_format = "MPO" if name == "a.jpg" else None  # as phones call them
+    first.save(tmp_path / name, file_format, save_all=True, append_images=[second], lossless=True, quality=95)
+    found = pixels_of(plain, tmp_path / name)
+    # of the second it would be ten times as much
+    assert np.abs(found - np.moveaxis(np.asarray(first, float), -1, 0)).mean() < 10
+
+
+@pytest.mark.parametrize("content, reason", [(b"", "the file is empty"), (b"no image", "not an image of a format")])
+def test_files_that_hold_no_image(tmp_path, content, reason):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.png': {reason}"):
+        load_image(tmp_path / "a.png")
+
+
 def test_floats_are_kept(plain, rng):
     image = rng.normal(100, 100, (3, 8, 10)).astype(np.float32)
     np.testing.assert_array_equal(pixels_of(plain, image), image)
@@ -403,7 +420,7 @@ def test_bad_settings_are_named(processor_class, rng):
     sizes=st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=3),
     divisor=st.one_of(st.none(), st.integers(1, 17)),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_padding_is_centred_and_cropped_again(sizes, divisor):
     processor = DeGMixImageProcessorPil(
         do_rescale=False, do_normalize=False, size_divisor=divisor, tasks={"depth": "depth", "semseg": "segmentation"}
@@ -516,7 +533,7 @@ def test_filters_may_be_those_of_torchvision(processor_class, rng, tmp_path):
 
 
 @given(sizes=st.lists(st.integers(1, 60), min_size=4, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_nearest_takes_the_same_pixels_of_images_and_labels(sizes):
     height, width, *resized = sizes
     label = np.arange(height * width, dtype=np.uint16).reshape(height, width) % 255

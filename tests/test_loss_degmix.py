@@ -78,7 +78,7 @@ REFERENCES = {
 }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(batch_size=st.integers(1, 3), height=st.integers(3, 7), width=st.integers(3, 7), seed=st.integers(0, 99))
 def test_losses_are_those_of_the_recipe(batch_size, height, width, seed):
     labels = random_labels(TASKS, batch_size, height, width, seed)
@@ -189,7 +189,7 @@ def test_bad_labels(labels, message):
         multi_task_loss(random_logits(1, 4, 5), labels, TASKS)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=3), seed=st.integers(0, 99))
 def test_losses_of_parts_add_up_to_that_of_the_batch(sizes, seed):
     labels, logits = random_labels(TASKS, sum(sizes), 4, 5, seed), random_logits(sum(sizes), 4, 5, seed)

@@ -21,7 +21,7 @@ def images(batch_size=1, height=41, width=35, seed=0, **kwargs):
     return torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(**kwargs)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     height=st.integers(32, 80),
     width=st.integers(32, 80),

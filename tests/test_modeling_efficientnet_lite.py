@@ -55,7 +55,7 @@ def textbook_lite0(pixel_values, weights):
     return [*maps, hidden_states]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 def test_any_size(height, width):
     backbone = EfficientNetLiteBackbone(EfficientNetLiteConfig(**SMALL, out_features=ALL_STAGES)).eval()
@@ -65,7 +65,6 @@ def test_any_size(height, width):
         assert feature_map.shape == (2, channels, -(-height // stride), -(-width // stride))
 
 
-@settings(deadline=None)
 @given(
     height=st.integers(1, 12),
     width=st.integers(1, 12),

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from small_models import small_model
 from torch.profiler import ProfilerActivity, profile
@@ -85,7 +85,6 @@ def test_a_prediction_that_is_the_same_everywhere_stays():
         torch.testing.assert_close(maps, expected[task][..., :1, :1].expand_as(maps))
 
 
-@settings(deadline=None)
 @given(length=st.integers(1, 400), window=st.integers(1, 200), overlap=st.floats(0, 0.99))
 def test_windows_cover_the_axis_and_their_weights_sum_to_one(length, window, overlap):
     window = min(window, length)

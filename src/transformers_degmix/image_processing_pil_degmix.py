@@ -139,6 +139,8 @@ def decode_image(
         lifted = "`--max-pixels` lifts it, in Python `PIL.Image.MAX_IMAGE_PIXELS = None`"
         raise ValueError(f"too large: {error} {lifted}") from error
     except UnidentifiedImageError as error:
+        if not (len(file.getbuffer()) if isinstance(file, BytesIO) else os.path.getsize(file)):
+            raise ValueError("the file is empty") from error
         known = f" ({', '.join(formats)})" if formats else ""
         raise ValueError(f"not an image of a format that can be read{known}") from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, struct.error, KeyError, ...
@@ -323,7 +325,7 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
     if isinstance(label, Tensor):
         # NumPy has no bfloat16.
         label = (label.detach().float() if label.is_floating_point() else label).cpu()
-    label = stored_values(label)
+    label = stored_values(label, kind)
     found, expected = label.shape, (kind.label_channels, *size)
     if found == (*size, kind.label_channels):
         label = np.moveaxis(label, -1, 0)
@@ -332,9 +334,7 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
     if label.shape != expected:
         message = f"expected the shape {expected} or {(*size, kind.label_channels)}, got {found}"
         if found[:2] == size[::-1]:
-            message += (
-                " (`image: {ignore_orientation: true}` in `columns` leaves images as their EXIF data turns them)"
-            )
+            message += " (`image: {ignore_orientation: true}` in `columns` takes images as they are stored)"
         elif label.ndim in (2, 3) and image_size(label) != size:
             message += " (`resize: true` in `columns` resizes maps of another size)"
         raise ValueError(message)
@@ -345,14 +345,36 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
             f"expected finite values, got {name} in {1 - finite.mean():.1%} of the pixels (`invalid: {yaml}` in "
             "`columns` leaves them out)"
         )
+    if label.dtype.kind == "f" and not kind.label_dtype.is_floating_point and (between := label % 1 != 0).any():
+        raise ValueError(
+            f"expected whole numbers, got {label[between][0]:g}, and others in {between.mean():.1%} of the pixels "
+            "(`scale: 1` in `columns` rounds them, `scale: 255` is for ids that were divided by it)"
+        )
     return np.array(label, np.uint8 if label.dtype == np.uint8 else kind.array_dtype, order="C")
 
 
-def stored_values(label: Image.Image | np.ndarray | Tensor) -> np.ndarray:
+def necessary_channels(image: Image.Image, kind: TaskKind) -> Image.Image:
+    """A label image without channels that say nothing.
+
+    These are opaque alpha and, where the kind has one channel, colours that are all grey. Tools that know no other
+    images add them.
+    """
+    if len(image.getbands()) == kind.label_channels:
+        return image
+    if image.mode in ("LA", "RGBA") and image.getextrema()[-1] == (255, 255):
+        image = image.convert(image.mode[:-1])
+    if image.mode == "RGB" and kind.label_channels == 1:
+        red, green, blue = image.split()
+        if red.tobytes() == green.tobytes() == blue.tobytes():
+            return red
+    return image
+
+
+def stored_values(label: Image.Image | np.ndarray | Tensor, kind: TaskKind) -> np.ndarray:
     """A label map as an array, upright, and not decoded."""
     if not isinstance(label, Image.Image):
         return np.asarray(label)
-    label = upright(label)
+    label = necessary_channels(upright(label), kind)
     indices = np.asarray(label)
     if label.mode != "P":
         return indices

@@ -59,9 +59,16 @@ def format_fields(fields: dict[str, Any]) -> str:
             return f"{{{format_fields(value)}}}"
         if isinstance(value, bool | str):
             return str(value).lower() if isinstance(value, bool) else value
-        return np.format_float_positional(np.float32(value), trim="-")
+        return format_number(value)
 
     return ", ".join(f"{name}: {text(value)}" for name, value in fields.items())
+
+
+def format_number(value: float) -> str:
+    """A stored value: whole numbers in full, as single precision has only seven digits of them."""
+    if abs(value) < 2**53 and value == int(value):
+        return str(int(value))
+    return np.format_float_positional(np.float32(value), trim="-")
 
 
 @dataclass(frozen=True)
@@ -291,6 +298,7 @@ _CONVENTIONS = sorted(
 _FULL_16_BITS = 65535 / np.array([1, 100, 256, 1000, 5000])
 # Of maps of grey levels; 255 times it is not above 1.
 _LEVELS = {"scale": 0.00392}
+JPEG_IDS = Suspicion("JPEG, which changes class ids", [1.0], detail="save maps as PNG")
 TWO_LEVELS = "0 and 255 are the only values, of which 255 can hardly mean unlabelled"
 
 
@@ -310,18 +318,19 @@ def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion
         wrong = [((label < 0) | (label >= num_labels)) & (label != IGNORE_INDEX) for label in labels]
         values = [value for value in known if not 0 <= value < num_labels]
         setting: dict[str, Any] = {}
-        detail = ", ".join(f"{value:g}" for value in values[:5]) + ", ..." * (len(values) > 5)
+        detail = ", ".join(map(format_number, values[:5])) + ", ..." * (len(values) > 5)
         if values == [num_labels]:
             setting = {"offset": -1} | ({"ignore": [0]} if known[0] == 0 else {})
             detail += f", if classes count from 1; else `num_labels` is {num_labels + 1}"
         elif num_labels == 2 and known[0] >= 0 and 200 < stored[-1] < 256:
-            setting = _LEVELS
+            levels = [value for value in stored if 0 < value < stored[-1]]
+            setting = ({"ignore": levels} if len(levels) == 1 else {}) | _LEVELS
         elif num_labels == 2 and known[0] == 0 and len(known) == 2:
             setting = {"scale": 1 / known[1]}
         elif len(values) <= 2 and all(value < 0 or value > 200 for value in values):
             setting = {"ignore": values}
         else:
-            detail += f"; `classes`, such as {{{values[0]:g}: 0, ...}}, in `columns` makes class ids of others"
+            detail += "; `classes` in `columns`, such as {7: 0, 8: 1}, makes class ids of those that are stored"
         return [Suspicion("no class ids", _shares(wrong), setting, detail)]
     found = []
     if stored == [0, IGNORE_INDEX]:
@@ -422,7 +431,8 @@ def _mends_lengths(labels: list[np.ndarray], wrong: list[np.ndarray]) -> dict[st
     """The setting that makes vectors of length 1 of the wrong ones, or leaves them out."""
     vectors = np.concatenate([label[:, mask] for label, mask in zip(labels, wrong)], axis=1)
     if vectors.dtype != np.uint8:
-        for setting in ({"scale": 2.0, "offset": -1.0}, {"scale": 1 / 127.5, "offset": -1.0}):
+        for white in (1, 255, 65535):
+            setting = {"scale": 2 / white, "offset": -1.0}
             lengths = np.linalg.norm(setting["scale"] * vectors + setting["offset"], axis=0)
             if abs(np.median(lengths) - 1) < 0.05:
                 return setting
@@ -520,8 +530,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         confidence_is_probability=False,
         decode=_unchanged,
         image_modes=("F",),  # integers would be of an unknown unit
-        mode_hint="integers need the `scale` of their column: 0.001 (millimetres), 0.00390625 (1/256, as in KITTI) "
-        "or 0.0002 (1/5000, as in TUM)",
+        mode_hint="integers need the `scale` of their column: 0.001 (millimetres), 0.01 (centimetres), 0.00390625 "
+        "(1/256, as in KITTI) or 0.0002 (1/5000, as in TUM)",
         offences=lambda depth, _: depth[depth < 0],
         expected="metres of at least 0",
         largest=float("inf"),
@@ -572,7 +582,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         confidence=lambda logits: logits[:, 0].abs().sigmoid(),
         confidence_is_probability=True,
         decode=lambda image: image / np.float32(255),
-        image_modes=_8_BIT,
+        image_modes=(*_8_BIT, "F"),
+        mode_hint="16 bits need the `scale` 0.000015259 in their column",
         offences=lambda strength, _: _outside(strength, 0, 255 if strength.dtype == np.uint8 else 1),
         expected="strengths from 0 to 1, or 255",
         largest=1,

@@ -224,13 +224,13 @@ def test_directory_without_images(predict, model_dir, tmp_path):
 
 
 def test_all_photos_of_a_directory_are_predicted_or_named(predict, model_dir, tmp_path):
-    names = ["a.AVIF", "b.jfif", "c.ppm", "d.jp2", "e.HEIC", "f.cr2", ".hidden.png"]
-    for name, of in zip(names, ("AVIF", "JPEG", "PPM", "JPEG2000")):
+    names = ["a.AVIF", "b.jfif", "c.ppm", "d.jp2", "my [1] ü.MPO", "e.HEIC", "f.cr2", ".hidden.png"]
+    for name, of in zip(names, ("AVIF", "JPEG", "PPM", "JPEG2000", "MPO")):
         photo().save(tmp_path / name, of)
-    for name in names[4:]:
+    for name in names[5:]:
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")
-    assert sorted(path.stem for path in (tmp_path / "out").glob("*.npz")) == ["a", "b", "c", "d"]
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.npz")) == ["a", "b", "c", "d", "my [1] ü"]
     errors = [line for line in "\n".join(errors).replace("\r", "\n").splitlines() if line.startswith("error: ")]
     assert code == 1 and len(errors) == 1 and "e.HEIC" in errors[0]
     if importlib.util.find_spec("pillow_heif") is None:

@@ -17,7 +17,8 @@ from test_nyud import check_nyud_row, write_nyud
 from test_pascal_context import check_pascal_context_row, write_pascal_context
 
 from transformers_degmix.data import prepare
-from transformers_degmix.data.benchmarks import CITYSCAPES_CATEGORIES, CITYSCAPES_CLASSES
+from transformers_degmix.data.benchmarks import BENCHMARKS, CITYSCAPES_CATEGORIES, CITYSCAPES_CLASSES
+from transformers_degmix.data.columns import map_columns, name_classes
 from transformers_degmix.data.rooms import load_rooms
 
 
@@ -74,6 +75,9 @@ def test_folder_and_archive_pixel_by_pixel(run, tmp_path, make):
     assert first["train"].features == second["train"].features
     for (split, _), row in rows(first).items():
         check(split, row)
+    tasks = BENCHMARKS[make.__name__].task_fields()
+    for data in first.values():  # and nothing looks wrong about it
+        assert not map_columns(data, name_classes(tasks, data.features)).warnings
     tables = [
         [pyarrow.parquet.read_table(path) for path in sorted((tmp_path / name / "data").iterdir())] for name in "ab"
     ]

@@ -62,7 +62,6 @@ def without_unknown(task, label):
     return np.where(TASK_KINDS[KINDS[task]].unknown(label), label.dtype.type(255), label)
 
 
-@settings(deadline=None)
 @given(seeds, lengths, lengths)
 def test_flipping_twice_is_the_identity(seed, height, width):
     labels, size = random_maps(seed, height, width), (height, width)
@@ -71,7 +70,6 @@ def test_flipping_twice_is_the_identity(seed, height, width):
         np.testing.assert_array_equal(twice[task], without_unknown(task, label))
 
 
-@settings(deadline=None)
 @given(seeds, lengths, lengths)
 def test_flipped_values(seed, height, width):
     labels = random_maps(seed, height, width)
@@ -82,7 +80,6 @@ def test_flipped_values(seed, height, width):
         np.testing.assert_array_equal(flipped, mirrored)
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(0.5, 2))
 def test_scale_divides_depth_and_nothing_else(seed, scale):
     labels = random_maps(seed, 1, 1)
@@ -93,7 +90,6 @@ def test_scale_divides_depth_and_nothing_else(seed, scale):
         np.testing.assert_array_equal(rescaled, expected)
 
 
-@settings(deadline=None)
 @given(seeds, lengths, lengths, st.floats(0.5, 2), st.booleans())
 def test_8_bit_maps_may_be_decoded_before_or_after(seed, height, width, scale, flip):
     rng = np.random.default_rng(seed)
@@ -109,7 +105,7 @@ def test_8_bit_maps_may_be_decoded_before_or_after(seed, height, width, scale, f
         np.testing.assert_array_equal(label, expected[task])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, lengths, lengths, st.floats(0.5, 2), lengths, lengths)
 def test_labels_are_never_interpolated(seed, height, width, scale, crop_height, crop_width):
     labels = random_maps(seed, height, width)
@@ -126,7 +122,7 @@ def test_labels_are_never_interpolated(seed, height, width, scale, crop_height, 
         assert pixel_set(label) <= pixel_set(expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seeds, lengths, lengths, lengths, lengths, st.data())
 def test_window_is_part_of_the_whole_image_resized(seed, height, width, scaled_height, scaled_width, data):
     top, left = (data.draw(st.integers(0, whole - 1)) for whole in (scaled_height, scaled_width))
@@ -144,7 +140,7 @@ def test_window_is_part_of_the_whole_image_resized(seed, height, width, scaled_h
         assert np.abs(seen[axis] + 0.5 - centers).max() <= 0.5 + 1e-9
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seeds, st.floats(0.5, 2))
 def test_image_and_labels_move_together(seed, scale):
     """Every map holds the columns of its pixels; so must every augmented map, at the same places."""
@@ -219,7 +215,6 @@ def test_crops_that_must_show_one_class_end():
     assert draw_window((60, 60), (20, 20), classes, np.random.default_rng(0)).size == (20, 20)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(0, 100))
 def test_class_fractions_count_labelled_pixels(counts, ignored):
     classes = np.array([index for index, count in enumerate(counts) for _ in range(count)] + [255] * ignored, np.int64)
@@ -234,7 +229,6 @@ def apply_to_pixel(adjust, pixel, amount):
     return adjust(np.array(pixel, np.float32).reshape(3, 1, 1), amount).ravel()
 
 
-@settings(deadline=None)
 @given(st.tuples(channels, channels, channels), st.floats(0, 3))
 def test_saturation_is_that_of_hsv(pixel, factor):
     hue, saturation, value = rgb_to_hsv(*(channel / 255 for channel in pixel))
@@ -242,7 +236,6 @@ def test_saturation_is_that_of_hsv(pixel, factor):
     np.testing.assert_allclose(apply_to_pixel(adjust_saturation, pixel, factor), expected, atol=1e-2)
 
 
-@settings(deadline=None)
 @given(st.tuples(channels, channels, channels), st.floats(-90, 90))
 def test_hue_is_that_of_hsv(pixel, amount):
     hue, saturation, value = rgb_to_hsv(*(channel / 255 for channel in pixel))
@@ -250,7 +243,6 @@ def test_hue_is_that_of_hsv(pixel, amount):
     np.testing.assert_allclose(apply_to_pixel(turn_hue, pixel, amount), expected, atol=2e-2)
 
 
-@settings(deadline=None)
 @given(st.tuples(channels, channels, channels), st.floats(-255, 255), st.floats(0, 3))
 def test_brightness_and_contrast(pixel, summand, factor):
     pixel = np.array(pixel, np.float32)
@@ -262,7 +254,6 @@ def test_brightness_and_contrast(pixel, summand, factor):
     )
 
 
-@settings(deadline=None)
 @given(seeds)
 def test_distorted_colors_stay_in_range(seed):
     pixels = random_pixels(seed, 8, 9)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_data import regions
 
 from transformers_degmix.data.cityscapes import Cityscapes, decode_disparity
 from transformers_degmix.data.schema import encode_row
@@ -34,7 +35,8 @@ def paths(root: Path, split: str, image_id: str) -> dict[str, Path]:
 
 
 def write_cityscapes(folder: Path, cameras: bool = True) -> Path:
-    """An archive of random images, unpacked in `folder / "cityscapes"`, with the files that nobody needs."""
+    """An archive of random images, with maps that look like labels and the files that nobody needs, unpacked in
+    `folder / "cityscapes"`."""
     root = folder / "cityscapes"
     for split, ids in IDS.items():
         for image_id in ids:
@@ -43,12 +45,12 @@ def write_cityscapes(folder: Path, cameras: bool = True) -> Path:
                 if name != "camera" or cameras:
                     path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(files["image"])
-            Image.fromarray(rng.integers(0, 34, SIZE, np.uint8)).save(files["labels"])
+            Image.fromarray(regions(rng, 34, SIZE).astype(np.uint8)).save(files["labels"])
             Image.fromarray(rng.integers(0, 34, SIZE, np.uint8)).save(
                 files["labels"].with_name(f"{image_id}_gtFine_instanceIds.png")
             )
-            values = rng.integers(2, 65536, SIZE, np.uint16)
-            values[0, :5] = 0, 1, 2, 65281, 65535  # 65281 is a disparity of 255
+            values = rng.integers(2000, 20000, SIZE, np.uint16)
+            values[0, :4] = 0, 1, 65281, 65535  # 65281 is a disparity of 255
             Image.fromarray(values).save(files["disparity"])
             if cameras:
                 camera = {"extrinsic": {"baseline": 0.209313}, "intrinsic": {"fx": 2262.52, "fy": 2265.3}}
@@ -107,7 +109,8 @@ def test_number_of_classes(root, num_classes):
 
 
 def test_disparity():
-    assert decode_disparity(np.uint16([0, 1, 257, 65281, 65535])).tolist() == [0, 0, 1, 255, 65534 / 256]
+    stored = np.uint16([0, 1, 2, 257, 65281, 65535])
+    assert decode_disparity(stored).tolist() == [0, 0, 1 / 256, 1, 255, 65534 / 256]
 
 
 @pytest.mark.parametrize("name", ["image", "labels", "disparity", "camera"])

@@ -32,6 +32,12 @@ TASKS = {"semseg": SEMSEG, "depth": DEPTH, "normals": NORMALS}
 IMAGE = Image.new("RGB", (3, 2), (10, 20, 30))
 
 
+def encoded(image: Image.Image | np.ndarray) -> bytes:
+    file = BytesIO()
+    np.save(file, image) if isinstance(image, np.ndarray) else image.save(file, "TIFF" if image.mode == "F" else "PNG")
+    return file.getvalue()
+
+
 def read(task: dict, column: dict | str, stored, name: str = "task"):
     """The label that a row with this value gives."""
     source = column if isinstance(column, str) else column.get("column", name)
@@ -174,17 +180,12 @@ def test_maps_of_another_size_take_the_nearest_pixel(size):
         np.where(expected == 3, 255, expected).tolist()
     )
     normals = np.stack([ids, ids, ids + 1], -1).astype(np.float32)
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     for stored in (normals, np.moveaxis(normals, -1, 0)):
         found = read(NORMALS, {"resize": True}, stored)
         assert np.array_equal(found, np.moveaxis(normals, -1, 0)[:, rows][:, :, columns])
     with pytest.raises(ValueError, match="`resize: true`"):
         read(SEMSEG, {"offset": 0, "ignore": 3}, ids)
-
-
-def encoded(image: Image.Image | np.ndarray) -> bytes:
-    file = BytesIO()
-    np.save(file, image) if isinstance(image, np.ndarray) else image.save(file, "TIFF" if image.mode == "F" else "PNG")
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -286,7 +287,7 @@ def test_numbers_that_yaml_takes_for_texts():
 @pytest.mark.parametrize(
     ("task", "column", "stored", "message"),
     [
-        (SEMSEG, {"ignore": 0}, Image.new("RGB", (3, 2)), "column 'task': expected 1 channel.*mode RGB"),
+        (SEMSEG, {"ignore": 0}, IMAGE, "column 'task': expected 1 channel.*mode RGB"),
         (
             NORMALS,
             {"column": "n", "invalid": 0},
@@ -295,7 +296,15 @@ def test_numbers_that_yaml_takes_for_texts():
         ),
         (DEPTH, {"scale": 2}, np.ones((2, 4), np.float32), r"column 'task': expected the shape \(1, 2, 3\).*\(2, 4\)"),
         (DEPTH, {"scale": 2}, np.array([[1, np.nan, 1]] * 2), "column 'task': expected finite values"),
-        (DEPTH, "d", "depth/1.png", "column 'd'.*expected an image or an array, got a str"),
+        (
+            DEPTH,
+            "d",
+            "depth/1.png",
+            "column 'd'.*the text 'depth/1.png'.*'d_file_name' in metadata.jsonl.*cast_column",
+        ),
+        (DEPTH, "d", 3, r"column 'd'.*expected an image, an array, or a file as bytes or \{bytes, path\}, got a int"),
+        (DEPTH, "d", [encoded(IMAGE)], "column 'd'.*expected an array of numbers"),
+        (DEPTH, "d", b"", "column 'd'.*the file is empty"),
         (DEPTH, "d", [[1.0, 2.0], [3.0]], "column 'd'"),
     ],
 )
@@ -405,6 +414,39 @@ def test_tables_that_are_refused(column):
         parse_columns({"depth": column}, TASKS)
     with pytest.raises(ValueError, match="true or false as `resize`, got 'no'"):
         parse_columns({"depth": {"resize": "no"}}, TASKS)
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        (
+            {"classes": {7: 0, 8: 13}},
+            "the class id 13 of 8 in `classes`, but the task has 13 classes.*0 to 12, or 255",
+        ),
+        ({"classes": {7: -1}}, "the class id -1 of 7 in `classes`"),
+        ({"classes": {7: 13}, "offset": 1}, "the class id 14 of 7 in `classes`"),
+        ({"colors": [[index, 0, 0] for index in range(14)]}, "the class id 13 of 13 in `colors`"),
+    ],
+)
+def test_tables_of_class_ids_that_the_task_does_not_have(column, message):
+    with pytest.raises(ValueError, match=rf"`columns\['semseg'\]` makes {message}"):
+        parse_columns({"semseg": column}, TASKS)
+
+
+def test_tables_of_class_ids_that_the_task_has():
+    colors = [[index, 0, 0] for index in range(14)]
+    for column in (
+        {"classes": {7: 12, 8: 255}},
+        {"classes": {7: 13}, "offset": -1},
+        {"colors": colors, "ignore": 13},
+        {"colors": colors, "classes": {13: 0}},
+    ):
+        parse_columns({"semseg": column}, TASKS)
+
+
+@pytest.mark.parametrize("cell", [{"bytes": None, "path": None}, {"bytes": None}])
+def test_files_that_are_not_there(cell):
+    assert read(DEPTH, "d", cell) is None
 
 
 UNLABELLED = [

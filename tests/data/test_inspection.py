@@ -26,8 +26,11 @@ ROOMS = [render_room("train", index, (48, 64)) for index in range(4)]
 
 def file(values: np.ndarray | Image.Image, file_format: str = "PNG", **options) -> dict:
     stream = BytesIO()
-    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
-    image.save(stream, file_format, **options)
+    if file_format == "NPY":
+        np.save(stream, values)
+    else:
+        image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+        image.save(stream, file_format, **options)
     return {"bytes": stream.getvalue(), "path": None}
 
 
@@ -93,7 +96,7 @@ def test_conclusions_that_a_later_row_contradicts_are_refused():
 
 
 def test_ids_with_gaps_lead_to_a_table():
-    with pytest.raises(ValueError, match=r"got 7 \(no class ids, 7, 8, 11; `classes`, such as \{7: 0, \.\.\.\}"):
+    with pytest.raises(ValueError, match=r"got 7 \(no class ids, 7, 8, 11; `classes` in `columns`, such as \{"):
         make([np.array([7, 8, 11], np.uint8)[np.indices(SIZE).sum(0) % 3]], SEMSEG | {"num_labels": 3})
 
 
@@ -169,8 +172,87 @@ def test_ids_that_were_mixed(how):
     mixed = file(ids, "JPEG", quality=95)
     if how == "resized":
         mixed = file(Image.fromarray(ids).resize((16, 12)).resize(SIZE[::-1], Image.Resampling.BILINEAR))
-    warnings, _ = make([mixed], SEMSEG)
-    assert len(warnings) == 1 and "as JPEG and smooth resizing make them" in warnings[0]
+    *others, warning = make([mixed], SEMSEG)[0]
+    assert len(others) == (how == "JPEG") and "as JPEG and smooth resizing make them" in warning
+
+
+@pytest.mark.parametrize("quality", [75, 100])
+def test_few_ids_as_jpeg(quality):
+    ids = np.select([DISC, np.indices(SIZE)[1] > 20], [2, 1], 0).astype(np.uint8)
+    stored = file(ids, "JPEG", quality=quality)
+    warnings, read = make([stored], SEMSEG)
+    assert (read[0] != ids).any()  # though no id is too large, and at quality 100 none lies between others
+    assert "column 'map' (for 'task'): JPEG, which changes class ids, in 100.0%" in warnings[0]
+    shifted = file(ids + np.uint8(1), "JPEG", quality=quality)
+    with pytest.raises(ValueError, match=r"got \d \(JPEG, which changes class ids: save maps as PNG\)"):
+        make([shifted], SEMSEG | {"num_labels": 3})
+    # Of two classes, no more is needed than a threshold.
+    mask = file(LEVELS[0], "JPEG", quality=quality)
+    if quality == 75:
+        with pytest.raises(ValueError, match="`scale: 0.00392`"):
+            make([mask], SALIENCY)
+    warnings, read = make([mask], SALIENCY, {"scale": 0.00392})
+    assert not warnings and read[0].tolist() == (DISC * 1).tolist()
+
+
+@pytest.mark.parametrize("task", [SEMSEG, SALIENCY, BOUNDARY])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("column", [{}, {"ignore": 9}])
+def test_grey_maps_with_more_channels_than_they_need(task, mode, column):
+    grey = Image.fromarray(DISC * np.uint8(1))
+    _, expected = make([file(grey)], task, column)
+    _, read = make([file(grey.convert(mode))], task, column)
+    assert read[0].tolist() == expected[0].tolist() and read[0].any()
+
+
+def test_alpha_and_colours_that_say_something():
+    normals = Image.new("RGB", SIZE[::-1], (128, 204, 230))
+    _, expected = make([file(normals)], NORMALS)
+    _, read = make([file(normals.convert("RGBA"))], NORMALS)
+    assert read[0].tolist() == expected[0].tolist()
+    for image in (normals, Image.new("L", SIZE[::-1])):
+        image = image.convert("RGBA" if image.mode == "RGB" else "LA")
+        image.putalpha(Image.fromarray(np.uint8(255) * DISC))
+        with pytest.raises(ValueError, match="alpha must be opaque"):
+            make([file(image)], NORMALS if image.mode == "RGBA" else SEMSEG)
+    with pytest.raises(ValueError, match="classes as colours need `colors`"):
+        make([file(Image.new("RGB", SIZE[::-1], (0, 0, 1)))], SEMSEG)
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "NPY"])
+def test_ids_with_fractions(file_format):
+    shares = (0.1 + 0.7 * DISC).astype(np.float32)
+    with pytest.raises(ValueError, match=r"whole numbers, got 0\.1, .* in 100\.0% of the pixels \(`scale: 1` in `col"):
+        make([file(shares, file_format)], SALIENCY)
+    with pytest.raises(ValueError, match="whole numbers"):
+        make([file(shares, file_format)], SALIENCY, {"ignore": 9})
+    assert make([file(shares, file_format)], SALIENCY, {"scale": 1})[1][0].tolist() == (DISC * 1).tolist()
+    ids = np.select([DISC, np.indices(SIZE)[1] > 20], [2, 1], 0)
+    for stored, column in ((ids, {}), (ids / 255, {"scale": 255})):
+        assert make([file(stored.astype(np.float32), file_format)], SEMSEG, column)[1][0].tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "NPY"])
+def test_boundaries_as_float_files(file_format):
+    stored = file((0.5 * DISC).astype(np.float32), file_format)
+    assert make([stored], BOUNDARY)[1][0].tolist() == (0.5 * DISC).tolist()
+
+
+def test_boundaries_of_16_bits():
+    stored = DISC * np.uint16(65535)
+    with pytest.raises(ValueError, match="got I;16: 16 bits need the `scale` 0.000015259"):
+        make([stored], BOUNDARY)
+    _, read = make([stored], BOUNDARY, {"scale": 0.000015259})
+    assert read[0] == pytest.approx(DISC.astype(float), abs=1e-4)
+
+
+def test_hints_are_about_what_is_stored():
+    stored = np.where(DISC, 250, np.indices(SIZE)[1] > 20).astype(np.uint8)
+    with pytest.raises(ValueError, match="got 251.*`ignore: 250, offset: 1` in `columns`"):
+        make([stored], SEMSEG, {"offset": 1})
+    data = Dataset.from_dict({"image": [file(np.zeros((*SIZE, 3), np.uint8))], "parts": [file(stored)]})
+    with pytest.raises(ValueError, match="sample 0: column 'parts': .*got 251.*`ignore: 250, offset: 1`"):
+        map_columns(data, {"parts": SEMSEG}, {"parts": {"offset": 1}})[0]
 
 
 def test_classes_that_never_occur():
@@ -190,11 +272,13 @@ def test_classes_that_never_occur():
         (np.arange(768).reshape(SIZE).astype(np.uint8) % 40 + np.uint8(1), SEMSEG, {"offset": -1}),
         (np.where(DISC, 250, 0).astype(np.uint8), SEMSEG, {"ignore": 250}),
         (file(np.where(DISC, -1, 2).astype(np.float32), "TIFF"), DEPTH, {"invalid": -1}),
+        (np.select([DISC], [255], np.indices(SIZE)[0] // 12 * 128).astype(np.uint8), BINARY, {"ignore": 128}),
+        (file(np.where(DISC, 2**32 - 1, 0).astype(np.uint32), "NPY"), SEMSEG, {"ignore": 4294967295}),
     ],
 )
 def test_values_that_cannot_be_are_refused_with_the_setting_that_mends_them(stored, task, setting):
     (name, value), *_ = setting.items()
-    with pytest.raises(ValueError, match=rf"% of the pixels; `{name}: {value}"):
+    with pytest.raises(ValueError, match=rf"% of the pixels; `.*{name}: {value}[,`]"):
         make([stored], task)
     make([stored], task, setting)
 

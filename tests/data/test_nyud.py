@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_data import codes_of_normals, regions
 
 from transformers_degmix.data.nyud import NYUD
 from transformers_degmix.data.schema import encode_row
@@ -15,16 +16,19 @@ SIZE = (6, 8)
 
 
 def write_nyud(folder: Path, train=("0001", "0003"), validation=("0002",)) -> Path:
-    """An archive of random images, unpacked in `folder / "NYUDv2"`."""
+    """An archive of random images, with maps that look like labels, unpacked in `folder / "NYUDv2"`."""
     root = folder / "NYUDv2"
     for name in ("images", "segmentation", "edge", "normals", "depth", "gt_sets"):
         (root / name).mkdir(parents=True)
     for image_id in (*train, *validation):
         rng = np.random.default_rng(int(image_id))
         Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(root / f"images/{image_id}.png")
-        Image.fromarray(rng.integers(0, 41, SIZE, np.uint8)).save(root / f"segmentation/{image_id}.png")
-        Image.fromarray(rng.integers(0, 256, SIZE, np.uint8)).save(root / f"edge/{image_id}.png")
-        Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(root / f"normals/{image_id}.png")
+        Image.fromarray(regions(rng, 41, SIZE).astype(np.uint8)).save(root / f"segmentation/{image_id}.png")
+        edge = rng.integers(0, 256, SIZE, np.uint8) * (rng.random(SIZE) < 0.5)
+        Image.fromarray(edge).save(root / f"edge/{image_id}.png")
+        normals = codes_of_normals(rng, SIZE)
+        normals[1, :2] = [[0, 0, 0], [128, 128, 128]]  # unknown
+        Image.fromarray(normals).save(root / f"normals/{image_id}.png")
         np.save(root / f"depth/{image_id}.npy", rng.uniform(0.5, 10, SIZE).astype(np.float32))
     (root / "gt_sets/train.txt").write_text("\n".join(train) + "\n")
     (root / "gt_sets/val.txt").write_text("\n".join(validation) + "\n")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
+from small_data import codes_of_normals, regions
 
 from transformers_degmix.data.pascal_context import LABELS_IN_NYU, MERGED_PARTS, PASCALContext, label_boundaries
 from transformers_degmix.data.schema import encode_row
@@ -34,7 +35,7 @@ def struct_array(rows: list[dict]) -> np.ndarray:
 
 def write_parts(path: Path, image_id: str, num_people: int, rng: np.random.Generator, size=SIZE, names=tuple(PARTS)):
     def mask():
-        return (rng.random(size) < 0.15).astype(np.uint8)
+        return regions(rng, np.uint8([0, 0, 0, 0, 0, 1]), size)
 
     things = [{"class": "dog", "class_ind": 12, "mask": mask(), "parts": [{"part_name": "head", "mask": mask()}]}]
     for _ in range(num_people):
@@ -46,7 +47,7 @@ def write_parts(path: Path, image_id: str, num_people: int, rng: np.random.Gener
 
 
 def write_pascal_context(folder: Path) -> Path:
-    """An archive of random images, unpacked in `folder / "PASCALContext"`."""
+    """An archive of random images, with maps that look like labels, unpacked in `folder / "PASCALContext"`."""
     root = folder / "PASCALContext"
     folders = ("JPEGImages", "semseg/VOC12", "semseg/pascal-context", "pascal-context/trainval", "human_parts")
     for name in (*folders, "normals_distill", "sal_distill", "ImageSets/Context"):
@@ -55,13 +56,13 @@ def write_pascal_context(folder: Path) -> Path:
         rng = np.random.default_rng(int(image_id[-6:]))
         Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8)).save(root / f"JPEGImages/{image_id}.jpg")
         for name in ("VOC12", "pascal-context")[0 if num_people == 2 else 1 :]:
-            ids = Image.fromarray(rng.choice(np.uint8([0, 1, 15, 20, 255]), SIZE))
+            ids = Image.fromarray(regions(rng, np.uint8([0, 1, 15, 20, 255]), SIZE))
             ids.putpalette(rng.bytes(768))
             ids.save(root / f"semseg/{name}/{image_id}.png")
-        labels = np.kron(rng.choice(np.uint16([WALL, TVMONITOR, GRASS]), (3, 4)), np.ones((3, 3), np.uint16))
+        labels = regions(rng, np.uint16([WALL, TVMONITOR, GRASS]), SIZE, length=3)
         scipy.io.savemat(root / f"pascal-context/trainval/{image_id}.mat", {"LabelMap": labels})
         write_parts(root / f"human_parts/{image_id}.mat", image_id, num_people, rng)
-        Image.fromarray(rng.integers(1, 256, (*SIZE, 3), np.uint8)).save(root / f"normals_distill/{image_id}.png")
+        Image.fromarray(codes_of_normals(rng, SIZE)).save(root / f"normals_distill/{image_id}.png")
         Image.fromarray(rng.choice(np.uint8([0, 127, 128, 255]), SIZE)).save(root / f"sal_distill/{image_id}.png")
     ids = list(EXAMPLES)
     (root / "ImageSets/Context/train.txt").write_text("\n".join(ids[:2]))

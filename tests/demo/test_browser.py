@@ -27,6 +27,9 @@ FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
 SIZE = (120, 160)
+# Milliseconds, of waiting for what appears within seconds if nothing else takes the cores
+LIMIT = 900_000
+sync_api.expect.set_options(timeout=LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def url(predictor):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=LIMIT)
         yield browser
         browser.close()
 
@@ -64,7 +67,7 @@ def test_every_panel_of_a_photo(browser, url, predictor, tmp_path, width, height
     page.on("pageerror", lambda error: errors.append(str(error)))
     own = (url, "data:", "blob:")
     page.on("request", lambda request: None if request.url.startswith(own) else elsewhere.append(request.url))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(LIMIT)
     page.goto(url)
 
     def upload(name: str):
@@ -108,7 +111,7 @@ def test_every_panel_of_a_photo(browser, url, predictor, tmp_path, width, height
     canvas = page.locator("canvas")
     canvas.wait_for()
     page.wait_for_function("() => performance.getEntriesByType('resource').some(entry => entry.name.endsWith('.glb'))")
-    for _ in range(20):
+    for _ in range(LIMIT // 500):
         page.wait_for_timeout(500)
         pixels = np.array(Image.open(BytesIO(canvas.screenshot())).convert("RGB"))
         if len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100:

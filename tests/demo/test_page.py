@@ -32,7 +32,7 @@ def serve(model, processor):
     page = build_demo(model, processor, max_pixels=200 * 200)
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH_OPTIONS)
     try:
-        yield gradio_client.Client(url, verbose=False)
+        yield gradio_client.Client(url, verbose=False, httpx_kwargs={"timeout": 900})
     finally:
         page.close(verbose=False)
 
@@ -168,6 +168,12 @@ def test_photos_are_shrunk_and_turned_upright(tmp_path):
     assert photo.size == (LONGEST_SIDE // 2, LONGEST_SIDE) and photo.mode == "RGB"
     left, right = (np.array(photo)[:, columns].mean() for columns in (slice(0, 50), slice(-50, None)))
     assert left > 200 and right < 50
+
+
+def test_values_of_another_range_are_warned_of(tmp_path):
+    Image.fromarray(np.full((60, 80), 4000, np.uint16)).save(tmp_path / "dark.png")
+    with pytest.warns(UserWarning, match="no value is above 4000"):
+        read_photo(tmp_path / "dark.png")
 
 
 def test_stray_files_among_the_examples_are_named(photo, tmp_path, capsys):

@@ -80,7 +80,7 @@ def suppressed(prediction, row, column):
     return prediction[row, column] if 1.01 * prediction[row, column] >= reached else 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     size=st.tuples(st.integers(2, 14), st.integers(2, 14)),
     tolerance=st.floats(0.04, 0.4),
@@ -98,7 +98,7 @@ def test_counts_agree_with_exact_assignment_at_the_costs_of_bsds(size, tolerance
         assert counts[:, index].tolist() == [pairs, len(predicted), len(true)]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000), sigma=st.floats(0, 4))
 def test_thinning_agrees_with_scikit_image(seed, sigma):
     # A noisy plateau keeps its area when non-maxima are suppressed, and takes many rounds.
@@ -110,7 +110,7 @@ def test_thinning_agrees_with_scikit_image(seed, sigma):
     assert predicted.tolist() == [thin(ridges >= threshold).sum() for threshold in THRESHOLDS]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_suppression_of_non_maxima_agrees_with_its_definition(seed):
     prediction = gaussian_filter(np.random.default_rng(seed).random((20, 22)), 1)
@@ -127,7 +127,7 @@ def test_predictions_fade_towards_the_border():
     np.testing.assert_allclose(ridges[2, 2], 0.4**2)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 1000), order=st.permutations(range(4)))
 def test_batches_and_their_order_do_not_matter(seed, order):
     prediction, label = random_maps(4, 12, 15, seed, ignored=0.1)
@@ -145,7 +145,7 @@ def test_added_sums_are_those_of_all_images():
     assert first.compute() == scores((prediction, label), tolerance=0.0075)
 
 
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 1000))
 def test_ignored_pixels_and_padding_do_not_matter(seed):
     prediction, label = random_maps(2, 14, 16, seed, ignored=0.2)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -84,7 +84,6 @@ def test_errors_of_normals_are_degrees():
 errors = st.lists(st.integers(0, 400).map(lambda value: value / 100), min_size=2, max_size=30)
 
 
-@settings(deadline=None)
 @given(errors, st.randoms())
 def test_no_confidence_is_better_than_the_oracle_and_a_constant_is_random(errors, random):
     errors = torch.tensor(errors, dtype=torch.float64)
@@ -98,7 +97,6 @@ def test_no_confidence_is_better_than_the_oracle_and_a_constant_is_random(errors
     assert worst["ause"] >= constant["ause"] - 1e-9
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 100), st.booleans()), min_size=1, max_size=40), st.randoms())
 def test_order_batches_and_copies_of_pixels_do_not_matter(pixels, random):
     confidence, right = [value / 100 for value, _ in pixels], [is_right for _, is_right in pixels]

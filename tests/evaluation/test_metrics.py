@@ -105,7 +105,7 @@ REFERENCES = {
 FLOATS = [task for task in REFERENCES if task != "semseg"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(task=st.sampled_from(sorted(REFERENCES)), seed=st.integers(0, 1000), height=st.integers(2, 9))
 def test_scores_agree_with_their_definitions(task, seed, height):
     batch = random_batch(task, height=height, seed=seed)
@@ -152,7 +152,7 @@ def test_median_angle(angles):
     assert scores("normals", (prediction, label))["median_angle"] == pytest.approx(np.median(angles))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(task=st.sampled_from(sorted(REFERENCES)), order=st.permutations(range(4)), cut=st.integers(0, 4))
 def test_batches_and_their_order_do_not_matter(task, order, cut):
     prediction, label = random_batch(task)

@@ -52,6 +52,29 @@ def test_labels_may_be_null_throughout_a_split(tmp_path, name, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["image", "bytes and path", "binary", "array"])
+def test_labels_may_be_null_throughout_a_parquet_file(tmp_path, form, streaming):
+    """Whose types, of the first file alone, `datasets` takes for those of all."""
+    image, depth = BytesIO(), BytesIO()
+    Image.new("RGB", (4, 3)).save(image, "PNG")
+    Image.new("F", (4, 3), 2).save(depth, "TIFF")
+    image, depth = image.getvalue(), depth.getvalue()
+    if form == "array":
+        depth = [[2.0] * 4] * 3
+    elif form != "binary":
+        image, depth = ({"bytes": content, "path": None} for content in (image, depth))
+    null, labelled = {"image": image, "depth": None}, {"image": image, "depth": depth}
+    for name, row in {"train-00000-of-00002": null, "train-00001-of-00002": labelled, "validation": null}.items():
+        data = Dataset.from_list([row] * 2)
+        if form == "image":
+            data = data.cast_column("image", ImageFeature())
+            data = data.cast_column("depth", ImageFeature()) if row is labelled else data
+        data.to_parquet(tmp_path / f"{name}.parquet")
+    assert depths(tmp_path, "train", streaming) == [None, None, 2, 2]
+    assert depths(tmp_path, "validation", streaming) == [None, None]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_arrays_of_numpy_as_label_files(tmp_path, streaming):
     folder = write_split(tmp_path / "train", 3)
     np.save(folder / "0.npy", np.full((3, 4), 2, np.float32))

@@ -58,7 +58,7 @@ def test_directions_of_the_axes():
     torch.testing.assert_close(left, torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand_as(left), atol=1e-3, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.floats(0.3, 1)),
     st.floats(0.5, 20),

@@ -40,7 +40,7 @@ from .arguments import add_model_argument, add_window_arguments, allow_pixels
 
 IMAGE_SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
-    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+    *(".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 

@@ -1,7 +1,7 @@
 """From rows of a data set to a batch for the model."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,16 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from transformers import BatchFeature
 
-from ..image_processing_pil_degmix import LabelMap, Size, crop_centred, resized_size, to_coded_label, to_pixels
-from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
+from ..image_processing_pil_degmix import (
+    LabelMap,
+    Size,
+    crop_centred,
+    necessary_channels,
+    resized_size,
+    to_coded_label,
+    to_pixels,
+)
+from ..tasks import IGNORE_INDEX, JPEG_IDS, TASK_KINDS, TaskKind, format_fields, format_number
 from .augmentation import Augmentation
 
 
@@ -127,7 +135,13 @@ class DeGMixDataCollator:
         return augmentation(pixels, labels, self.kinds, rng, size)
 
 
-def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | None = None) -> np.ndarray:
+def read_label(
+    label: LabelMap | None,
+    kind: str,
+    size: Size,
+    num_labels: int | None = None,
+    describe: Callable[[dict[str, Any]], str] = format_fields,
+) -> np.ndarray:
     """Label of an image of `size` as stored in data sets -> `(channels, height, width)`, checked but not decoded.
 
     See [`to_coded_label`].
@@ -137,6 +151,7 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
         kind: of the task.
         size: (height, width) of the image.
         num_labels: number of classes; any that 8 bits hold if not given.
+        describe: the setting of a [`~tasks.Suspicion`] -> what the column must have in `columns` with it.
 
     Raises:
         ValueError: the map has another size, or a mode or values that this kind does not have.
@@ -144,18 +159,25 @@ def read_label(label: LabelMap | None, kind: str, size: Size, num_labels: int | 
     task_kind = TASK_KINDS[kind]
     if label is None:
         return np.full((task_kind.label_channels, *size), IGNORE_INDEX, task_kind.array_dtype)
-    if isinstance(label, Image.Image) and label.mode.startswith("I") and not task_kind.label_dtype.is_floating_point:
-        label = np.asarray(label)  # ids in 16 bits mean the same
-    if isinstance(label, Image.Image) and label.mode not in task_kind.image_modes:
-        hint = f": {task_kind.mode_hint}" if task_kind.mode_hint else ""
-        raise ValueError(f"expected an image of mode {' or '.join(task_kind.image_modes)}, got {label.mode}{hint}")
+    are_ids, is_jpeg = not task_kind.label_dtype.is_floating_point, getattr(label, "format", None) == "JPEG"
+    if isinstance(label, Image.Image):
+        label = necessary_channels(label, task_kind)
+        # Ids in more bits mean the same.
+        is_known = label.mode in task_kind.image_modes or (are_ids and (label.mode == "F" or label.mode[0] == "I"))
+        if not is_known:
+            hint = "alpha must be opaque" if label.mode in ("LA", "RGBA") else task_kind.mode_hint
+            message = f"expected an image of mode {' or '.join(task_kind.image_modes)}, got {label.mode}"
+            raise ValueError(f"{message}: {hint}" if hint else message)
     label = to_coded_label(label, task_kind, size)
     num_labels = num_labels or IGNORE_INDEX
     offences = task_kind.offences(label, num_labels)
     if len(offences):
-        message = f"expected {task_kind.expected.format(highest=num_labels - 1)}, got {offences[0].item():g}"
+        found = format_number(offences[0].item())
+        message = f"expected {task_kind.expected.format(highest=num_labels - 1)}, got {found}"
+        if is_jpeg and are_ids and (task_kind.num_logits or num_labels) > 2:
+            raise ValueError(f"{message} ({JPEG_IDS.what}: {JPEG_IDS.detail})")
         for suspicion in task_kind.find_suspicions([label], num_labels)[:1]:
-            mended = f"; `{format_fields(suspicion.setting)}` in `columns` mends it" if suspicion.setting else ""
+            mended = f"; `{describe(suspicion.setting)}` in `columns` mends it" if suspicion.setting else ""
             message += f" ({suspicion.what}, {suspicion.detail}, in {suspicion.shares[0]:.1%} of the pixels{mended})"
         raise ValueError(message)
     return label

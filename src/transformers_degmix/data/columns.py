@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..image_processing_pil_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
-from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
+from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
 from .collator import read_label
 from .inspection import check_columns, describe_column
 
@@ -38,6 +38,8 @@ from .inspection import check_columns, describe_column
 logger = logging.get_logger(__name__)
 
 _NOT_NUMBERS = ("colors", "classes", "resize", "ignore_orientation")
+# Fields that nobody gives
+_CONCLUDED = {"rounds", "expected"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Column:
             `offset` are about the latter then.
         resize: whether maps of another size than their image are resized, each pixel from the nearest one.
         ignore_orientation: of images, whether they are left as stored where their EXIF data says how to turn them.
+        rounds: of class ids, whether `scale` or `offset` are given, if only as 1 and 0: fractions are refused else.
         expected: the only values that may be stored if the others were not given but concluded from some samples.
     """
 
@@ -73,6 +76,7 @@ class Column:
     classes: dict[int, int] = field(default_factory=dict)
     resize: bool = False
     ignore_orientation: bool = False
+    rounds: bool = False
     expected: tuple[float, ...] = ()
 
     @property
@@ -105,7 +109,7 @@ class Column:
         return {
             field.name: getattr(self, field.name)
             for field in fields(Column)
-            if field.name != "expected" and getattr(self, field.name) != getattr(plain, field.name)
+            if field.name not in _CONCLUDED and getattr(self, field.name) != getattr(plain, field.name)
         }
 
     def apply(self, values: Tensor) -> Tensor:
@@ -130,7 +134,25 @@ def parse_columns(columns: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> 
     """
     kinds = {"image": None, **{name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}}
     _check_keys("`columns`", columns, list(kinds))
-    return {name: _parse_column(name, columns.get(name, name), kind) for name, kind in kinds.items()}
+    parsed = {name: _parse_column(name, columns.get(name, name), kind) for name, kind in kinds.items()}
+    for name, task in tasks.items():
+        num_labels = TASK_KINDS[task["kind"]].num_logits or task.get("num_labels") or IGNORE_INDEX
+        _check_tables(name, parsed[name], num_labels)
+    return parsed
+
+
+def _check_tables(name: str, column: Column, num_labels: int):
+    """Raises ValueError if `classes` or `colors` make class ids that the task does not have."""
+    table = "classes" if column.classes else "colors"
+    absent = column.ignore + column.invalid
+    ids = column.classes or {index: index for index in range(len(column.colors)) if index not in absent}
+    for stored, meant in ids.items():
+        made = round(meant * column.scale[0] + column.offset[0])
+        if meant != IGNORE_INDEX and not 0 <= made < num_labels:
+            raise ValueError(
+                f"`columns[{name!r}]` makes the class id {made} of {stored} in `{table}`, but the task has "
+                f"{num_labels} classes: expected ids from 0 to {num_labels - 1}, or 255 for pixels without a label"
+            )
 
 
 def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None) -> Column:
@@ -140,8 +162,9 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
     if not isinstance(given, dict):
         raise ValueError(f"{where} must be the name of a column or a dictionary, got {given!r}")
     num_channels = kind.label_channels if kind else 3
-    refused = {"expected", "ignore_orientation"} if kind else {"expected", "ignore", "invalid", "resize"}
-    if kind is None or kind.label_dtype.is_floating_point:
+    refused = _CONCLUDED | ({"ignore_orientation"} if kind else {"ignore", "invalid", "resize"})
+    are_ids = kind is not None and not kind.label_dtype.is_floating_point
+    if not are_ids:
         refused |= {"colors", "classes"}
     if num_channels == 1:
         refused.add("channel_order")
@@ -177,7 +200,7 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
             f"{where} must have different colours, such as [[0, 0, 0], [128, 64, 128]], as `colors` and a table, such "
             f"as {{7: 0, 8: 1}}, as `classes`, got {given!r}"
         ) from None
-    return Column(column, **numbers, **others)
+    return Column(column, rounds=are_ids and not {"scale", "offset"}.isdisjoint(given), **numbers, **others)
 
 
 def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
@@ -228,7 +251,12 @@ class RowReader:
             ValueError: a value cannot be read as the mapping says; the message names column, task and `image_id`.
         """
         image = self.read_image(row)
-        labels = {task: self.read_label(row, task, image_size(image)) for task in self.kinds}
+        size = image_size(image)
+        labels = {task: self.read_label(row, task, size) for task in self.kinds}
+        for task, label in labels.items():
+            if label is not None and self.columns[task].changes_values:
+                with self._naming(row, task):
+                    self._check(label, task, size)  # the collator does not know what was stored
         return {"image": image, **labels, **({"image_id": str(row["image_id"])} if "image_id" in row else {})}
 
     def read_image(self, row: dict[str, Any]) -> Image.Image | np.ndarray:
@@ -247,12 +275,14 @@ class RowReader:
             pixels = to_pixels(stored, do_convert_rgb=True)
             return column.apply(torch.from_numpy(pixels)).numpy()
 
-    def orientation(self, row: dict[str, Any], name: str) -> int:
-        """The EXIF orientation of the image file in a column, 1 if it is upright or no image."""
+    def file_facts(self, row: dict[str, Any], name: str) -> tuple[str | None, int]:
+        """The format of the image file in a column, `None` if it is none, and its EXIF orientation, 1 if upright."""
+        file_format, orientation = None, 1
         with suppress(Exception):  # of every type, from PIL's decoders
             image = Image.open(BytesIO(_read_file(row[self.columns[name].column])))
-            return image.getexif().get(ExifTags.Base.Orientation, 1)
-        return 1
+            file_format = image.format
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return file_format, orientation
 
     def read_label(self, row: dict[str, Any], task: str, size: Size) -> Image.Image | np.ndarray | Tensor | None:
         """The label map of a task, for an image of `size`, or `None`.
@@ -278,12 +308,22 @@ class RowReader:
         if label is None:
             return None
         with self._naming(row, task):
-            return read_label(label, self.tasks[task]["kind"], size, self.tasks[task].get("num_labels"))
+            return self._check(label, task, size)
+
+    def _check(self, label: Image.Image | np.ndarray | Tensor, task: str, size: Size) -> np.ndarray:
+        fields, column = self.tasks[task], self.columns[task]
+
+        def describe(setting: dict[str, Any]) -> str:
+            return format_fields(column.mended(setting).given(column.column))
+
+        return read_label(label, fields["kind"], size, fields.get("num_labels"), describe)
 
     def _stored(self, row: dict[str, Any], column: Column) -> Image.Image | np.ndarray | None:
         """What a row has in a column: an image, an array, or nothing."""
         stored, feature = row.get(column.column), self.features.get(column.column)
         if stored is None or (isinstance(stored, np.ndarray) and _is_nan(stored)):
+            return None
+        if isinstance(stored, dict) and stored in ({"bytes": None, "path": None}, {"bytes": None}):
             return None
         if isinstance(stored, bytes) or (isinstance(stored, dict) and {"bytes", "path"} & set(stored)):
             # Of images, or of files, which a column may hold without saying so.
@@ -292,9 +332,17 @@ class RowReader:
             return stored.convert(mode) if mode and isinstance(stored, Image.Image) else stored
         if isinstance(stored, list | np.ndarray):
             # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
-            return np.asarray(stored, dtype=getattr(_leaf(feature), "dtype", None))
+            dtype = getattr(_leaf(feature), "dtype", None)
+            values = np.asarray(stored, dtype=None if dtype in ("binary", "string", "null") else dtype)
+            if values.dtype.kind not in "biuf":
+                raise ValueError(f"expected an array of numbers, got one of {values.dtype}")
+            return values
+        if isinstance(stored, str):
+            raise ValueError(_about_text(stored, column.column))
         if not isinstance(stored, Image.Image):
-            raise ValueError(f"expected an image or an array, got a {type(stored).__name__}")
+            raise ValueError(
+                f"expected an image, an array, or a file as bytes or {{bytes, path}}, got a {type(stored).__name__}"
+            )
         return stored
 
     @contextmanager
@@ -319,6 +367,15 @@ def _decode(stored: bytes | dict[str, Any], ignore_orientation: bool) -> Image.I
         raise ValueError(f"cannot read the image{source}: {error}") from error
 
 
+def _about_text(text: str, column: str) -> str:
+    """What to do about a cell that holds a path, a URL or a file in base64."""
+    return (
+        f"expected an image or an array, got the text {text[:40]!r}. If it is the name of a file, call the column "
+        f"{column + '_file_name'!r} in metadata.jsonl, or save the data set after `cast_column({column!r}, "
+        "datasets.Image())`; if it is base64, store the bytes"
+    )
+
+
 def _read_file(stored: bytes | dict[str, Any]) -> bytes:
     if isinstance(stored, bytes):
         return stored
@@ -334,10 +391,10 @@ def _change_label(
     """Stored map -> label of an image of `size`, `(height, width)` or `(3, height, width)`."""
     if column.colors:
         values = _ids_of_colors(stored, column.colors)
-    elif isinstance(stored, Image.Image) and len(stored.getbands()) != kind.label_channels:
-        raise ValueError(f"expected {kind.label_channels} channel(s), got an image of mode {stored.mode}")
     else:
-        values = stored_values(stored)
+        values = stored_values(stored, kind)
+        if isinstance(stored, Image.Image) and values.ndim != (2 if kind.label_channels == 1 else 3):
+            raise ValueError(f"expected {kind.label_channels} channel(s), got an image of mode {stored.mode}")
     if column.resize:
         is_first = values.ndim == 3 and values.shape[0] == kind.label_channels
         height, width = values.shape[1:] if is_first else values.shape[:2]
@@ -358,8 +415,9 @@ def _change_label(
         found, is_known = _find(values, np.array([*column.classes]))
         absent |= ~is_known
         values = np.array([*column.classes.values()])[found]
-    # Absent values need not be such that can be read: NaN, for example.
-    decoded = to_label(np.where(absent, values.dtype.type(0), values), kind, size)
+    # Absent values need not be such that can be read: NaN, for example. Ids are rounded after `scale` and `offset`.
+    exact = replace(kind, label_dtype=torch.float64) if column.rounds else kind
+    decoded = to_label(np.where(absent, values.dtype.type(0), values), exact, size)
     label = column.apply(decoded)
     if not kind.label_dtype.is_floating_point:
         label = label.round()

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..image_processing_pil_degmix import DOUBT, image_size, to_coded_label, to_pixels
-from ..tasks import IGNORE_INDEX, TASK_KINDS, TWO_LEVELS, Suspicion, format_fields
+from ..tasks import IGNORE_INDEX, JPEG_IDS, TASK_KINDS, TWO_LEVELS, Suspicion, format_fields
 
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class LabelInspector:
         labels: dict[str, np.ndarray | None],
     ):
         """A sample: its row, image, and labels as [`read_label`] gives them."""
-        column, orientation = self.reader.columns["image"], self.reader.orientation(row, "image")
+        column, (_, orientation) = self.reader.columns["image"], self.reader.file_facts(row, "image")
         height, width = image_size(image)
         # What turns a rectangle by 90 degrees shows in the labels' size.
         keeps_size = orientation in (2, 3, 4) or (orientation > 4 and height == width)
@@ -54,7 +54,7 @@ class LabelInspector:
         if (
             keeps_size
             and not column.ignore_orientation
-            and any(self.reader.orientation(row, name) == 1 for name in labelled)
+            and any(self.reader.file_facts(row, name)[1] == 1 for name in labelled)
         ):
             setting, detail = {"ignore_orientation": True}, f"orientation {orientation}; unless labels are upright"
             what = "EXIF data turns images, but not their labels"
@@ -65,6 +65,9 @@ class LabelInspector:
         elif to_pixels(image, do_convert_rgb=True).max() <= 1:
             self.note("image", Suspicion("black?", [1.0], {"scale": 255}, "no value is above 1"), [index])
         for name, label in labels.items():
+            are_ids = not self.reader.kinds[name].label_dtype.is_floating_point
+            if are_ids and not self.reader.columns[name].rounds and self.reader.file_facts(row, name)[0] == "JPEG":
+                self.note(name, JPEG_IDS, [index])
             if label is not None:
                 self.waiting[name][index] = label
                 if len(self.waiting[name]) == NUM_SAMPLES:

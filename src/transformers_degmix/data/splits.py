@@ -4,11 +4,14 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from datasets.utils.file_utils import xopen
+from pyarrow import parquet
 
 from .columns import MappedDataset, map_columns
 from .rooms import load_rooms
@@ -70,7 +73,13 @@ class DataSplit:
 
     def _load(self) -> Dataset | IterableDataset:
         try:
-            return load_dataset(self.dataset, split=self.name, streaming=self.streaming)
+            data = load_dataset(self.dataset, split=self.name, streaming=self.streaming)
+            may_fail_later = self.streaming and Value("null") in (data.features or {}).values()
+            return self._load_joined() or data if may_fail_later else data
+        except DatasetGenerationError:
+            if (data := self._load_joined()) is None:
+                raise
+            return data
         except (ValueError, OSError):
             # By itself: another split may have other types of columns, such as null. Nor does `datasets` follow links
             # to folders, or take brackets in their names.
@@ -79,6 +88,20 @@ class DataSplit:
                 raise
             files = {self.name: glob.escape(str(folder.resolve())) + "/**"}
             return load_dataset("imagefolder", data_files=files, split=self.name, streaming=self.streaming)
+
+    def _load_joined(self) -> Dataset | IterableDataset | None:
+        """The same with the types of all files: `datasets` takes those of the first, in which a column may be null.
+
+        `None` if some are not Parquet.
+        """
+        joined = None
+        for path in chain.from_iterable((load_dataset_builder(self.dataset).config.data_files or {}).values()):
+            if not path.endswith(".parquet"):
+                return None
+            with xopen(path, "rb") as file:
+                joined = _join(joined, dict(Features.from_arrow_schema(parquet.read_schema(file))))
+        features = Features(joined)
+        return load_dataset(self.dataset, split=self.name, streaming=self.streaming, features=features)
 
     def load(
         self, tasks: dict[str, dict], shuffle_buffer_size: int = 0, seed: int = 0, may_lack_columns: bool = False
@@ -100,3 +123,10 @@ class DataSplit:
 
     def __str__(self) -> str:
         return f"{self.dataset!r}, split {self.name!r}"
+
+
+def _join(first: Any, second: Any) -> Any:
+    """Two features of a column -> that which is not null, as far as one is."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return {name: _join(first.get(name), second.get(name)) for name in first | second}
+    return second if first in (None, Value("null")) and second is not None else first

@@ -13,7 +13,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image, ImageDraw
 from transformers.image_processing_base import ImageProcessingMixin
 
-from ..image_processing_pil_degmix import decode_image, to_pixels
+from ..image_processing_pil_degmix import DOUBT, decode_image, to_pixels
 from ..inference.predictor import Result, predict_batch, prepare
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..visualization import draw_overview, draw_prediction
@@ -298,7 +298,10 @@ def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Imag
             )
         image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # of a JPEG, no more is decoded than needed
 
-    pixels = to_pixels(decode_image(path, FORMATS, check), do_convert_rgb=True)
+    image = decode_image(path, FORMATS, check)
+    if DOUBT in image.info:
+        gr.Warning(image.info[DOUBT])
+    pixels = to_pixels(image, do_convert_rgb=True)
     photo = Image.fromarray(np.moveaxis(pixels, 0, -1).round().clip(0, 255).astype(np.uint8))
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return photo
