@@ -187,7 +187,7 @@ def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
 
 
 def _numbers(where: str, field: str, value: Any) -> tuple[float, ...]:
-    """A number or a list of them. Texts count as far as they are numbers, since YAML reads 1e-3 as one."""
+    """A number or a list of them, as a tuple."""
     try:
         return tuple(float(number) for number in (value if isinstance(value, list) else [value]))
     except (TypeError, ValueError):

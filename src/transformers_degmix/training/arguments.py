@@ -1,6 +1,7 @@
 """What a training run is made of, read from a YAML file and the command line."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -237,6 +238,26 @@ def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
         raise ValueError(f"`{name}` has the fields {unknown}; allowed are {list(allowed)}")
 
 
+class RecipeLoader(yaml.SafeLoader):
+    """YAML as people write it: the booleans are `true` and `false` alone, and `1e-3` is a number.
+
+    YAML 1.1 reads `no` as false, and numbers with an exponent only if they have a point and the exponent has a sign.
+    """
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    # Is asked after the one of integers, which are matched too
+    re.compile(r"([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", re.IGNORECASE),
+    list("-+.0123456789"),
+)
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe that comes with the package, by its name without `.yaml`, or of a path.
 
@@ -278,19 +299,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
         node = values
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = yaml.safe_load(value)
+        node[leaf] = yaml.load(value, RecipeLoader)
 
     types = {f.name: f.type for f in fields(TrainingArguments)}
     unknown = sorted(set(values) - set(types))
     if unknown:
         raise ValueError(f"unknown fields {unknown}; accepted are {sorted(types)}")
-    # YAML reads 1e-3 as text and 1 as an integer.
-    for name in values:
-        if types[name] is float or (types[name] == float | None and values[name] is not None):
-            try:
-                values[name] = float(values[name])
-            except (TypeError, ValueError):
-                raise ValueError(f"`{name}` must be a number, got {values[name]!r}") from None
+    for name, value in values.items():
+        if types[name] in (float, float | None) and type(value) is int:
+            values[name] = float(value)
     try:
         return TrainingArguments(**values)
     except (TypeError, StrictDataclassError) as error:  # a field is missing or of another type
@@ -305,7 +322,7 @@ def read_config(path: Path) -> dict[str, Any]:
         OSError: a file cannot be read.
     """
     try:
-        own = yaml.safe_load(path.read_text()) or {}
+        own = yaml.load(path.read_text(), RecipeLoader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(own, dict):
