@@ -22,7 +22,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 from small_data import save_folder
-from small_models import BACKBONES
+from small_models import ALL_KINDS, BACKBONES, random_labels, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, pipeline
 
@@ -32,10 +32,10 @@ from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
-from transformers_degmix.training.balancing import FixedWeights
+from transformers_degmix.training.balancing import FixedWeights, UncertaintyWeights
 from transformers_degmix.training.build import build_model, build_optimizer, build_scheduler
 from transformers_degmix.training.data import TrainBatches, load_split
-from transformers_degmix.training.loop import train
+from transformers_degmix.training.loop import accumulate_gradients, train
 
 
 MODEL = {"backbone_config": BACKBONES["swin"].to_dict(), "hidden_size": 16, "gating_intermediate_size": 8}
@@ -452,6 +452,40 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     )
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_without_labels_of_a_task_leaves_its_parts_alone(tmp_path, optimizer):
+    """Momentum, weight decay and the task's weight do not move; statistics of batch norms do, with every image."""
+    args = arguments(tmp_path, optimizer=optimizer, learning_rate=0.1, weight_decay=0.1)
+    model, balancer, accelerator = small_model().train(), UncertaintyWeights(len(ALL_KINDS)), Accelerator()
+    optimizer, tasks = build_optimizer(args, model, balancer), list(model.config.tasks)
+    images = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+
+    def step(*unlabelled: str):
+        labels = random_labels(ALL_KINDS, 2, 32, 64)
+        for task in unlabelled:
+            labels[task].fill_(255)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        variances = [value.item() for value in balancer.log_variances]
+        batches = iter([{"pixel_values": images, "labels": labels}])
+        losses, labelled = accumulate_gradients(model, balancer, batches, args, accelerator)
+        assert [task for task, known in zip(tasks, labelled) if not known] == list(unlabelled)
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        return moved, {task for task, a, b in zip(tasks, variances, balancer.log_variances) if a != b.item()}
+
+    moved, weights = step()
+    heads = {name for name in moved if name.startswith("heads.depth.")}
+    assert heads and weights == set(tasks)  # there is momentum now
+    moved, weights = step("depth")
+    assert not heads & {name for name in moved if "running" not in name and "num_batches" not in name}
+    assert weights == set(tasks) - {"depth"}
+    assert any(name.startswith("model.mixers.depth.") and "running_mean" in name for name in moved)
+    assert {name for name in moved if name.startswith("heads.semseg.")}
+    moved, weights = step(*tasks)
+    assert all("running" in name or "num_batches" in name for name in moved) and not weights
+
+
 def test_frozen_modules_stay_as_they_are(tmp_path):
     args = arguments(tmp_path, freeze=["model.backbone", "model.mixers.depth"], learning_rate=0.1, max_steps=2)
     set_seed(args.seed)
@@ -497,7 +531,7 @@ def test_task_balancing(tmp_path, balancing):
     fields = {"task_balancing": balancing, "learning_rate": 1e-2, "max_steps": 8}
     train(arguments(tmp_path, **fields))
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]["balancer"]
-    learned = state["log_variances" if balancing == "uncertainty" else "weights"]
+    learned = torch.stack([*state.values()]) if balancing == "uncertainty" else state["weights"]
     assert learned.isfinite().all() and len(learned.unique()) == len(ROOMS_TASKS)
 
 

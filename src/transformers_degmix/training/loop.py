@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -173,7 +173,7 @@ class Run:
         """Makes an optimiser step; returns whether, until its end, any process was terminated."""
         args, accelerator, progress = self.args, self.accelerator, self.progress
         self.model.train()
-        losses = accumulate_gradients(self.model, self.balancer, self.batches, args, accelerator)
+        losses, labelled = accumulate_gradients(self.model, self.balancer, self.batches, args, accelerator)
         # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
         others = losses.new_tensor([terminated.is_set(), self.train_batches.epoch])
         sums = accelerator.reduce(torch.cat([losses, others]), "sum")
@@ -183,14 +183,16 @@ class Run:
             raise ValueError(f"the loss is not finite at step {progress.step + 1}: {named}")
         if args.max_grad_norm:
             accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
-        self.optimizer.step()
+        if labelled.any():  # else there are no gradients, which the scaler of fp16 does not expect
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        self.balancer.observe(losses, int(epochs / accelerator.num_processes))
+        self.balancer.observe(losses, labelled, int(epochs / accelerator.num_processes))
         if self.averaged:
             self.averaged.update_parameters(self.plain_model)
         progress.step += 1
-        self.tracker.log_step(progress.step, losses, self.scheduler.get_last_lr())
+        known = {task: loss for task, loss, known in zip(self.tasks, losses.tolist(), labelled.tolist()) if known}
+        self.tracker.log_step(progress.step, known, self.scheduler.get_last_lr())
         progress.seconds = time.monotonic() - self.start
         return bool(num_terminated)
 
@@ -232,11 +234,14 @@ class Run:
 
 def accumulate_gradients(
     model: nn.Module, balancer: nn.Module, batches, args: TrainingArguments, accelerator: Accelerator
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Adds the gradients of one step, those of all its passes and processes as of one batch.
 
+    Parameters that no label reaches get none. With a gradient of zero, momentum and weight decay would move them.
+
     Returns:
-        This process's share of each task's loss, `(num_tasks,)`: the shares add up to it.
+        This process's share of each task's loss, `(num_tasks,)`: the shares add up to it. And whether the step has a
+        label of the task in any process, `(num_tasks,)`, bool.
     """
     num_passes, num_processes = args.gradient_accumulation_steps, accelerator.num_processes
     passes = [next(batches) for _ in range(num_passes)]
@@ -245,14 +250,28 @@ def accumulate_gradients(
     total = 0
     for index, batch in enumerate(passes):
         with nullcontext() if index + 1 == num_passes else accelerator.no_sync(model):
-            losses = torch.stack(list(model(**batch, pixel_counts=counts).losses.values()))
+            by_task = model(**batch, pixel_counts=counts).losses
+            losses = torch.stack(list(by_task.values()))
+            labelled = torch.stack([counts[task][0] > 0 for task in by_task])
             # Gradients become the mean over processes, but the losses are shares of a sum.
-            objective = num_processes * balancer(losses, share=1 / (num_passes * num_processes))
+            objective = num_processes * balancer(losses, labelled, share=1 / (num_passes * num_processes))
             accelerator.backward(objective)
         total = total + losses.detach()
     for parameter in balancer.parameters():
         parameter.grad = accelerator.reduce(parameter.grad, "mean")
-    return total
+    if not labelled.all():
+        # The loss of a task without labels is 0 but has a graph, without which processes would wait for each other.
+        drop_zero_gradients([*model.parameters(), *balancer.parameters()])
+    return total, labelled
+
+
+def drop_zero_gradients(parameters: Iterable[nn.Parameter]):
+    """Takes the gradients away that are zero throughout: an optimiser leaves these parameters alone."""
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    reached = torch.stack([parameter.grad.any() for parameter in with_gradient]).tolist()
+    for parameter, is_reached in zip(with_gradient, reached):
+        if not is_reached:
+            parameter.grad = None
 
 
 def model_quality(args: TrainingArguments, loss: float, scores: dict, tasks: dict[str, dict]) -> float:

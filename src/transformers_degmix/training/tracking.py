@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
@@ -47,16 +47,16 @@ class RunTracker:
         )
         self.step, self.time = step, time.monotonic()
 
-    def log_step(self, step: int, losses: Tensor, learning_rates: list[float]):
+    def log_step(self, step: int, losses: dict[str, float], learning_rates: list[float]):
         """
         Args:
             step: the one that was made.
-            losses: `(num_tasks,)`, of the whole batch.
+            losses: of the whole batch, by task; of tasks without a label in it none.
             learning_rates: of the optimiser's groups, for the next step.
         """
-        losses = dict(zip(self.tasks, losses.tolist()))
         self.bar.update(self.images_per_step)
-        self.bar.set_postfix({task: f"{loss:.3f}" for task, loss in losses.items()}, refresh=False)
+        shown = {task: f"{losses[task]:.3f}" if task in losses else "-" for task in self.tasks}
+        self.bar.set_postfix(shown, refresh=False)
         if step % self.args.logging_steps == 0:
             now = time.monotonic()
             speed = (step - self.step) * self.images_per_step / (now - self.time)
