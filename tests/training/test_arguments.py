@@ -101,7 +101,6 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out\npretrained: a\nmodel: {hidden_size: 8}", [], "`pretrained`"),
         ("output_dir: out\nimage_processor: {mean: 0.5}", [], r"`image_processor`.*\['mean'\].*'image_mean'"),
         ("output_dir: out\nimage_processor: {tasks: {}}", [], r"`image_processor`.*\['tasks'\]"),
-        ("output_dir: out\ncolumns: {depth: d}", [], "`columns`.*rooms"),
         ("output_dir: out\nstreaming: true", [], "`streaming`.*rooms"),
         ("output_dir: out\ndataset: d\nstreaming: true\nskip_unreadable: true", [], "`skip_unreadable`.*`streaming`"),
         ("output_dir: out\nmax_unreadable: 1", [], "`max_unreadable`.*1"),

@@ -128,7 +128,7 @@ def test_steps_are_those_of_a_plain_loop(tmp_path):
 
 def test_every_epoch_is_augmented_in_its_own_way(tmp_path):
     args = arguments(tmp_path, num_train_images=1, batch_size=1)
-    batches = iter(TrainBatches(args, build_model(args)[1], ROOMS_TASKS, Accelerator()))
+    batches = iter(TrainBatches(args, args.sources, build_model(args)[1], ROOMS_TASKS, Accelerator()))
     first, second = (next(batches)["pixel_values"] for _ in range(2))
     assert not torch.equal(first, second)
 
@@ -254,7 +254,7 @@ def test_own_data_as_in_the_docs(tmp_path, monkeypatch):
     fast = ["--max_steps", "3", "--batch_size", "2", "--num_workers", "0", "--pretrained_backbone", "null"]
     fast += ["--model.hidden_size", "16", "--model.backbone_config", json.dumps(BACKBONES["resnet"].to_dict())]
     args = parse_arguments(["mine.yaml", *fast])
-    data = load_split(args, "train", build_model(args)[0].config.tasks)
+    data = load_split(args, args.sources[0], "train", build_model(args)[0].config.tasks)
     assert [name for name in ("parts", "materials", "distance") if data[1][name] is None] == ["materials"]
     assert data[0]["parts"] is None and data[1]["distance"].max() < 3
     assert set(data[1]["parts"].unique().tolist()) == {0, 1, 255}
@@ -281,15 +281,15 @@ def test_streaming(tmp_path, no_pause):
     tasks = AutoModel.from_pretrained(tmp_path / "run" / "last").config.tasks
     assert tasks["semseg"] == DeGMixConfig(tasks=ROOMS_TASKS).tasks["semseg"]
 
-    stream = load_split(args, "train", tasks)
+    stream = load_split(args, args.sources[0], "train", tasks)
     orders = []
     for epoch in range(2):
         stream.set_epoch(epoch)
         orders.append([row["image_id"] for row in stream])
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == rooms["image_id"][:]
-    assert [row["image_id"] for row in load_split(args, "eval", tasks)] == rooms["image_id"][:]
+    assert [row["image_id"] for row in load_split(args, args.sources[0], "eval", tasks)] == rooms["image_id"][:]
     args.num_eval_images = 2
-    assert len(list(load_split(args, "eval", tasks))) == 2
+    assert len(list(load_split(args, args.sources[0], "eval", tasks))) == 2
 
 
 def test_streams_are_scored_as_data_sets_are(tmp_path, no_pause):
@@ -332,12 +332,16 @@ def test_splits_that_cannot_be_used(tmp_path):
     data.select([]).to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
     tasks = {"depth": {"kind": "depth"}}
     fields["model"] = {**MODEL, "tasks": tasks}
+
+    def load(args, part):
+        load_split(args, args.sources[0], part, tasks)
+
     with pytest.raises(ValueError, match="data', split 'validation'.* no data"):
-        load_split(arguments(tmp_path, **fields), "eval", tasks)
+        load(arguments(tmp_path, **fields), "eval")
     with pytest.raises(ValueError, match="data', split 'train': .*`num_train_images`.* is 2, but there are 1"):
-        load_split(arguments(tmp_path, **{**fields, "num_train_images": 2}), "train", tasks)
+        load(arguments(tmp_path, **{**fields, "num_train_images": 2}), "train")
     with pytest.raises(ValueError, match=r"`columns` has the keys \['dept'\]; allowed are \['image', 'depth'\]"):
-        load_split(arguments(tmp_path, columns={"dept": "d"}, **fields), "train", tasks)
+        load(arguments(tmp_path, columns={"dept": "d"}, **fields), "train")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -630,7 +634,8 @@ def test_best_models_are_kept(tmp_path):
 
     def scored(model, *_):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return -next(qualities), {name: {METRICS[task["kind"]].main: 0.5} for name, task in ROOMS_TASKS.items()}
+        scores = {name: {METRICS[task["kind"]].main: 0.5} for name, task in ROOMS_TASKS.items()}
+        return {"depth": -next(qualities)}, scores
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers_degmix.training.loop.evaluate_model", scored)

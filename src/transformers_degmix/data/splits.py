@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from .columns import MappedDataset, map_columns
-from .rooms import load_rooms
+from .rooms import ROOMS_TASKS, load_rooms
+from .schema import features_for
 
 
 # What `num_images` is called by users
@@ -67,6 +68,14 @@ class DataSplit:
         if not self.streaming and self.num_images > len(data):
             raise ValueError(f"{self}: {NUM_IMAGES} is {self.num_images}, but there are {len(data)}")
         return data.take(self.num_images)
+
+    def features(self) -> Features | None:
+        """Those of its columns, as far as they are known before it is read; rooms need not be rendered."""
+        return features_for(ROOMS_TASKS) if self.dataset == "rooms" else self.open().features
+
+    def column_names(self) -> list[str]:
+        """The names of its columns; of a stream that does not know them, those of its first sample."""
+        return list(self.features() or next(iter(self.open()), ()))
 
     def _load(self) -> Dataset | IterableDataset:
         try:

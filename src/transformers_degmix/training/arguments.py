@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..data.augmentation import Augmentation
 from ..data.benchmarks import BENCHMARKS
 from .balancing import TASK_BALANCING
+from .sources import Source, parse_sources
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -57,7 +58,10 @@ class TrainingArguments:
         resume: whether to go on from `checkpoint.pt` if there is one; without, there must be none.
 
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id with a column
-            of images and one per task, in which null means that there is no label.
+            of images and one per task, in which null means that there is no label. By default rooms.
+        datasets: in its place, several that are learnt from together, each labelled for some of the tasks: a list of
+            sources with the fields of [`~training.sources.Source`], `name` and `dataset` at least. What a source does
+            not say of `columns`, `eval_split`, `num_train_images` and `num_eval_images` is said by those below.
         benchmark: `"nyud"`, `"pascal_context"` or `"cityscapes"`, whose tasks, loss weights and image size then are
             the defaults, for a data set that `degmix prepare` made.
         columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`], with which the
@@ -114,15 +118,17 @@ class TrainingArguments:
 
         eval_steps: steps between two evaluations; there is always one at the end.
         single_task_scores: task -> score of a model for it alone. If given, the best model is the one with the highest
-            multi-task gain over these; without, the one with the lowest evaluation loss.
+            multi-task gain over these; without, the one with the lowest evaluation loss. With several `datasets`, each
+            task's score and loss are the means over the sources that label it.
         early_stopping_patience: evaluations without a higher gain after which the run ends; never by default.
         num_best_models: how many of the best models to keep: the best in `best`, if more than one all of them in
             `best_models/step_<step>`.
         checkpoint_steps: steps between two checkpoints; there is always one at the end and on SIGTERM.
         log_with: trackers of Accelerate: `tensorboard`, `trackio` or `wandb`.
-        logging_steps: steps between two lines in the trackers: losses, learning rate, images per second.
-        num_logged_images: evaluation images whose predictions are drawn at each evaluation, for the trackers and the
-            models' cards.
+        logging_steps: steps between two lines in the trackers: losses of the tasks that have labels in the step and
+            their sum, learning rate, images per second.
+        num_logged_images: evaluation images, of each source, whose predictions are drawn at each evaluation, for the
+            trackers and the models' cards.
         push_to_hub: Hub id to which the best model is uploaded at the end.
         hub_private: whether that repository is private if it is new.
     """
@@ -130,7 +136,8 @@ class TrainingArguments:
     output_dir: str
     resume: bool = False
 
-    dataset: str = "rooms"
+    dataset: str | None = None
+    datasets: list[dict[str, Any]] | None = None
     benchmark: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     streaming: bool = False
@@ -215,8 +222,14 @@ class TrainingArguments:
             )
         if not 0 <= self.max_unreadable < 1:
             raise ValueError(f"`max_unreadable` must be a share from 0 to below 1, got {self.max_unreadable}")
-        if self.dataset == "rooms" and (self.streaming or self.columns):
-            raise ValueError("`streaming` and `columns` are for data sets that are read; rooms are rendered")
+        if self.datasets is None:
+            self.dataset = self.dataset or "rooms"
+        elif self.dataset is not None or self.train_split != "train":
+            raise ValueError("`dataset` and `train_split` are of a single data set: each of `datasets` has its own")
+        for source in self.sources:
+            if source.dataset == "rooms" and self.streaming:
+                with source.naming():
+                    raise ValueError("`streaming` is for data sets that are read; rooms are rendered")
         for name, tasks in (("model.tasks", self.model.get("tasks", {})), ("new_tasks", self.new_tasks)):
             if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
                 raise ValueError(f"`{name}` must have the fields of each task under its name, got {tasks!r}")
@@ -226,6 +239,11 @@ class TrainingArguments:
         _check_names("image_processor", self.image_processor, PROCESSOR_FIELDS)
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
             raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: give only one of them")
+
+    @property
+    def sources(self) -> list[Source]:
+        """The data sets of the run, or the only one."""
+        return parse_sources(self)
 
     def decisive(self) -> dict[str, Any]:
         """The fields that decide on the weights, with which alone a run can be resumed."""

@@ -17,9 +17,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub import create_repo
+from PIL import Image
 from torch import Tensor, nn
 
-from ..evaluation.evaluator import evaluate_model, multi_task_gain
+from ..evaluation.evaluator import Scores, evaluate_model, mean_over_sources, multi_task_gain
 from ..files import hub_errors, remove_unfinished
 from ..hub.model_directory import push_model_directory, save_model_directory
 from ..loss_degmix import count_pixels
@@ -28,7 +29,7 @@ from .balancing import TASK_BALANCING
 from .build import build_average, build_model, build_optimizer, build_scheduler, trained_tasks
 from .card import PICTURE, run_card
 from .checkpoint import load_checkpoint, save_checkpoint, writing
-from .data import TrainBatches, build_eval_loader
+from .data import TrainBatches, build_eval_loader, find_sources
 from .distributed import convert_sync_batch_norm
 from .tracking import RunTracker, draw_samples
 
@@ -46,14 +47,16 @@ class Progress:
 
     Attributes:
         step: the last one that was made.
-        scores: of the last evaluation, by task and name of the score.
+        scores: of the last evaluation, by task and name of the score: means over the sources that label the task.
+        source_scores: the same of each source, by its name; of the only data set of a run, "".
         qualities: step -> quality of the best models, the best first; see [`model_quality`].
         num_evaluations_without_gain: since the best model.
         seconds: that the run took, evaluations included, before and after it was resumed.
     """
 
     step: int = 0
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    source_scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     qualities: dict[int, float] = field(default_factory=dict)
     num_evaluations_without_gain: int = 0
     seconds: float = 0.0
@@ -65,14 +68,15 @@ class Progress:
         self.__dict__.update(state)
 
 
-def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
+def train(args: TrainingArguments) -> dict[str, Scores]:
     """Trains a model and writes it, with a card of the run, to `args.output_dir / "best"` and `/ "last"`.
 
     Returns:
-        Scores of the last model on the evaluation split, by task and name of the score.
+        Scores of the last model on the evaluation split, by task and name of the score; of several sources, their
+        means over those that label the task.
 
     Raises:
-        ValueError: the data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
+        ValueError: a data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
             checkpoint to resume from is damaged or of another run.
         OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set; or the Hub fails.
         TrainingTerminated: on SIGTERM, at the end of the step.
@@ -116,8 +120,11 @@ class Run:
         with accelerator.main_process_first():  # it renders, downloads and converts
             self.plain_model, self.processor = build_model(args)
             self.tasks = trained_tasks(args, self.plain_model)
-            self.train_batches = TrainBatches(args, self.processor, self.tasks, accelerator)
-            self.eval_loader = build_eval_loader(args, self.processor, self.tasks, accelerator)
+            self.sources = find_sources(args, self.tasks)
+            self.train_batches = TrainBatches(args, self.sources, self.processor, self.tasks, accelerator)
+            self.eval_loaders = [
+                build_eval_loader(args, source, self.processor, self.tasks, accelerator) for source in self.sources
+            ]
         if accelerator.num_processes > 1:
             convert_sync_batch_norm(self.plain_model, accelerator.device)
         if args.compile:
@@ -199,35 +206,55 @@ class Run:
     def evaluate(self):
         """Scores the model and writes it as the last one, and as one of the best if it is."""
         args, progress = self.args, self.progress
-        loss, progress.scores = evaluate_model(self.evaluated, self.eval_loader, self.tasks, self.accelerator)
+        losses = []
+        for source, loader in zip(self.sources, self.eval_loaders):
+            with source.naming():
+                own, scores = evaluate_model(self.evaluated, loader, source.choose(self.tasks), self.accelerator)
+            losses.append(own)
+            progress.source_scores[source.name or ""] = scores
+        loss = sum(mean_over_sources(losses).values())
+        progress.scores = mean_scores(self.tasks, progress.source_scores)
         update_best(args, progress, model_quality(args, loss, progress.scores, self.tasks))
         if self.accelerator.is_main_process:
-            samples = self.eval_loader.dataset
-            self.tracker.log_evaluation(progress.step, loss, progress.scores, self.evaluated, self.processor, samples)
-            save_models(args, progress, self.evaluated, self.processor, self._make_card())
+            picture = self._draw_samples() if args.num_logged_images else None
+            self.tracker.log_evaluation(progress.step, loss, progress.scores, progress.source_scores, picture)
+            save_models(args, progress, self.evaluated, self.processor, self._make_card(picture))
 
-    def _make_card(self) -> dict[str, bytes]:
-        """The files of the card of the model of this step: the card itself and a picture of predictions, by name."""
+    def _draw_samples(self) -> Image.Image:
+        """Predictions above the labels, the first samples of each source."""
+        samples = [row for loader in self.eval_loaders for row in islice(loader.dataset, self.args.num_logged_images)]
+        return draw_samples(self.evaluated, self.processor, samples)
+
+    def _make_card(self, picture: Image.Image | None) -> dict[str, bytes]:
+        """The files of the card of the model of this step: the card itself and the picture, by name."""
         args, progress, device = self.args, self.progress, self.accelerator.device
         files = {}
-        if args.num_logged_images:
+        if picture:
             file = BytesIO()
-            samples = list(islice(self.eval_loader.dataset, args.num_logged_images))
-            draw_samples(self.evaluated, self.processor, samples).save(file, "JPEG")
+            picture.save(file, "JPEG")
             files[PICTURE] = file.getvalue()
         machine = (
             torch.cuda.get_device_name()
             if device.type == "cuda"
             else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
         )
-        fingerprints = {}
+        fingerprints = []
         if not args.streaming:
             # Evaluation is of a subset in each process.
-            data = {"train": self.train_batches.loader.dataset, "eval": self.eval_loader.dataset.dataset}
-            fingerprints = {part: mapped.data._fingerprint for part, mapped in data.items()}
+            evaluated = [loader.dataset.dataset for loader in self.eval_loaders]
+            for train_data, eval_data in zip(self.train_batches.data.parts, evaluated):
+                fingerprints.append({"train": train_data.data._fingerprint, "eval": eval_data.data._fingerprint})
         environment = f"{progress.seconds / 3600:.2g} hours on {self.accelerator.num_processes} x {machine}."
         card = run_card(
-            args, self.evaluated, progress.scores, progress.step, fingerprints, environment, has_picture=bool(files)
+            args,
+            self.sources,
+            self.evaluated,
+            progress.scores,
+            progress.source_scores,
+            progress.step,
+            fingerprints,
+            environment,
+            has_picture=bool(picture),
         )
         return {"README.md": str(card).encode(), **files}
 
@@ -272,6 +299,12 @@ def drop_zero_gradients(parameters: Iterable[nn.Parameter]):
     for parameter, is_reached in zip(with_gradient, reached):
         if not is_reached:
             parameter.grad = None
+
+
+def mean_scores(tasks: Iterable[str], source_scores: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
+    """By task, the mean of each score over the sources that label it."""
+    by_task = {task: [scores[task] for scores in source_scores.values() if task in scores] for task in tasks}
+    return {task: mean_over_sources(scores) for task, scores in by_task.items() if scores}
 
 
 def model_quality(args: TrainingArguments, loss: float, scores: dict, tasks: dict[str, dict]) -> float:

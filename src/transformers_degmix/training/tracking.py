@@ -1,7 +1,6 @@
 """What is seen of a run while it goes on: a progress bar, numbers and pictures for the trackers."""
 
 import time
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
-from ..evaluation.evaluator import format_main_scores
+from ..evaluation.evaluator import Scores, format_main_scores, format_source_table
 from ..image_processing_pil_degmix import to_pixels
 from ..visualization import draw_overview, stack_overviews
 from .arguments import TrainingArguments
@@ -67,22 +66,34 @@ class RunTracker:
             self.accelerator.log(values, step)
 
     def log_evaluation(
-        self, step: int, loss: float, scores: dict[str, dict[str, float]], model: nn.Module, processor, samples
+        self,
+        step: int,
+        loss: float,
+        scores: dict[str, Scores],
+        source_scores: dict[str, dict[str, Scores]],
+        picture: Image.Image | None,
     ):
         """
         Args:
             step: after which the model was evaluated.
-            loss, scores: what [`evaluate_model`] returned.
-            model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
-            processor: its image processor.
-            samples: rows of the evaluation split, of which the first are drawn.
+            loss: sum over the tasks.
+            scores: by task and name of the score.
+            source_scores: the same of each source, by its name.
+            picture: of predictions.
         """
         self.bar.write(f"step {step}  loss {loss:.3f}  {format_main_scores(scores, self.tasks)}")
         values = {f"eval/{task}_{name}": score for task in scores for name, score in scores[task].items()}
+        if len(source_scores) > 1:
+            self.bar.write("\n".join(format_source_table(source_scores, self.tasks)))
+            values |= {
+                f"eval/{source}/{task}_{name}": score
+                for source, by_task in source_scores.items()
+                for task in by_task
+                for name, score in by_task[task].items()
+            }
         self.accelerator.log({"eval/loss": loss, **values}, step)
-        if self.args.log_with and self.args.num_logged_images:
-            first = list(islice(samples, self.args.num_logged_images))
-            log_picture(self.accelerator, draw_samples(model, processor, first), step)
+        if picture:
+            log_picture(self.accelerator, picture, step)
         self.step, self.time = step, time.monotonic()  # images per second are of training
 
     def close(self):
@@ -114,7 +125,8 @@ def draw_samples(model: nn.Module, processor, rows: list[dict[str, Any]]) -> Ima
         rows: with `image` and labels of some of the tasks, as [`DeGMixDataCollator`] takes them.
     """
     tasks = model.config.tasks
-    collator = DeGMixDataCollator(processor, tasks={name: tasks[name] for name in tasks if name in rows[0]})
+    labelled = {name: tasks[name] for name in tasks if any(name in row for row in rows)}
+    collator = DeGMixDataCollator(processor, tasks=labelled)
     overviews = []
     for row in rows:
         batch = collator([row])
