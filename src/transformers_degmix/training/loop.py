@@ -81,6 +81,11 @@ def train(args: TrainingArguments) -> dict[str, Scores]:
         OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set; or the Hub fails.
         TrainingTerminated: on SIGTERM, at the end of the step.
     """
+    return train_to_end(args).scores
+
+
+def train_to_end(args: TrainingArguments) -> Progress:
+    """As [`train`], but returns all that is known of the run's progress."""
     if (Path(args.output_dir) / CHECKPOINT).exists() and not args.resume:
         raise FileExistsError(
             f"{Path(args.output_dir) / CHECKPOINT} exists: go on from it with `resume`, or choose another `output_dir`"
@@ -101,7 +106,7 @@ def train(args: TrainingArguments) -> dict[str, Scores]:
     run.tracker.close()
     if args.push_to_hub and run.accelerator.is_main_process:
         push_model_directory(Path(args.output_dir) / "best", args.push_to_hub, args.hub_private)
-    return progress.scores
+    return progress
 
 
 class Run:
