@@ -139,6 +139,19 @@ def test_a_source_that_is_empty_or_not_there(tmp_path, sources):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_looks_wrong_is_said_of_a_source(tmp_path, sources, monkeypatch):
+    said = []
+    for module in ("data.columns", "training.data"):
+        monkeypatch.setattr(f"transformers_degmix.{module}.logger.warning", said.append)
+    images = {"image": [Image.new("RGB", (48, 32))] * 4, "depth": [Image.new("F", (48, 32), 1500.0)] * 3}
+    images["depth"].append(Image.new("F", (48, 32), -1.0))
+    save(tmp_path / "b", Dataset.from_dict(images))
+    args = arguments(tmp_path, *sources, skip_unreadable=True)
+    assert len(load_split(args, find_sources(args, TASKS)[1], "train", TASKS)) == 3
+    assert len(said) == 2 and "not in metres?" in said[0] and "1 of 4 samples are left out" in said[1]
+    assert all(line.startswith("source 'kitchens': ") for line in said)
+
+
 def test_a_weight_for_less_than_an_image_is_refused(tmp_path, sources):
     first, second = {**sources[0], "weight": 1000}, {**sources[1], "weight": 1}
     with pytest.raises(ValueError, match="source 'kitchens': `weight` 1 is for less than an image in 8"):

@@ -449,6 +449,7 @@ def map_columns(
     shuffle_buffer_size: int = 0,
     seed: int = 0,
     may_lack_columns: bool = False,
+    title: str = "",
 ) -> MappedDataset | IterableDataset:
     """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
 
@@ -462,6 +463,7 @@ def map_columns(
         seed: of the draws, together with the epoch (`set_epoch`).
         may_lack_columns: whether tasks whose column is not there, nor named in `columns`, have no labels; at least one
             must have its own.
+        title: put before what is logged.
 
     Raises:
         ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
@@ -471,7 +473,7 @@ def map_columns(
     warnings = check_columns(data, reader).warnings()
     if os.environ.get("RANK", "0") == "0":  # of several processes that do the same
         for warning in warnings:
-            logger.warning(warning)
+            logger.warning(title + warning)
     if not isinstance(data, IterableDataset):
         return MappedDataset(data, reader, warnings)
     if shuffle_buffer_size:

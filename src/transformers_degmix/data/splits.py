@@ -90,20 +90,25 @@ class DataSplit:
             return load_dataset("imagefolder", data_files=files, split=self.name, streaming=self.streaming)
 
     def load(
-        self, tasks: dict[str, dict], shuffle_buffer_size: int = 0, seed: int = 0, may_lack_columns: bool = False
+        self,
+        tasks: dict[str, dict],
+        shuffle_buffer_size: int = 0,
+        seed: int = 0,
+        may_lack_columns: bool = False,
+        title: str = "",
     ) -> MappedDataset | IterableDataset:
         """The samples with the columns `image` and one per task; labels are `None` where a sample has none.
 
         Args:
             tasks: `DeGMixConfig.tasks`.
-            shuffle_buffer_size, seed, may_lack_columns: of [`map_columns`].
+            shuffle_buffer_size, seed, may_lack_columns, title: of [`map_columns`].
 
         Raises:
             ValueError: as [`open`], or it is empty or lacks a column.
         """
         data = self.open()
         try:
-            return map_columns(data, tasks, self.columns, shuffle_buffer_size, seed, may_lack_columns)
+            return map_columns(data, tasks, self.columns, shuffle_buffer_size, seed, may_lack_columns, title)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from error
 

@@ -75,17 +75,17 @@ def load_split(
     """
     split, buffer_size = describe_split(args, source, part), args.shuffle_buffer_size if part == "train" else 0
     with source.naming():
-        data = split.load(source.choose(tasks), buffer_size, args.seed, may_lack_columns)
+        data = split.load(source.choose(tasks), buffer_size, args.seed, may_lack_columns, source.title)
         if not args.skip_unreadable:
             return data
         try:
-            return leave_out_unreadable(data, args)
+            return leave_out_unreadable(data, args, source.title)
         except ValueError as error:
             raise ValueError(f"{split}: {error}") from error
 
 
-def leave_out_unreadable(data: MappedDataset, args: TrainingArguments) -> MappedDataset:
-    """The samples that can be used; the others are listed.
+def leave_out_unreadable(data: MappedDataset, args: TrainingArguments, title: str) -> MappedDataset:
+    """The samples that can be used; the others are listed, after the title.
 
     Raises:
         ValueError: they are more than `args.max_unreadable` of all.
@@ -100,7 +100,7 @@ def leave_out_unreadable(data: MappedDataset, args: TrainingArguments) -> Mapped
     if not unreadable:
         return data
     if os.environ.get("RANK", "0") == "0":
-        logger.warning("\n".join([f"{len(unreadable)} of {len(data)} samples are left out:", *listed]))
+        logger.warning("\n".join([f"{title}{len(unreadable)} of {len(data)} samples are left out:", *listed]))
     kept = data.data.select([index for index in range(len(data)) if index not in unreadable])
     return MappedDataset(kept, data.reader, data.warnings)
 

@@ -193,9 +193,9 @@ class Run:
         if not losses.isfinite().all():
             named = dict(zip(self.tasks, losses.tolist()))
             raise ValueError(f"the loss is not finite at step {progress.step + 1}: {named}")
-        if args.max_grad_norm:
-            accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
         if labelled.any():  # else there are no gradients, which the scaler of fp16 does not expect
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
             self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()

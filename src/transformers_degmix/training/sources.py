@@ -38,15 +38,18 @@ class Source:
     num_train_images: int | None = None
     num_eval_images: int | None = None
 
+    @property
+    def title(self) -> str:
+        """What messages about it begin with."""
+        return "" if self.name is None else f"source {self.name!r}: "
+
     @contextmanager
     def naming(self) -> Iterator[None]:
         """ValueErrors inside say of which source they are."""
         try:
             yield
         except ValueError as error:
-            if self.name is None:
-                raise
-            raise ValueError(f"source {self.name!r}: {error}") from error
+            raise ValueError(f"{self.title}{error}") from error
 
     def choose(self, tasks: dict[str, dict]) -> dict[str, dict]:
         """Those of the tasks whose labels are read; all unless the source says which."""
