@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
+from datasets import config as datasets_config
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -209,6 +210,18 @@ def test_streams_are_mixed_by_weight_until_all_have_ended():
     assert order[ended] == "b: 0"  # begins again
     alone = MixedStream(SOURCES[:1], [stream(5)], [1], seed=0, rank=0)
     assert drawn(alone, 0) == [f"a: {index}" for index in range(5)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shuffled_stream_has_an_order_for_each_epoch(monkeypatch, num_workers):
+    monkeypatch.setattr(datasets_config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)  # at the end of shuffled streams
+    alone = MixedStream(SOURCES[:1], [stream(30).shuffle(0, buffer_size=10)], [1], seed=0, rank=0)
+    loader = DataLoader(alone, batch_size=None, num_workers=num_workers, persistent_workers=num_workers > 0)
+    orders = []
+    for epoch in (0, 1, 0):
+        alone.set_epoch(epoch)
+        orders.append([row["image_id"] for row in loader])
+    assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == sorted(orders[1])
 
 
 def test_loaders_mix_what_they_read_of_streams():

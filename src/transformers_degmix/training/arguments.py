@@ -228,8 +228,7 @@ class TrainingArguments:
             raise ValueError("`dataset` and `train_split` are of a single data set: each of `datasets` has its own")
         for source in self.sources:
             if source.dataset == "rooms" and self.streaming:
-                with source.naming():
-                    raise ValueError("`streaming` is for data sets that are read; rooms are rendered")
+                raise ValueError(f"{source.title}`streaming` is for data sets that are read; rooms are rendered")
         for name, tasks in (("model.tasks", self.model.get("tasks", {})), ("new_tasks", self.new_tasks)):
             if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
                 raise ValueError(f"`{name}` must have the fields of each task under its name, got {tasks!r}")
@@ -270,7 +269,7 @@ RecipeLoader.yaml_implicit_resolvers = {
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    # Is asked after the one of integers, which are matched too
+    # Integers would match too, but their own pattern is asked first.
     re.compile(r"([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", re.IGNORECASE),
     list("-+.0123456789"),
 )

@@ -274,9 +274,11 @@ class TrainBatches:
         rank, num_processes = accelerator.process_index, accelerator.num_processes
         parts = [load_split(args, source, "train", tasks) for source in sources]
         num_images = args.batch_size * num_processes
-        # Streams have no length.
-        splits = [describe_split(args, source, "train") for source in sources] if args.streaming else []
-        sizes = [sum(1 for _ in split.open().take(num_images)) for split in splits] or [len(part) for part in parts]
+        if args.streaming:  # has no length
+            splits = [describe_split(args, source, "train") for source in sources]
+            sizes = [sum(1 for _ in split.open().take(num_images)) for split in splits]
+        else:
+            sizes = [len(part) for part in parts]
         if sum(sizes) < num_images:
             raise ValueError(
                 f"{sum(sizes)} training images do not fill one batch: `batch_size` is {args.batch_size}, "
@@ -291,9 +293,9 @@ class TrainBatches:
             self.data = MixedDataset(sources, parts)
             shares = share_epoch(sizes, [source.weight or size for source, size in zip(sources, sizes)])
             for source, share in zip(sources, shares):
-                with source.naming():
-                    if not share:
-                        raise ValueError(f"`weight` {source.weight} is for less than an image in {sum(sizes)}")
+                if not share:
+                    reason = f"`weight` {source.weight} is for less than an image in {sum(sizes)}"
+                    raise ValueError(source.title + reason)
             self.sampler = ShardedBatchSampler(sizes, shares, args.batch_size, args.seed, rank, num_processes)
             batching = {"batch_sampler": self.sampler}
         self.loader = build_loader(self.data, self.collator, args, **batching)
