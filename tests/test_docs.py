@@ -81,7 +81,8 @@ def folder(tmp_path, demo, monkeypatch) -> Path:
             writer.write(photo.resize((64, 48)), index / 25)
     Path("outputs").mkdir()
     Path("outputs/demo").symlink_to(demo)
-    save_folder(tmp_path / "my_data")
+    for name in ("my_data", "my_scans"):
+        save_folder(tmp_path / name)
     return tmp_path
 
 

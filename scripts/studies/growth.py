@@ -46,7 +46,7 @@ def main():
 def count_changed_values(before: Path, after: Path, args: TrainingArguments) -> int:
     """How many logits of the tasks of a model are others after it was given a further one, evaluation split."""
     (model, processor), (grown, _) = load_model_directory(before), load_model_directory(after)
-    loader = build_eval_loader(args, processor, model.config.tasks, Accelerator())
+    loader = build_eval_loader(args, args.sources[0], processor, model.config.tasks, Accelerator())
     changed = 0
     for batch in loader:
         logits = grown(batch["pixel_values"]).logits

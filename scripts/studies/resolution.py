@@ -62,7 +62,8 @@ def score(folder: Path, args: TrainingArguments, factor: float, nearness: float)
     processor.do_resize = False
     tasks, size = model.config.tasks, [round(factor * length) for length in args.image_size]
     metrics = {name: METRICS[task["kind"]](task) for name, task in tasks.items()}
-    for batch in build_eval_loader(replace(args, image_size=size), processor, tasks, Accelerator()):
+    sized = replace(args, image_size=size)
+    for batch in build_eval_loader(sized, sized.sources[0], processor, tasks, Accelerator()):
         logits = model(batch["pixel_values"]).logits
         for name, metric in metrics.items():
             kind = TASK_KINDS[tasks[name]["kind"]]

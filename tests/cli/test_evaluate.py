@@ -54,14 +54,20 @@ def test_rooms_and_parquet_give_the_same_report(evaluate, model_dir, rooms, tmp_
     (tmp_path / "data").mkdir()
     data.rename_column("depth", "distance").to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
     config = tmp_path / "run.yaml"
-    config.write_text("output_dir: o\nstreaming: true\ncolumns: {depth: distance}\n")
-    arguments = ("--dataset", tmp_path / "data", "--split", "test", "--config", config)
-    output = evaluate("--model", model_dir, *arguments, "--output", tmp_path / "read")
-    assert output.startswith("| model |") and f"report: {tmp_path / 'read' / 'report.md'}" in output
-    first, second = (json.loads((path / "report.json").read_text()) for path in (rooms, tmp_path / "read"))
-    for part in ("scores", "fingerprint", "protocol"):
-        assert first[part] == second[part]
+    columns = "columns: {depth: distance}"
+    first = json.loads((rooms / "report.json").read_text())
     assert "--dataset rooms --split test --num-images 3" in first["command"]
+    for number, (recipe, dataset) in enumerate(
+        [(columns, tmp_path / "data"), (f"datasets: [{{name: x, dataset: {tmp_path / 'data'}, {columns}}}]", "x")]
+    ):
+        config.write_text(f"output_dir: o\nstreaming: true\n{recipe}\n")
+        arguments = ("--dataset", dataset, "--split", "test", "--config", config)
+        output = evaluate("--model", model_dir, *arguments, "--output", tmp_path / f"read{number}")
+        assert output.startswith("| model |") and f"report: {tmp_path / f'read{number}' / 'report.md'}" in output
+        second = json.loads((tmp_path / f"read{number}" / "report.json").read_text())
+        for part in ("scores", "fingerprint", "protocol"):
+            assert first[part] == second[part]
+        assert second["data"]["dataset"] == str(tmp_path / "data")
 
 
 def test_processes_give_the_same_report(model_dir, rooms, tmp_path):

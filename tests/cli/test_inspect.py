@@ -88,6 +88,25 @@ def test_tasks_and_columns_of_a_run(inspect, tmp_path):
         )
 
 
+def test_a_source_of_a_run(inspect, tmp_path):
+    folder = save(tmp_path / "data", [{"image": photo(), "ids": Image.new("L", (8, 6), 1), "depth": floats(2)}] * 2)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "output_dir: o\n"
+        "model: {tasks: {parts: {kind: segmentation, num_labels: 2}, depth: {kind: depth}, sal: {}}}\n"
+        f"datasets:\n- {{name: ids, dataset: {folder}, columns: {{parts: ids}}, tasks: [parts]}}\n"
+        f"- {{name: rest, dataset: {folder}}}\n"
+        "- {name: rooms, dataset: rooms, num_train_images: 9}\n"
+    )
+    output = inspect("ids", "--config", config)
+    assert "parts (segmentation, column 'ids')" in output and "depth (" not in output and "2 samples" in output
+    output = inspect("rest", "--config", config)
+    assert "depth (depth, column 'depth')" in output and "parts (" not in output
+    output = inspect("rooms", "--config", config, "--num", "1")
+    assert "depth (" in output and "sal (" in output and "parts (" not in output
+    assert "is none of the sources of" in (message := inspect(folder, "--config", config)) and "['ids', 'r" in message
+
+
 STOP = "sample 1: training would stop: column "
 CASES = {
     "millimetres": (

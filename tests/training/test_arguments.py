@@ -1,6 +1,9 @@
-import pytest
+import math
 
-from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
+import pytest
+import yaml
+
+from transformers_degmix.training.arguments import RecipeLoader, TrainingArguments, parse_arguments
 
 
 @pytest.fixture
@@ -25,6 +28,27 @@ def test_file_and_command_line(config):
     assert args.learning_rate == 0.01 and args.max_steps == 7
     assert args.model == {"hidden_size": 32, "use_gating": False}
     assert args.image_size == [64, 96]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[(text, text) for text in ("no", "yes", "on", "Off", "y", "truer", "1.5.2", "1e", "e3")],
+        *[("true", True), ("False", False), ("null", None), ("12", 12), ("-3", -3), ("1_000", 1000)],
+        *[("1e-3", 0.001), ("-1E5", -1e5), (".5", 0.5), ("1.", 1.0), ("1.0e+10", 1e10), ("-.inf", -math.inf)],
+    ],
+)
+def test_values_mean_what_they_look_like(text, value):
+    read = yaml.load(text, RecipeLoader)
+    assert read == value and type(read) is type(value)
+
+
+def test_words_and_numbers_in_recipes(config):
+    path = config("output_dir: out\nmixed_precision: no\nweight_decay: 0\ndataset: d\ncolumns: {depth: {scale: 1e-3}}")
+    args = parse_arguments([path, "--learning_rate", "1e-2", "--columns.depth.invalid", ".nan"])
+    assert args.mixed_precision == "no" and args.learning_rate == 0.01 and type(args.weight_decay) is float
+    assert args.columns["depth"]["scale"] == 0.001 and math.isnan(args.columns["depth"]["invalid"])
+    assert parse_arguments([path, "--mixed_precision", "no"]).mixed_precision == "no"
 
 
 def test_columns_from_file_and_command_line(config):
@@ -77,7 +101,6 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out\npretrained: a\nmodel: {hidden_size: 8}", [], "`pretrained`"),
         ("output_dir: out\nimage_processor: {mean: 0.5}", [], r"`image_processor`.*\['mean'\].*'image_mean'"),
         ("output_dir: out\nimage_processor: {tasks: {}}", [], r"`image_processor`.*\['tasks'\]"),
-        ("output_dir: out\ncolumns: {depth: d}", [], "`columns`.*rooms"),
         ("output_dir: out\nstreaming: true", [], "`streaming`.*rooms"),
         ("output_dir: out\ndataset: d\nstreaming: true\nskip_unreadable: true", [], "`skip_unreadable`.*`streaming`"),
         ("output_dir: out\nmax_unreadable: 1", [], "`max_unreadable`.*1"),

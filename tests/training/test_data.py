@@ -6,14 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features
+import torch
+from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
+from datasets import config as datasets_config
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from transformers_degmix import DeGMixImageProcessorPil
+from transformers_degmix.data.augmentation import Augmentation
+from transformers_degmix.data.collator import DeGMixDataCollator
+from transformers_degmix.data.columns import map_columns
 from transformers_degmix.training.arguments import TrainingArguments
-from transformers_degmix.training.data import ShardedBatchSampler, load_split
+from transformers_degmix.training.data import (
+    MixedDataset,
+    MixedStream,
+    ShardedBatchSampler,
+    draw_epoch,
+    load_split,
+    share_epoch,
+)
+from transformers_degmix.training.sources import Source
 
 
 DEPTH = {"depth": {"kind": "depth"}}
@@ -35,7 +50,7 @@ def write_split(folder: Path, *depths: float | None) -> Path:
 
 def depths(folder: Path, split: str, streaming: bool) -> list[float | None]:
     args = TrainingArguments(output_dir="o", dataset=str(folder), eval_split=split, streaming=streaming)
-    data = load_split(args, "eval", DEPTH)
+    data = load_split(args, args.sources[0], "eval", DEPTH)
     rows = data if streaming else (data[index] for index in range(len(data)))
     return [None if row["depth"] is None else np.asarray(row["depth"]).mean() for row in rows]
 
@@ -103,15 +118,21 @@ def test_folders_of_another_layout_are_shown_the_right_one(tmp_path, metadata):
         depths(tmp_path, "train", False)
 
 
+SIZES_AND_WEIGHTS = st.lists(st.tuples(st.integers(1, 40), st.floats(0.01, 100)), min_size=1, max_size=4)
+
+
 @given(
-    num_images=st.integers(1, 40),
+    sources=SIZES_AND_WEIGHTS,
     batch_size=st.integers(1, 5),
     num_processes=st.integers(1, 4),
     epoch=st.integers(0, 3),
 )
-def test_processes_share_the_batches_of_one(num_images, batch_size, num_processes, epoch):
+def test_processes_share_the_batches_of_one(sources, batch_size, num_processes, epoch):
+    sizes, weights = zip(*sources)
+    num_images, shares = sum(sizes), share_epoch(sizes, weights)
+
     def batches(batch_size, rank, num_processes):
-        sampler = ShardedBatchSampler(num_images, batch_size, 7, rank, num_processes)
+        sampler = ShardedBatchSampler(sizes, shares, batch_size, 7, rank, num_processes)
         sampler.epoch = epoch
         assert len(list(sampler)) == len(sampler)
         return list(sampler)
@@ -123,9 +144,39 @@ def test_processes_share_the_batches_of_one(num_images, batch_size, num_processe
     assert len(set(seen)) == len(seen) and len(seen) > num_images - batch_size * num_processes
 
 
+@given(SIZES_AND_WEIGHTS)
+def test_sources_have_the_shares_that_their_weights_promise(sources):
+    sizes, weights = zip(*sources)
+    shares = share_epoch(sizes, weights)
+    assert sum(shares) == sum(sizes)
+    for share, weight in zip(shares, weights):
+        assert abs(share - sum(sizes) * weight / sum(weights)) < 1 + 1e-9
+    assert share_epoch(sizes, sizes) == list(sizes)
+
+
+@given(sources=SIZES_AND_WEIGHTS, num_epochs=st.integers(1, 4), seed=st.integers(0, 9))
+def test_images_of_a_source_come_equally_often(sources, num_epochs, seed):
+    sizes, weights = zip(*sources)
+    shares, total, seen = share_epoch(sizes, weights), sum(sizes), []
+    for epoch in range(num_epochs):
+        drawn = draw_epoch(sizes, shares, seed, epoch).tolist()
+        assert len(set(drawn)) == len(drawn) == total  # the second time in an epoch, an image has another index
+        seen += [index % total for index in drawn]
+    counts = np.bincount(seen, minlength=total)
+    for size, share, start in zip(sizes, shares, np.cumsum([0, *sizes])):
+        own = counts[start : start + size]
+        assert own.sum() == num_epochs * share and own.max() - own.min() <= 1
+
+
+@given(num_images=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_one_source_has_the_order_of_one_shuffle(num_images, seed, epoch):
+    order = np.random.default_rng([seed, epoch]).permutation(num_images)
+    assert (draw_epoch([num_images], [num_images], seed, epoch) == order).all()
+
+
 def test_order_is_of_seed_and_epoch():
     def order(seed, epoch):
-        sampler = ShardedBatchSampler(50, 5, seed, 0, 1)
+        sampler = ShardedBatchSampler([20, 30], [35, 15], 5, seed, 0, 1)
         sampler.epoch = epoch
         return list(sampler)
 
@@ -135,10 +186,72 @@ def test_order_is_of_seed_and_epoch():
 
 @given(st.integers(0, 10))
 def test_start_leaves_out(start):
-    sampler = ShardedBatchSampler(31, 3, 0, 1, 2)
+    sampler = ShardedBatchSampler([31], [31], 3, 0, 1, 2)
     whole = list(sampler)
     sampler.start = start
     assert list(sampler) == whole[start:]
+
+
+SOURCES = [Source(name=name, dataset="x", train_split="train", eval_split="test") for name in ("a", "b")]
+
+
+def test_an_image_that_comes_again_in_an_epoch_is_named_and_augmented_anew():
+    images = {"image": [Image.fromarray(np.full((6, 8, 3), 60 * index + 60, np.uint8)) for index in range(3)]}
+    parts = [map_columns(Dataset.from_dict(images).select(rows), {}) for rows in ([0, 1], [2])]
+    data = MixedDataset(SOURCES, parts)
+    assert [data[index]["image_id"] for index in range(3)] == ["a: 0", "a: 1", "b: 0"]
+    again = data[2 + len(data)]
+    assert again["image_id"] == "b: 0" and again["repetition"] == 1 and again["image"] == data[2]["image"]
+    tasks = {"depth": {"kind": "depth"}}
+    collator = DeGMixDataCollator(DeGMixImageProcessorPil(tasks=tasks), Augmentation(size=(6, 8)), 0, tasks)
+    first, second, same = (collator([row])["pixel_values"] for row in (data[2], again, data[2]))
+    assert torch.equal(first, same) and not torch.equal(first, second)
+
+
+def stream(length: int, num_shards: int = 1) -> IterableDataset:
+    def rows(shards):
+        for shard in shards:
+            for index in range(shard, length, num_shards):
+                yield {"image_id": str(index)}
+
+    return IterableDataset.from_generator(rows, gen_kwargs={"shards": list(range(num_shards))})
+
+
+def drawn(mixed: MixedStream, epoch: int, num_workers: int = 0) -> list[str]:
+    mixed.set_epoch(epoch)
+    return [row["image_id"] for row in DataLoader(mixed, batch_size=None, num_workers=num_workers)]
+
+
+def test_streams_are_mixed_by_weight_until_all_have_ended():
+    mixed = MixedStream(SOURCES, [stream(200), stream(20)], [4, 1], seed=0, rank=0)
+    order = drawn(mixed, 0)
+    assert {*order} == {f"a: {index}" for index in range(200)} | {f"b: {index}" for index in range(20)}
+    share = sum(name.startswith("a") for name in order) / len(order)
+    assert share == pytest.approx(0.8, abs=4 * (0.8 * 0.2 / len(order)) ** 0.5)
+    assert order == drawn(mixed, 0) != drawn(mixed, 1)
+    assert order != drawn(MixedStream(SOURCES, [stream(200), stream(20)], [4, 1], seed=0, rank=1), 0)
+    ended = next(index for index, name in enumerate(order) if order.count(name) > 1 and name in order[:index])
+    assert order[ended] == "b: 0"  # begins again
+    alone = MixedStream(SOURCES[:1], [stream(5)], [1], seed=0, rank=0)
+    assert drawn(alone, 0) == [f"a: {index}" for index in range(5)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shuffled_stream_has_an_order_for_each_epoch(monkeypatch, num_workers):
+    monkeypatch.setattr(datasets_config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)  # at the end of shuffled streams
+    alone = MixedStream(SOURCES[:1], [stream(30).shuffle(0, buffer_size=10)], [1], seed=0, rank=0)
+    loader = DataLoader(alone, batch_size=None, num_workers=num_workers, persistent_workers=num_workers > 0)
+    orders = []
+    for epoch in (0, 1, 0):
+        alone.set_epoch(epoch)
+        orders.append([row["image_id"] for row in loader])
+    assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
+def test_loaders_mix_what_they_read_of_streams():
+    mixed = MixedStream(SOURCES, [stream(40, num_shards=2), stream(3)], [1, 1], seed=0, rank=0)
+    order = drawn(mixed, 0, num_workers=2)
+    assert {*order} == {f"a: {index}" for index in range(40)} | {f"b: {index}" for index in range(3)}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -148,14 +261,14 @@ def test_unreadable_samples_can_be_left_out(tmp_path, monkeypatch, num_workers):
     tasks = {"depth": {"kind": "depth"}}
     args = TrainingArguments(output_dir="o", dataset=str(save_rows(tmp_path)), num_workers=num_workers)
     with pytest.raises(ValueError, match="sample 1: column 'image': cannot read"):
-        list(load_split(args, "train", tasks))
+        list(load_split(args, args.sources[0], "train", tasks))
     skipping = replace(args, skip_unreadable=True)
-    data = load_split(skipping, "train", tasks)
+    data = load_split(skipping, skipping.sources[0], "train", tasks)
     assert [np.asarray(row["depth"]).max() for row in data] == [1, 3, 4, 6, 7, 8]
     assert said[0].startswith("2 of 8 samples are left out:\nsample 1: column 'image': cannot read the image")
     assert "\nsample 4: training would stop: column 'depth': expected metres of at least 0" in said[0]
     with pytest.raises(ValueError, match=r"2 of 8 samples.*`max_unreadable` \(20.0%\).*sample 1:.*sample 4:"):
-        load_split(replace(skipping, max_unreadable=0.2), "train", tasks)
+        load_split(replace(skipping, max_unreadable=0.2), args.sources[0], "train", tasks)
 
 
 def save_rows(folder):

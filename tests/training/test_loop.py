@@ -22,7 +22,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 from small_data import save_folder
-from small_models import BACKBONES
+from small_models import ALL_KINDS, BACKBONES, random_labels, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, pipeline
 
@@ -32,10 +32,10 @@ from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
-from transformers_degmix.training.balancing import FixedWeights
+from transformers_degmix.training.balancing import FixedWeights, UncertaintyWeights
 from transformers_degmix.training.build import build_model, build_optimizer, build_scheduler
 from transformers_degmix.training.data import TrainBatches, load_split
-from transformers_degmix.training.loop import train
+from transformers_degmix.training.loop import accumulate_gradients, train
 
 
 MODEL = {"backbone_config": BACKBONES["swin"].to_dict(), "hidden_size": 16, "gating_intermediate_size": 8}
@@ -128,7 +128,7 @@ def test_steps_are_those_of_a_plain_loop(tmp_path):
 
 def test_every_epoch_is_augmented_in_its_own_way(tmp_path):
     args = arguments(tmp_path, num_train_images=1, batch_size=1)
-    batches = iter(TrainBatches(args, build_model(args)[1], ROOMS_TASKS, Accelerator()))
+    batches = iter(TrainBatches(args, args.sources, build_model(args)[1], ROOMS_TASKS, Accelerator()))
     first, second = (next(batches)["pixel_values"] for _ in range(2))
     assert not torch.equal(first, second)
 
@@ -254,7 +254,7 @@ def test_own_data_as_in_the_docs(tmp_path, monkeypatch):
     fast = ["--max_steps", "3", "--batch_size", "2", "--num_workers", "0", "--pretrained_backbone", "null"]
     fast += ["--model.hidden_size", "16", "--model.backbone_config", json.dumps(BACKBONES["resnet"].to_dict())]
     args = parse_arguments(["mine.yaml", *fast])
-    data = load_split(args, "train", build_model(args)[0].config.tasks)
+    data = load_split(args, args.sources[0], "train", build_model(args)[0].config.tasks)
     assert [name for name in ("parts", "materials", "distance") if data[1][name] is None] == ["materials"]
     assert data[0]["parts"] is None and data[1]["distance"].max() < 3
     assert set(data[1]["parts"].unique().tolist()) == {0, 1, 255}
@@ -281,15 +281,15 @@ def test_streaming(tmp_path, no_pause):
     tasks = AutoModel.from_pretrained(tmp_path / "run" / "last").config.tasks
     assert tasks["semseg"] == DeGMixConfig(tasks=ROOMS_TASKS).tasks["semseg"]
 
-    stream = load_split(args, "train", tasks)
+    stream = load_split(args, args.sources[0], "train", tasks)
     orders = []
     for epoch in range(2):
         stream.set_epoch(epoch)
         orders.append([row["image_id"] for row in stream])
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == rooms["image_id"][:]
-    assert [row["image_id"] for row in load_split(args, "eval", tasks)] == rooms["image_id"][:]
+    assert [row["image_id"] for row in load_split(args, args.sources[0], "eval", tasks)] == rooms["image_id"][:]
     args.num_eval_images = 2
-    assert len(list(load_split(args, "eval", tasks))) == 2
+    assert len(list(load_split(args, args.sources[0], "eval", tasks))) == 2
 
 
 def test_streams_are_scored_as_data_sets_are(tmp_path, no_pause):
@@ -332,12 +332,16 @@ def test_splits_that_cannot_be_used(tmp_path):
     data.select([]).to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
     tasks = {"depth": {"kind": "depth"}}
     fields["model"] = {**MODEL, "tasks": tasks}
+
+    def load(args, part):
+        load_split(args, args.sources[0], part, tasks)
+
     with pytest.raises(ValueError, match="data', split 'validation'.* no data"):
-        load_split(arguments(tmp_path, **fields), "eval", tasks)
+        load(arguments(tmp_path, **fields), "eval")
     with pytest.raises(ValueError, match="data', split 'train': .*`num_train_images`.* is 2, but there are 1"):
-        load_split(arguments(tmp_path, **{**fields, "num_train_images": 2}), "train", tasks)
+        load(arguments(tmp_path, **{**fields, "num_train_images": 2}), "train")
     with pytest.raises(ValueError, match=r"`columns` has the keys \['dept'\]; allowed are \['image', 'depth'\]"):
-        load_split(arguments(tmp_path, columns={"dept": "d"}, **fields), "train", tasks)
+        load(arguments(tmp_path, columns={"dept": "d"}, **fields), "train")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -412,8 +416,12 @@ WITHOUT_DROP_PATH = {**MODEL, "backbone_config": {**MODEL["backbone_config"], "d
 
 def test_two_processes_are_one(tmp_path):
     # 7 images are not a multiple of the batch, 5 evaluation images not one of the processes, 4 steps not one epoch.
+    # Images of one data set have no labels of the other's tasks: processes, and steps, lack labels of some.
     # Differences of rounding grow with every step, and among smaller images in batch norms.
-    fields = {"model": WITHOUT_DROP_PATH, "num_train_images": 7, "num_eval_images": 5, "image_size": [64, 96]}
+    fields = {"model": WITHOUT_DROP_PATH, "num_eval_images": 5, "image_size": [64, 96], "datasets": [
+        {"name": "a", "dataset": "rooms", "num_train_images": 4, "tasks": ["semseg", "depth", "human_parts"]},
+        {"name": "b", "dataset": "rooms", "num_train_images": 3, "tasks": ["sal", "normals", "edge"]},
+    ]}  # fmt: skip
     fields |= {"max_steps": 4, "eval_steps": 2, "log_with": ["tensorboard"], "logging_steps": 1}
     curves, models = [], []
     for num_processes, batch_size in ((1, 2), (2, 1)):
@@ -432,6 +440,7 @@ def test_two_processes_are_one(tmp_path):
         elif "per_second" not in name:
             assert curves[1][name] == pytest.approx(values, rel=1e-4), name
     assert len(curves[0]["train/loss"]) == 4 and len(curves[0]["eval/depth_rmse"]) == 2
+    assert min(len(curves[0][f"train/{task}"]) for task in ("depth", "edge")) < 4
     for name in models[0]:  # batch norms' statistics among them
         torch.testing.assert_close(models[1][name], models[0][name], rtol=1e-3, atol=2e-3, msg=name)
 
@@ -450,6 +459,40 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     assert read_curves(tmp_path / "4")["train/loss"] == pytest.approx(
         read_curves(tmp_path / "1")["train/loss"], rel=1e-4
     )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_without_labels_of_a_task_leaves_its_parts_alone(tmp_path, optimizer):
+    """Momentum, weight decay and the task's weight do not move; statistics of batch norms do, with every image."""
+    args = arguments(tmp_path, optimizer=optimizer, learning_rate=0.1, weight_decay=0.1)
+    model, balancer, accelerator = small_model().train(), UncertaintyWeights(len(ALL_KINDS)), Accelerator()
+    optimizer, tasks = build_optimizer(args, model, balancer), list(model.config.tasks)
+    images = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+
+    def step(*unlabelled: str):
+        labels = random_labels(ALL_KINDS, 2, 32, 64)
+        for task in unlabelled:
+            labels[task].fill_(255)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        variances = [value.item() for value in balancer.log_variances]
+        batches = iter([{"pixel_values": images, "labels": labels}])
+        _, labelled = accumulate_gradients(model, balancer, batches, args, accelerator)
+        assert [task for task, known in zip(tasks, labelled) if not known] == list(unlabelled)
+        optimizer.step()
+        optimizer.zero_grad()
+        moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        return moved, {task for task, a, b in zip(tasks, variances, balancer.log_variances) if a != b.item()}
+
+    moved, weights = step()
+    heads = {name for name in moved if name.startswith("heads.depth.")}
+    assert heads and weights == set(tasks)  # there is momentum now
+    moved, weights = step("depth")
+    assert not heads & {name for name in moved if "running" not in name and "num_batches" not in name}
+    assert weights == set(tasks) - {"depth"}
+    assert any(name.startswith("model.mixers.depth.") and "running_mean" in name for name in moved)
+    assert {name for name in moved if name.startswith("heads.semseg.")}
+    moved, weights = step(*tasks)
+    assert all("running" in name or "num_batches" in name for name in moved) and not weights
 
 
 def test_frozen_modules_stay_as_they_are(tmp_path):
@@ -497,7 +540,7 @@ def test_task_balancing(tmp_path, balancing):
     fields = {"task_balancing": balancing, "learning_rate": 1e-2, "max_steps": 8}
     train(arguments(tmp_path, **fields))
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]["balancer"]
-    learned = state["log_variances" if balancing == "uncertainty" else "weights"]
+    learned = torch.stack([*state.values()]) if balancing == "uncertainty" else state["weights"]
     assert learned.isfinite().all() and len(learned.unique()) == len(ROOMS_TASKS)
 
 
@@ -596,7 +639,8 @@ def test_best_models_are_kept(tmp_path):
 
     def scored(model, *_):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return -next(qualities), {name: {METRICS[task["kind"]].main: 0.5} for name, task in ROOMS_TASKS.items()}
+        scores = {name: {METRICS[task["kind"]].main: 0.5} for name, task in ROOMS_TASKS.items()}
+        return {"depth": -next(qualities)}, scores
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers_degmix.training.loop.evaluate_model", scored)

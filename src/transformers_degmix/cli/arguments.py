@@ -9,7 +9,8 @@ from PIL import Image
 from ..data.splits import DataSplit
 from ..hub.shipped import DEFAULT_MODEL, SHIPPED_MODELS
 from ..sliding_windows import DEFAULT_OVERLAP
-from ..training.arguments import parse_arguments
+from ..training.arguments import TrainingArguments, find_recipe, parse_arguments, read_config
+from ..training.sources import Source
 
 
 def add_model_argument(parser: ArgumentParser):
@@ -58,7 +59,11 @@ def allow_pixels(max_pixels: int):
 
 def add_data_arguments(parser: ArgumentParser, required: bool = True):
     """The options that say which images of which data set; check them with [`check_data_arguments`]."""
-    parser.add_argument("--dataset", required=required, help="folder or name on the Hugging Face Hub, or `rooms`")
+    parser.add_argument(
+        "--dataset",
+        required=required,
+        help="folder or name on the Hugging Face Hub, or `rooms`; or the name of a source of `--config`",
+    )
     parser.add_argument("--split", required=required, help="name of the data set's split")
     parser.add_argument("--config", type=Path, help="YAML file of a training run, for its `columns`")
     parser.add_argument("--num-images", type=int, help="the first so many (default: all); rooms need it")
@@ -79,8 +84,25 @@ def read_split(args: Namespace) -> DataSplit:
     """What these options say, with the columns of `config`.
 
     Raises:
-        ValueError, OSError: `config` is not a recipe.
+        ValueError, OSError: `config` is not a recipe, or one of several sources of which the data set is none.
     """
-    fields = ["--dataset", args.dataset, "--streaming", "false"]
-    columns = parse_arguments([str(args.config), *fields]).columns if args.config else {}
-    return DataSplit(args.dataset, args.split, args.num_images, args.image_size, columns)
+    if args.config is None:
+        return DataSplit(args.dataset, args.split, args.num_images, args.image_size)
+    run, source = read_source(args.config, args.dataset, "--streaming", "false")
+    size = args.image_size or run.image_size
+    return DataSplit(source.dataset, args.split, args.num_images, size, source.columns)
+
+
+def read_source(config: Path, dataset: str, *overrides: str) -> tuple[TrainingArguments, Source]:
+    """A run's file, and what it says of a data set: of any, or, if it has several, of the one with this name.
+
+    Raises:
+        ValueError, OSError: it is not a recipe, or has several sources of other names.
+    """
+    several = read_config(find_recipe(str(config))).get("datasets") is not None
+    run = parse_arguments([str(config), *([] if several else ["--dataset", dataset]), *overrides])
+    for source in run.sources:
+        if source.name in (None, dataset):
+            return run, source
+    names = [source.name for source in run.sources]
+    raise ValueError(f"{dataset!r} is none of the sources of {config}: {names}")

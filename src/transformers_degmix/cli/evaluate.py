@@ -158,7 +158,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         evaluation = evaluate_whole_images(
             model, processor, data, protocol, accelerator, executor, args.num_workers, args.tasks
         )
-    described = {"dataset": args.dataset, "split": args.split}
+    described = {"dataset": split.dataset, "split": args.split}
     command = f"degmix evaluate {shlex.join(sys.argv[1:])}"
     report = build_report(evaluation, model, args.model, described, protocol, args.precision, command, data.warnings)
     # They are not named before the report, which may have taken hours, is written.

@@ -8,6 +8,7 @@ name of a known task (semseg, human_parts, sal, depth, normals, edge).
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.benchmarks import BENCHMARKS, TASKS
+from ..data.benchmarks import TASKS
 from ..data.columns import RowReader, layout_hint, name_classes, select_columns
 from ..data.inspection import (
     check_columns,
@@ -31,9 +32,12 @@ from ..data.inspection import (
 from ..data.splits import DataSplit
 from ..image_processing_pil_degmix import decode_label, to_pixels
 from ..tasks import TASK_KINDS, Suspicion, TaskKind
-from ..training.arguments import TrainingArguments, parse_arguments
-from ..training.build import complete_tasks
+from ..training.arguments import TrainingArguments
+from ..training.build import complete_tasks, known_tasks
+from ..training.data import describe_split
+from ..training.sources import Source
 from ..visualization import draw_overview, stack_overviews
+from .arguments import read_source
 
 
 Tasks = dict[str, dict[str, Any]]
@@ -42,7 +46,7 @@ NOTHING_LABELLED = Suspicion("nothing is labelled", [1.0], detail="every value s
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset", help="folder or name on the Hugging Face Hub, or `rooms`")
+    parser.add_argument("dataset", help="folder, name on the Hugging Face Hub, `rooms`, or a source of `--config`")
     parser.add_argument("--split", help="default: the run's `train_split`, or train")
     parser.add_argument("--num", type=int, default=8, help="samples, evenly spaced, the first of a stream (default 8)")
     parser.add_argument("--all", action="store_true", help="read every row; with bad ones, the exit code is 1")
@@ -54,25 +58,23 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def choose_split(args: argparse.Namespace, run: TrainingArguments | None) -> DataSplit:
-    num_images = args.num if args.dataset == "rooms" else None
-    if run is None:
-        return DataSplit(args.dataset, args.split or "train", num_images)
-    name = args.split or run.train_split
-    return DataSplit(args.dataset, name, num_images, run.image_size, run.columns, run.streaming)
+def find_tasks(run: TrainingArguments | None, source: Source | None, data: Dataset | IterableDataset) -> Tasks:
+    """The run's tasks that it reads from this source; without a run, known tasks by the names of their columns.
 
-
-def find_tasks(run: TrainingArguments | None, data: Dataset | IterableDataset) -> Tasks:
-    """The run's tasks, or those known by the names of their columns, with the class names of the data set.
+    They have the class names of the data set.
 
     Raises:
         ValueError: there are none, or one is of an unknown kind.
     """
-    columns, given = (run.columns, run.model.get("tasks")) if run else ({}, None)
-    known = [name for name in TASKS if name in columns or name in (data.column_names or ())]
-    tasks = given or {name: TASKS[name] for name in known}
-    if run and run.benchmark:
-        tasks = complete_tasks(BENCHMARKS[run.benchmark].task_fields(), given, run.benchmark)
+    columns, available = source.columns if source else {}, data.column_names or ()
+    tasks = {name: task for name, task in TASKS.items() if name in columns or name in available}
+    if run and source:
+        known, owner = known_tasks(run)
+        given = run.model.get("tasks")
+        tasks = complete_tasks(known, given, owner) if known else given or tasks
+        tasks = source.choose(tasks)
+        if source.name and source.tasks is None:
+            tasks = {name: task for name, task in tasks.items() if name in columns or name in available}
     if not tasks:
         hint = layout_hint(data.column_names or [])
         raise ValueError(f"none of the columns {data.column_names} is a known task: name them in `model.tasks`{hint}")
@@ -108,10 +110,12 @@ def draw(image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None], 
 
 def main():
     args = parse_args()
-    run = parse_arguments([str(args.config), "--dataset", args.dataset]) if args.config else None
-    split = choose_split(args, run)
+    run, source = read_source(args.config, args.dataset) if args.config else (None, None)
+    split = describe_split(run, source, "train") if run else DataSplit(args.dataset, "train")
+    num_images = args.num if split.dataset == "rooms" else None
+    split = replace(split, name=args.split or split.name, num_images=num_images)
     data = split.open()
-    tasks = find_tasks(run, data)
+    tasks = find_tasks(run, source, data)
     reader = RowReader(tasks, split.columns, data.features)
     data = select_columns(data, reader)
     inspector, overviews, labels, bad = check_columns(data, reader), [], [], []

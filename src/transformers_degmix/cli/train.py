@@ -19,6 +19,8 @@ def main():
         print(stop, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     if PartialState().is_main_process:
+        if len(args.sources) > 1:
+            print("means over the sources that label the task:")
         for task, values in scores.items():
             print(f"{task:12} " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
         print(f"models: {args.output_dir}/best and {args.output_dir}/last")

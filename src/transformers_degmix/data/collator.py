@@ -30,9 +30,10 @@ class DeGMixDataCollator:
     Without augmentation the processor does it all. With it, what the processor would resize an image to is scale 1,
     and images and labels are padded to the crops' size.
 
-    All that is random about a sample comes from the seed, the epoch and a checksum of its image: batches do not depend
-    on the number of workers or processes, nor on what was drawn before. Call [`set_epoch`] before each epoch, as for a
-    `DistributedSampler`; otherwise all epochs are augmented alike.
+    All that is random about a sample comes from the seed, the epoch, a checksum of its image and the number
+    `repetition` in its row, 0 by default, which tells apart an image that comes several times in an epoch: batches do
+    not depend on the number of workers or processes, nor on what was drawn before. Call [`set_epoch`] before each
+    epoch, as for a `DistributedSampler`; otherwise all epochs are augmented alike.
 
     Args:
         processor: a `DeGMixImageProcessor`; its `tasks` are the columns that are read. A row without a column, or with
@@ -79,7 +80,10 @@ class DeGMixDataCollator:
         if "pixel_values" in rows[0]:
             return BatchFeature(default_collate(list(rows)))
         samples = [self._read(row, _row_name(row, index)) for index, row in enumerate(rows)]
-        batch = self._augment(samples, self.augmentation) if self.augmentation else self._process(samples)
+        if self.augmentation is None:
+            batch = self._process(samples)
+        else:
+            batch = self._augment(samples, [row.get("repetition", 0) for row in rows], self.augmentation)
         for task, label in batch["labels"].items():
             if self.tasks[task].get("ignore_empty"):
                 label[((label == 0) | (label == IGNORE_INDEX)).flatten(1).all(dim=1)] = IGNORE_INDEX
@@ -107,10 +111,13 @@ class DeGMixDataCollator:
         )
 
     def _augment(
-        self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]], augmentation: Augmentation
+        self,
+        samples: list[tuple[np.ndarray, dict[str, np.ndarray]]],
+        repetitions: list[int],
+        augmentation: Augmentation,
     ) -> BatchFeature:
         height, width = augmentation.size
-        samples = [self._augment_sample(*sample, augmentation) for sample in samples]
+        samples = [self._augment_sample(*sample, number, augmentation) for sample, number in zip(samples, repetitions)]
         batch = self.processor(
             images=[pixels for pixels, _ in samples],
             do_resize=False,
@@ -126,9 +133,9 @@ class DeGMixDataCollator:
         return batch
 
     def _augment_sample(
-        self, pixels: np.ndarray, labels: dict[str, np.ndarray], augmentation: Augmentation
+        self, pixels: np.ndarray, labels: dict[str, np.ndarray], repetition: int, augmentation: Augmentation
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        rng = np.random.default_rng([self.seed, self._epoch.item(), zlib.crc32(pixels.data)])
+        rng = np.random.default_rng([self.seed, self._epoch.item(), zlib.crc32(pixels.data), repetition])
         size = pixels.shape[-2:]
         if self.processor.do_resize:
             size = resized_size(size, self.processor.size)

@@ -210,7 +210,7 @@ def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
 
 
 def _numbers(where: str, field: str, value: Any) -> tuple[float, ...]:
-    """A number or a list of them. Texts count as far as they are numbers, since YAML reads 1e-3 as one."""
+    """A number or a list of them, as a tuple."""
     try:
         return tuple(float(number) for number in (value if isinstance(value, list) else [value]))
     except (TypeError, ValueError):
@@ -509,6 +509,7 @@ def map_columns(
     shuffle_buffer_size: int = 0,
     seed: int = 0,
     may_lack_columns: bool = False,
+    title: str = "",
 ) -> MappedDataset | IterableDataset:
     """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
 
@@ -522,6 +523,7 @@ def map_columns(
         seed: of the draws, together with the epoch (`set_epoch`).
         may_lack_columns: whether tasks whose column is not there, nor named in `columns`, have no labels; at least one
             must have its own.
+        title: put before what is logged.
 
     Raises:
         ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
@@ -531,7 +533,7 @@ def map_columns(
     warnings = check_columns(data, reader).warnings()
     if os.environ.get("RANK", "0") == "0":  # of several processes that do the same
         for warning in warnings:
-            logger.warning(warning)
+            logger.warning(title + warning)
     if not isinstance(data, IterableDataset):
         return MappedDataset(data, reader, warnings)
     if shuffle_buffer_size:

@@ -14,7 +14,8 @@ from datasets.utils.file_utils import xopen
 from pyarrow import parquet
 
 from .columns import MappedDataset, map_columns
-from .rooms import load_rooms
+from .rooms import ROOMS_TASKS, load_rooms
+from .schema import features_for
 
 
 # What `num_images` is called by users
@@ -71,6 +72,14 @@ class DataSplit:
             raise ValueError(f"{self}: {NUM_IMAGES} is {self.num_images}, but there are {len(data)}")
         return data.take(self.num_images)
 
+    def features(self) -> Features | None:
+        """Those of its columns, as far as they are known before it is read; rooms need not be rendered."""
+        return features_for(ROOMS_TASKS) if self.dataset == "rooms" else self.open().features
+
+    def column_names(self) -> list[str]:
+        """The names of its columns; of a stream that does not know them, those of its first sample."""
+        return list(self.features() or next(iter(self.open()), ()))
+
     def _load(self) -> Dataset | IterableDataset:
         try:
             data = load_dataset(self.dataset, split=self.name, streaming=self.streaming)
@@ -104,20 +113,25 @@ class DataSplit:
         return load_dataset(self.dataset, split=self.name, streaming=self.streaming, features=features)
 
     def load(
-        self, tasks: dict[str, dict], shuffle_buffer_size: int = 0, seed: int = 0, may_lack_columns: bool = False
+        self,
+        tasks: dict[str, dict],
+        shuffle_buffer_size: int = 0,
+        seed: int = 0,
+        may_lack_columns: bool = False,
+        title: str = "",
     ) -> MappedDataset | IterableDataset:
         """The samples with the columns `image` and one per task; labels are `None` where a sample has none.
 
         Args:
             tasks: `DeGMixConfig.tasks`.
-            shuffle_buffer_size, seed, may_lack_columns: of [`map_columns`].
+            shuffle_buffer_size, seed, may_lack_columns, title: of [`map_columns`].
 
         Raises:
             ValueError: as [`open`], or it is empty or lacks a column.
         """
         data = self.open()
         try:
-            return map_columns(data, tasks, self.columns, shuffle_buffer_size, seed, may_lack_columns)
+            return map_columns(data, tasks, self.columns, shuffle_buffer_size, seed, may_lack_columns, title)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from error
 

@@ -46,8 +46,8 @@ def sum_over_processes(sums: Any, accelerator: Accelerator) -> Any:
 @torch.no_grad()
 def evaluate_model(
     model: DeGMixForMultiTaskDensePrediction, batches: Iterable[dict], tasks: dict[str, dict], accelerator: Accelerator
-) -> tuple[float, dict[str, dict[str, float]]]:
-    """The loss, and the scores of each task that has labels, over all pixels of the data set.
+) -> tuple[dict[str, float], dict[str, Scores]]:
+    """The loss and the scores of each task that has labels, over all pixels of the data set.
 
     Neither depends on how the samples are put into batches, except the loss of saliency: each batch has its own class
     weights.
@@ -56,7 +56,7 @@ def evaluate_model(
         model: a `DeGMixForMultiTaskDensePrediction` on the accelerator's device; left in eval mode. Not the one that
             `accelerator.prepare` returned: it exchanges buffers, and processes may have different numbers of batches.
         batches: this process's part of the batches, with `pixel_values` and `labels`.
-        tasks: `DeGMixConfig.tasks`.
+        tasks: `DeGMixConfig.tasks`, or those of them that the batches have labels of.
         accelerator: sums over the processes.
     """
     model.eval()
@@ -66,16 +66,27 @@ def evaluate_model(
         batch = send_to_device(batch, accelerator.device)
         with accelerator.autocast():
             outputs = model(**batch)
-        counts = torch.stack([count[0] for count in count_pixels(batch["labels"]).values()]).double()
-        total += torch.stack([counts * torch.stack(list(outputs.losses.values())), counts]).cpu()
+        pixels = count_pixels(batch["labels"])
+        counts = torch.stack([pixels[name][0] for name in tasks]).double()
+        total += torch.stack([counts * torch.stack([outputs.losses[name] for name in tasks]), counts]).cpu()
         for name, metric in metrics.items():
             prediction = TASK_KINDS[tasks[name]["kind"]].activation(finite_logits(outputs.logits[name], name))
             metric.update(prediction, batch["labels"][name])
 
     for metric in metrics.values():
         metric.sums = sum_over_processes(metric.sums, accelerator)
-    errors, counts = sum_over_processes(total, accelerator)
-    return float((errors / counts.clamp(min=1)).sum()), compute_scores(metrics)
+    errors, counts = sum_over_processes(total, accelerator).tolist()
+    losses = {name: error / count for name, error, count in zip(tasks, errors, counts) if count}
+    return losses, compute_scores(metrics)
+
+
+def mean_over_sources(values: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The mean of each entry over the dictionaries that have it."""
+    collected: dict[str, list[float]] = {}
+    for each in values:
+        for name, value in each.items():
+            collected.setdefault(name, []).append(value)
+    return {name: sum(several) / len(several) for name, several in collected.items()}
 
 
 def multi_task_gain(
@@ -106,6 +117,17 @@ def format_main_scores(scores: dict[str, dict[str, float]], tasks: dict[str, dic
     return "  ".join(
         f"{task} {name} " + (f"{scores[task][name]:.4f}" if task in scores else "-") for task, name in names.items()
     )
+
+
+def format_source_table(source_scores: dict[str, dict[str, Scores]], tasks: dict[str, dict]) -> list[str]:
+    """Lines of a Markdown table of sources and each task's score of the paper's tables, "-" where it has none."""
+    names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
+    lines = [["source", *(f"{task} {name}" for task, name in names.items())]]
+    for source, scores in source_scores.items():
+        values = (f"{scores[task][name]:.4f}" if task in scores else "-" for task, name in names.items())
+        lines.append([source, *values])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 @dataclass(frozen=True)

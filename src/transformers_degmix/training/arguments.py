@@ -1,6 +1,7 @@
 """What a training run is made of, read from a YAML file and the command line."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..data.augmentation import Augmentation
 from ..data.benchmarks import BENCHMARKS
 from .balancing import TASK_BALANCING
+from .sources import Source, parse_sources
 
 
 if TYPE_CHECKING:
@@ -61,7 +63,10 @@ class TrainingArguments:
         resume: whether to go on from `checkpoint.pt` if there is one; without, there must be none.
 
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id with a column
-            of images and one per task, in which null means that there is no label.
+            of images and one per task, in which null means that there is no label. By default rooms.
+        datasets: in its place, several that are learnt from together, each labelled for some of the tasks: a list of
+            sources with the fields of [`~training.sources.Source`], `name` and `dataset` at least. What a source does
+            not say of `columns`, `eval_split`, `num_train_images` and `num_eval_images` is said by those below.
         benchmark: `"nyud"`, `"pascal_context"` or `"cityscapes"`, whose tasks, loss weights and image size then are
             the defaults, for a data set that `degmix prepare` made.
         columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`], with which the
@@ -118,15 +123,17 @@ class TrainingArguments:
 
         eval_steps: steps between two evaluations; there is always one at the end.
         single_task_scores: task -> score of a model for it alone. If given, the best model is the one with the highest
-            multi-task gain over these; without, the one with the lowest evaluation loss.
+            multi-task gain over these; without, the one with the lowest evaluation loss. With several `datasets`, each
+            task's score and loss are the means over the sources that label it.
         early_stopping_patience: evaluations without a higher gain after which the run ends; never by default.
         num_best_models: how many of the best models to keep: the best in `best`, if more than one all of them in
             `best_models/step_<step>`.
         checkpoint_steps: steps between two checkpoints; there is always one at the end and on SIGTERM.
         log_with: trackers of Accelerate: `tensorboard`, `trackio` or `wandb`.
-        logging_steps: steps between two lines in the trackers: losses, learning rate, images per second.
-        num_logged_images: evaluation images whose predictions are drawn at each evaluation, for the trackers and the
-            models' cards.
+        logging_steps: steps between two lines in the trackers: losses of the tasks that have labels in the step and
+            their sum, learning rate, images per second.
+        num_logged_images: evaluation images, of each source, whose predictions are drawn at each evaluation, for the
+            trackers and the models' cards.
         push_to_hub: Hub id to which the best model is uploaded at the end.
         hub_private: whether that repository is private if it is new.
     """
@@ -134,7 +141,8 @@ class TrainingArguments:
     output_dir: str
     resume: bool = False
 
-    dataset: str = "rooms"
+    dataset: str | None = None
+    datasets: list[dict[str, Any]] | None = None
     benchmark: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     streaming: bool = False
@@ -219,8 +227,13 @@ class TrainingArguments:
             )
         if not 0 <= self.max_unreadable < 1:
             raise ValueError(f"`max_unreadable` must be a share from 0 to below 1, got {self.max_unreadable}")
-        if self.dataset == "rooms" and (self.streaming or self.columns):
-            raise ValueError("`streaming` and `columns` are for data sets that are read; rooms are rendered")
+        if self.datasets is None:
+            self.dataset = self.dataset or "rooms"
+        elif self.dataset is not None or self.train_split != "train":
+            raise ValueError("`dataset` and `train_split` are of a single data set: each of `datasets` has its own")
+        for source in self.sources:
+            if source.dataset == "rooms" and self.streaming:
+                raise ValueError(f"{source.title}`streaming` is for data sets that are read; rooms are rendered")
         for name, tasks in (("model.tasks", self.model.get("tasks", {})), ("new_tasks", self.new_tasks)):
             if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
                 raise ValueError(f"`{name}` must have the fields of each task under its name, got {tasks!r}")
@@ -231,6 +244,12 @@ class TrainingArguments:
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
             raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: give only one of them")
 
+    @property
+    def sources(self) -> list[Source]:
+        """The data sets of the run, or the only one."""
+        shared = ("dataset", "columns", "train_split", "eval_split", "num_train_images", "num_eval_images")
+        return parse_sources(self.datasets, {name: getattr(self, name) for name in shared})
+
     def decisive(self) -> dict[str, Any]:
         """The fields that decide on the weights, with which alone a run can be resumed."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
@@ -240,6 +259,26 @@ def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
     unknown = sorted(set(given) - set(allowed))
     if unknown:
         raise ValueError(f"`{name}` has the fields {unknown}; allowed are {list(allowed)}")
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML as people write it: the booleans are `true` and `false` alone, and `1e-3` is a number.
+
+    YAML 1.1 reads `no` as false, and numbers with an exponent only if they have a point and the exponent has a sign.
+    """
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    # Integers would match too, but their own pattern is asked first.
+    re.compile(r"([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", re.IGNORECASE),
+    list("-+.0123456789"),
+)
 
 
 def find_recipe(name: str) -> Path:
@@ -283,19 +322,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
         node = values
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = yaml.safe_load(value)
+        node[leaf] = yaml.load(value, RecipeLoader)
 
     types = {f.name: f.type for f in fields(TrainingArguments)}
     unknown = sorted(set(values) - set(types))
     if unknown:
         raise ValueError(f"unknown fields {unknown}; accepted are {sorted(types)}")
-    # YAML reads 1e-3 as text and 1 as an integer.
-    for name in values:
-        if types[name] is float or (types[name] == float | None and values[name] is not None):
-            try:
-                values[name] = float(values[name])
-            except (TypeError, ValueError):
-                raise ValueError(f"`{name}` must be a number, got {values[name]!r}") from None
+    for name, value in values.items():
+        if types[name] in (float, float | None) and type(value) is int:
+            values[name] = float(value)
     try:
         return TrainingArguments(**values)
     except (TypeError, StrictDataclassError) as error:  # a field is missing or of another type
@@ -310,7 +345,7 @@ def read_config(path: Path) -> dict[str, Any]:
         OSError: a file cannot be read.
     """
     try:
-        own = yaml.safe_load(path.read_text()) or {}
+        own = yaml.load(path.read_text(), RecipeLoader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(own, dict):

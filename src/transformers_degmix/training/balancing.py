@@ -1,7 +1,7 @@
 """Task balancing: how the losses of the tasks become the one number that is minimised.
 
 The losses come with the fixed weights of the configuration (`loss_weight`), the paper's by default; what is learned
-or adapted here multiplies those.
+or adapted here multiplies those. A step in which a task has no label changes nothing that is kept about this task.
 """
 
 import torch
@@ -14,17 +14,18 @@ class FixedWeights(nn.Module):
     def __init__(self, num_tasks: int):
         super().__init__()
 
-    def forward(self, losses: Tensor, share: float = 1.0) -> Tensor:
+    def forward(self, losses: Tensor, labelled: Tensor, share: float = 1.0) -> Tensor:
         """The loss that is minimised.
 
         Args:
             losses: `(num_tasks,)`, of a batch or of a part of it; those of the parts add up to the batch's.
+            labelled: `(num_tasks,)`, bool: whether the batch has a label of the task. Without, the loss is 0.
             share: the part of the batch that this is, in (0, 1].
         """
         return losses.sum()
 
-    def observe(self, losses: Tensor, epoch: int):
-        """Is told the losses `(num_tasks,)` of each whole batch and the epoch, from 0, that it was of."""
+    def observe(self, losses: Tensor, labelled: Tensor, epoch: int):
+        """Is told about each whole batch: losses and `labelled`, as for [`forward`], and its epoch, from 0."""
 
 
 class UncertaintyWeights(FixedWeights):
@@ -36,17 +37,20 @@ class UncertaintyWeights(FixedWeights):
 
     def __init__(self, num_tasks: int):
         super().__init__(num_tasks)
-        self.log_variances = nn.Parameter(torch.zeros(num_tasks))
+        # A parameter each: one without a gradient does not move, but a value in a parameter does, by its momentum.
+        self.log_variances = nn.ParameterList(torch.zeros(()) for _ in range(num_tasks))
 
-    def forward(self, losses: Tensor, share: float = 1.0) -> Tensor:
-        return (torch.exp(-self.log_variances) * losses + share * self.log_variances).sum()
+    def forward(self, losses: Tensor, labelled: Tensor, share: float = 1.0) -> Tensor:
+        log_variances = torch.stack(list(self.log_variances))
+        return torch.where(labelled, torch.exp(-log_variances) * losses + share * log_variances, losses).sum()
 
 
 class DynamicWeightAverage(FixedWeights):
     """Dynamic weight average (Liu, Johns and Davison 2019): tasks whose loss falls slowly weigh more.
 
     In epoch e the weights are num_tasks * softmax(r / 2), with r = L(e-1) / L(e-2), the ratio of a task's mean losses
-    in the two epochs before; 1 in the first two epochs.
+    in the two epochs before; 1 in the first two epochs. Means are over the steps in which the task has labels. Epochs
+    without one are left out: r is 1 in the next, and then compares those on both sides.
     """
 
     TEMPERATURE = 2.0
@@ -57,25 +61,24 @@ class DynamicWeightAverage(FixedWeights):
         self.register_buffer("last_means", torch.zeros(num_tasks))
         # of the epoch that is going on
         self.register_buffer("total", torch.zeros(num_tasks))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("count", torch.zeros(num_tasks, dtype=torch.int64))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, losses: Tensor, share: float = 1.0) -> Tensor:
+    def forward(self, losses: Tensor, labelled: Tensor, share: float = 1.0) -> Tensor:
         return (self.weights * losses).sum()
 
-    def observe(self, losses: Tensor, epoch: int):
+    def observe(self, losses: Tensor, labelled: Tensor, epoch: int):
         if epoch > self.epoch:
             means = self.total / self.count
             if self.last_means.any():
-                # A task without labels has losses of 0 and keeps its ratio.
-                ratios = torch.where(self.last_means > 0, means / self.last_means, 1.0)
+                ratios = torch.where((self.count > 0) & (self.last_means > 0), means / self.last_means, 1.0)
                 self.weights.copy_(len(ratios) * (ratios / self.TEMPERATURE).softmax(dim=0))
-            self.last_means.copy_(means)
+            self.last_means.copy_(torch.where(self.count > 0, means, self.last_means))
             self.total.zero_()
             self.count.zero_()
             self.epoch.fill_(epoch)
         self.total += losses
-        self.count += 1
+        self.count += labelled
 
 
 TASK_BALANCING = {

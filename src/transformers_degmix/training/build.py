@@ -18,6 +18,7 @@ from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments
 from .backbones import find_backbone
 from .data import describe_split
+from .sources import check_tasks
 
 
 def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
@@ -39,10 +40,11 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
             model.requires_grad_(False)
         for name, task in new_tasks.items():
             model.add_task(name, task, train_only_new=False)
+        check_tasks(args.sources, model.config.tasks)
         processor = DeGMixImageProcessorPil.from_pretrained(place, tasks=model.config.tasks, **args.image_processor)
     else:
         tasks, fields = choose_tasks(args, args.model.get("tasks")), {}
-        if args.dataset == "rooms":
+        if all(source.dataset == "rooms" for source in args.sources):
             # They have the size of the run; photos are brought to the scale that the model has learnt.
             fields = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
         pretrained = find_backbone(args.pretrained_backbone) if args.pretrained_backbone else None
@@ -58,34 +60,83 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
 
 
 def choose_tasks(args: TrainingArguments, given: dict[str, dict] | None) -> dict[str, dict]:
-    """The tasks of the run: those of its benchmark or of Rooms, changed by what is given, chosen by `tasks`.
+    """The tasks of the run: those of its benchmark and of Rooms, changed by what is given, chosen by `tasks`.
 
-    Class names and numbers come from the data set where they are not given.
+    Class names and numbers come from the data sets where they are not given.
     """
-    if args.dataset == "rooms":
-        tasks = complete_tasks(ROOMS_TASKS, given, "Rooms")
-    elif args.benchmark:
-        tasks = complete_tasks(BENCHMARKS[args.benchmark].task_fields(), given, args.benchmark)
-    else:
-        tasks = given or NYUD_TASKS
+    known, owner = known_tasks(args)
+    tasks = complete_tasks(known, given, owner) if known else given or NYUD_TASKS
+    if not args.pretrained:
+        check_tasks(args.sources, tasks)
     if args.tasks is not None:
         unknown = [name for name in args.tasks if name not in tasks]
         if unknown or not args.tasks:
             raise ValueError(f"`tasks` must be some of {list(tasks)}, got {args.tasks}")
         tasks = {name: task for name, task in tasks.items() if name in args.tasks}
-    if args.dataset == "rooms":
-        return tasks
-    return name_classes(tasks, describe_split(args, "train").open().features, args.columns)
+    return name_source_classes(args, tasks)
+
+
+def known_tasks(args: TrainingArguments) -> tuple[dict[str, dict], str]:
+    """The tasks of the run's benchmark and of Rooms, without their classes, which the data tells; and their owners."""
+    are_rooms = [source.dataset == "rooms" for source in args.sources]
+    known, owners = {}, []
+    if any(are_rooms):
+        for name, task in ROOMS_TASKS.items():
+            known[name] = {key: value for key, value in task.items() if key not in ("num_labels", "id2label")}
+        owners.append("Rooms")
+    if args.benchmark and not all(are_rooms):
+        known |= BENCHMARKS[args.benchmark].task_fields()
+        owners.append(args.benchmark)
+    return known, " and ".join(owners)
 
 
 def complete_tasks(known: dict[str, dict], given: dict[str, dict] | None, owner: str) -> dict[str, dict]:
-    """The tasks that are named, or all, with the fields that are given in place of their own."""
+    """The tasks that are named, or all, with the fields that are given in place of their own.
+
+    Raises:
+        ValueError: one is not known, and has no `kind` of its own.
+    """
     if given is None:
         return known
-    unknown = sorted(set(given) - set(known))
+    unknown = sorted(name for name in given if name not in known and "kind" not in given[name])
     if unknown:
-        raise ValueError(f"the tasks {unknown} are none of {owner}: {list(known)}")
-    return {name: {**known[name], **task} for name, task in given.items()}
+        raise ValueError(f"the tasks {unknown} are none of {owner}: {list(known)}; others need a `kind`")
+    return {name: {**known.get(name, {}), **task} for name, task in given.items()}
+
+
+def name_source_classes(args: TrainingArguments, tasks: dict[str, dict]) -> dict[str, dict]:
+    """The tasks with the class names of the run's sources; see [`name_classes`].
+
+    A source that maps its ids to others follows those that do not.
+
+    Raises:
+        ValueError: two sources name other classes.
+    """
+    features = []
+    for source in args.sources:
+        with source.naming():
+            features.append((source, describe_split(args, source, "train").features()))
+    named = {}
+    for name, task in tasks.items():
+        labelling = [(source, own) for source, own in features if name in source.choose(tasks)]
+        unmapped = [(source, own) for source, own in labelling if not source.maps_classes(name)]
+        named[name], namer = task, None
+        for source, own in unmapped or labelling:
+            with source.naming():
+                found = name_classes({name: task}, own, source.columns)[name]
+            if found == task:
+                continue
+            if namer and found != named[name]:
+                first, second = named[name]["id2label"], found["id2label"]
+                other = next(index for index in {**first, **second} if first.get(index) != second.get(index))
+                raise ValueError(
+                    f"{name!r} has {len(first)} classes in the source {namer.name!r} and {len(second)} in "
+                    f"{source.name!r}; class {other} is {first.get(other)!r} and {second.get(other)!r}: map the ids "
+                    f"of one to those of the other with `columns: {{{name}: {{classes: ...}}}}` in the source, or "
+                    "give the task's `num_labels` and `id2label`"
+                )
+            named[name], namer = found, source
+    return named
 
 
 def trained_tasks(args: TrainingArguments, model: DeGMixForMultiTaskDensePrediction) -> dict[str, dict]:

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from ..evaluation import METRICS
+from ..evaluation.evaluator import Scores, format_source_table
 from ..hub.model_card import (
     CITATIONS,
     DATA,
@@ -24,6 +25,7 @@ from ..hub.model_card import (
 )
 from ..version import __version__
 from .arguments import TrainingArguments
+from .sources import Source
 
 
 PICTURE = "predictions.jpg"
@@ -31,10 +33,12 @@ PICTURE = "predictions.jpg"
 
 def run_card(
     args: TrainingArguments,
+    sources: list[Source],
     model: PreTrainedModel,
-    scores: dict[str, dict[str, float]],
+    scores: dict[str, Scores],
+    source_scores: dict[str, dict[str, Scores]],
     step: int,
-    fingerprints: dict[str, str],
+    fingerprints: list[dict[str, str]],
     environment: str,
     has_picture: bool,
 ) -> ModelCard:
@@ -42,30 +46,43 @@ def run_card(
 
     Args:
         args: of the run.
+        sources: its data sets, each with the tasks that it labels.
         model: its `DeGMixForMultiTaskDensePrediction`.
         scores: on the evaluation split, by task and name of the score; of the new tasks if only these were trained.
+            Of several sources, their means.
+        source_scores: the same of each source, by its name.
         step: after which the model was saved and evaluated.
-        fingerprints: `"train"` and `"eval"` -> the one that `datasets` has of that split; none of streams.
+        fingerprints: of each source, `"train"` and `"eval"` -> the one that `datasets` has of that split; none of
+            streams.
         environment: hours and hardware.
         has_picture: whether [`PICTURE`] is beside the card.
     """
-    tasks, known = model.config.tasks, args.benchmark or args.dataset
-    data = DATA.get(known, UNKNOWN_DATA)
-    data_id = data.get("id", Path(args.dataset).name if Path(args.dataset).exists() else args.dataset)
-    from_scratch = args.dataset == "rooms" and not (args.pretrained or args.pretrained_backbone)
-    data_title = data.get("title", data_id)
+    tasks, described = model.config.tasks, [describe_data(args, source) for source in sources]
+    from_scratch = all(source.dataset == "rooms" for source in sources) and not (
+        args.pretrained or args.pretrained_backbone
+    )
     rows, results = [], []
     for name in scores:
         metric = METRICS[tasks[name]["kind"]]
-        score = round(scores[name][metric.main], 4)
-        rows.append(score_row(name, metric, metric.main, score))
-        results.append(score_result(name, metric, metric.main, (data_id, data_title, args.eval_split), score, OURS))
+        rows.append(score_row(name, metric, metric.main, round(scores[name][metric.main], 4)))
+    for source, data, own in zip(sources, described, source_scores.values()):
+        by = OURS if source.name is None else f"{source.name}, {OURS}"
+        for name in own:
+            metric, place = METRICS[tasks[name]["kind"]], (data["id"], data["title"], source.eval_split)
+            results.append(score_result(name, metric, metric.main, place, round(own[name][metric.main], 4), by))
     splits = "\n".join(
-        f"- {role}: split `{getattr(args, f'{part}_split')}`"
-        + (f", the first {number} images" if (number := getattr(args, f"num_{part}_images")) else "")
-        + (f", `datasets` fingerprint `{fingerprints[part]}`" if part in fingerprints else ", streamed")
-        for part, role in (("train", "training"), ("eval", "evaluation"))
+        line
+        for source, data, prints in zip(sources, described, fingerprints or [{}] * len(sources))
+        for line in describe_source(source, data, prints)
     )
+    # Several sources may be parts of one data set.
+    data_sets = {data["id"]: data for data in described}.values()
+    data_title = " and ".join(data["title"] for data in data_sets)
+    texts = {key: "\n\n".join(dict.fromkeys(data[key] for data in data_sets)) for key in ("limits", "bias", "holds")}
+    table = ""
+    if len(sources) > 1:
+        table = "The scores above are means over the sources that label the task. By source:\n\n"
+        table += "\n".join(format_source_table(source_scores, {name: tasks[name] for name in scores})) + "\n\n"
     backbone = getattr(model.config.backbone_config, "backbone", model.config.backbone_config.model_type)
     title = f"DeGMix with {backbone} on {data_title}"
     picture = f"\n\n![Predictions above the labels, evaluation split]({PICTURE})" if has_picture else ""
@@ -74,7 +91,7 @@ def run_card(
         {
             "model_name": title,
             "license": "apache-2.0" if from_scratch else "unknown",
-            "datasets": [data_id],
+            "datasets": [data["id"] for data in data_sets],
             "base_model": hub_id(args.pretrained or args.pretrained_backbone),
         },
         tasks,
@@ -88,10 +105,10 @@ def run_card(
         else "Not stated yet. It is for whoever trained the model to choose, as far as the terms of the training data "
         "and of the weights that it started from allow. The code is Apache-2.0.",
         intended_use=USES,
-        limits=data["limits"],
-        bias=data["bias"],
+        limits=texts["limits"],
+        bias=texts["bias"],
         get_started=LOAD.format(directory="PATH_OR_REPOSITORY"),
-        training_data=f"{data.get('holds', f'`{data_id}`.')}\n\n{splits}",
+        training_data=f"{texts['holds']}\n\n{splits}",
         training_procedure=f"transformers-degmix {__version__}, transformers {transformers.__version__}, torch "
         f"{torch.__version__}, Python {platform.python_version()}; `degmix train` with\n\n"
         f"```yaml\n{recipe}\n```",
@@ -100,7 +117,7 @@ def run_card(
         "comparable with the odsF of papers; `degmix evaluate` makes a report with that.",
         reported=[],
         measured=rows,
-        measured_note="One run, no error bars. All scores of the evaluation:\n\n"
+        measured_note=f"{table}One run, no error bars. All scores of the evaluation:\n\n"
         + "\n".join(
             f"- `{task}`: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             for task, values in scores.items()
@@ -108,3 +125,28 @@ def run_card(
         environment=f"{environment} The energy was not measured.",
         citation=CITATIONS["DeGMix"],
     )
+
+
+def describe_data(args: TrainingArguments, source: Source) -> dict[str, str]:
+    """`id`, `title`, `holds`, `limits` and `bias` of a source's data set, as far as they are known."""
+    read = {other.dataset for other in args.sources if other.dataset != "rooms"}
+    # Of several data sets, a recipe does not say which is the benchmark's.
+    known = source.dataset if source.dataset == "rooms" or len(read) > 1 else args.benchmark or source.dataset
+    data_id = Path(source.dataset).name if Path(source.dataset).exists() else source.dataset
+    return {"id": data_id, "title": data_id, "holds": f"`{data_id}`.", **DATA.get(known, UNKNOWN_DATA)}
+
+
+def describe_source(source: Source, data: dict[str, str], fingerprints: dict[str, str]) -> list[str]:
+    """Lines about what was read of a data set."""
+    lines = []
+    if source.name is not None:
+        tasks = ", ".join(f"`{name}`" for name in source.tasks)
+        weight = "" if source.weight is None else f", weight {source.weight:g}"
+        lines.append(f"- source `{source.name}`: {data['title']}, labels of {tasks}{weight}")
+    for part, role in (("train", "training"), ("eval", "evaluation")):
+        line = f"- {role}: split `{getattr(source, f'{part}_split')}`"
+        if number := getattr(source, f"num_{part}_images"):
+            line += f", the first {number} images"
+        line += f", `datasets` fingerprint `{fingerprints[part]}`" if part in fingerprints else ", streamed"
+        lines.append(f"  {line}" if source.name is not None else line)
+    return lines

@@ -1,11 +1,14 @@
-"""The data of a training run: splits of its data set, and the batches of this process."""
+"""The data of a training run: splits of its data sets, and the batches of this process."""
 
 import os
 import signal
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import replace
+from itertools import accumulate, islice
 from multiprocessing import parent_process
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Sampler, Subset, get_worker_info
 from transformers.utils import logging
 
 from ..data.augmentation import Augmentation
@@ -22,37 +25,68 @@ from ..data.columns import MappedDataset
 from ..data.inspection import find_unreadable
 from ..data.splits import DataSplit
 from .arguments import TrainingArguments
+from .sources import Source
 
 
 logger = logging.get_logger(__name__)
 
 
-def describe_split(args: TrainingArguments, part: str) -> DataSplit:
-    """The `"train"` or `"eval"` part of the run's data set."""
-    split, num_images = getattr(args, f"{part}_split"), getattr(args, f"num_{part}_images")
-    return DataSplit(args.dataset, split, num_images, args.image_size, args.columns, args.streaming)
+def describe_split(args: TrainingArguments, source: Source, part: str) -> DataSplit:
+    """The `"train"` or `"eval"` part of a source."""
+    split, num_images = getattr(source, f"{part}_split"), getattr(source, f"num_{part}_images")
+    return DataSplit(source.dataset, split, num_images, args.image_size, source.columns, args.streaming)
+
+
+def find_sources(args: TrainingArguments, tasks: dict[str, dict]) -> list[Source]:
+    """The sources of a run, each with the names of the tasks that it labels.
+
+    They are the tasks that it names, or else those that it has a column of. The only data set of a run must have all.
+
+    Raises:
+        ValueError: a source labels none of the tasks, or a task is labelled by none.
+    """
+    found = []
+    for source in args.sources:
+        with source.naming():
+            if source.name is None or source.tasks is not None:
+                names, reason = list(source.choose(tasks)), f"`tasks` are {source.tasks}"
+            else:
+                available = describe_split(args, source, "train").column_names()
+                names = [name for name in tasks if name in source.columns or name in available]
+                reason = f"the columns are {available}, and `columns` names no other"
+            if not names:
+                raise ValueError(f"it labels none of the run's tasks {list(tasks)}: {reason}")
+        columns = {name: column for name, column in source.columns.items() if name in names or name not in tasks}
+        found.append(replace(source, tasks=names, columns=columns))
+    unlabelled = [name for name in tasks if not any(name in source.tasks for source in found)]
+    if unlabelled:
+        raise ValueError(f"none of the sources {[source.name for source in found]} labels the tasks {unlabelled}")
+    return found
 
 
 def load_split(
-    args: TrainingArguments, part: str, tasks: dict[str, dict], may_lack_columns: bool = False
+    args: TrainingArguments, source: Source, part: str, tasks: dict[str, dict], may_lack_columns: bool = False
 ) -> MappedDataset | IterableDataset:
-    """The samples of a part; see [`DataSplit.load`]. A training stream comes in another random order in each epoch.
+    """The samples of a part of a source, with its labels of the tasks; see [`DataSplit.load`].
+
+    A training stream comes in another random order in each epoch.
 
     Raises:
         ValueError: it cannot be used.
     """
-    split, buffer_size = describe_split(args, part), args.shuffle_buffer_size if part == "train" else 0
-    data = split.load(tasks, buffer_size, args.seed, may_lack_columns)
-    if not args.skip_unreadable:
-        return data
-    try:
-        return leave_out_unreadable(data, args)
-    except ValueError as error:
-        raise ValueError(f"{split}: {error}") from error
+    split, buffer_size = describe_split(args, source, part), args.shuffle_buffer_size if part == "train" else 0
+    with source.naming():
+        data = split.load(source.choose(tasks), buffer_size, args.seed, may_lack_columns, source.title)
+        if not args.skip_unreadable:
+            return data
+        try:
+            return leave_out_unreadable(data, args, source.title)
+        except ValueError as error:
+            raise ValueError(f"{split}: {error}") from error
 
 
-def leave_out_unreadable(data: MappedDataset, args: TrainingArguments) -> MappedDataset:
-    """The samples that can be used; the others are listed.
+def leave_out_unreadable(data: MappedDataset, args: TrainingArguments, title: str) -> MappedDataset:
+    """The samples that can be used; the others are listed, after the title.
 
     Raises:
         ValueError: they are more than `args.max_unreadable` of all.
@@ -67,9 +101,38 @@ def leave_out_unreadable(data: MappedDataset, args: TrainingArguments) -> Mapped
     if not unreadable:
         return data
     if os.environ.get("RANK", "0") == "0":
-        logger.warning("\n".join([f"{len(unreadable)} of {len(data)} samples are left out:", *listed]))
+        logger.warning("\n".join([f"{title}{len(unreadable)} of {len(data)} samples are left out:", *listed]))
     kept = data.data.select([index for index in range(len(data)) if index not in unreadable])
     return MappedDataset(kept, data.reader, data.warnings)
+
+
+def share_epoch(sizes: list[int], weights: list[float]) -> list[int]:
+    """How many images of an epoch are from each source: in proportion to the weights, as many in all as there are."""
+    quotas = [sum(sizes) * weight / sum(weights) for weight in weights]
+    shares = [int(quota) for quota in quotas]
+    # The largest remainders are rounded up.
+    for source in sorted(range(len(sizes)), key=lambda i: shares[i] - quotas[i])[: sum(sizes) - sum(shares)]:
+        shares[source] += 1
+    return shares
+
+
+def draw_epoch(sizes: list[int], shares: list[int], seed: int, epoch: int) -> np.ndarray:
+    """The images of an epoch, in their order: indices into all sources, one after the other.
+
+    A source is gone through in one random order after the other. An epoch goes on where the one before it ended, so
+    that the images of a source come equally often. Where it begins a further order, all of its indices are raised by
+    the number of images that there are.
+    """
+    drawn, start = [], 0
+    for source, (size, share) in enumerate(zip(sizes, shares)):
+        first, end = epoch * share, (epoch + 1) * share
+        for repetition, turn in enumerate(range(first // size, -(-end // size))):
+            rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(source, turn)))
+            images = rng.permutation(size)[max(0, first - turn * size) : end - turn * size]
+            # Sorted, since all are shuffled: of one source alone the order is then that of one shuffle.
+            drawn.append(np.sort(images) + start + repetition * sum(sizes))
+        start += size
+    return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
 
 
 class ShardedBatchSampler(Sampler):
@@ -77,13 +140,17 @@ class ShardedBatchSampler(Sampler):
 
     The images of a batch of all processes follow each other in that order, and what does not fill one is left out.
 
+    Args:
+        sizes, shares: of the sources, see [`draw_epoch`].
+
     Attributes:
         epoch: whose order it is.
         start: how many batches to leave out.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int, rank: int, num_processes: int):
-        self.num_images = num_images
+    def __init__(self, sizes: list[int], shares: list[int], batch_size: int, seed: int, rank: int, num_processes: int):
+        self.sizes = sizes
+        self.shares = shares
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
@@ -91,13 +158,88 @@ class ShardedBatchSampler(Sampler):
         self.epoch = self.start = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_images).tolist()
+        order = draw_epoch(self.sizes, self.shares, self.seed, self.epoch).tolist()
         for batch in range(self.start, len(self)):
             first = (batch * self.num_processes + self.rank) * self.batch_size
             yield order[first : first + self.batch_size]
 
     def __len__(self) -> int:
-        return self.num_images // (self.batch_size * self.num_processes)
+        return sum(self.sizes) // (self.batch_size * self.num_processes)
+
+
+class MixedDataset(torch.utils.data.Dataset):
+    """The rows of all sources, one source after the other, as often as they are asked for; see [`draw_epoch`]."""
+
+    def __init__(self, sources: list[Source], parts: list[MappedDataset]):
+        self.sources = sources
+        self.parts = parts
+        self.starts = [0, *accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        repetition, index = divmod(index, len(self))
+        number = bisect_right(self.starts, index) - 1
+        with self.sources[number].naming():
+            row = self.parts[number][index - self.starts[number]]
+        return mark_row(row, self.sources[number], repetition)
+
+
+class MixedStream(torch.utils.data.IterableDataset):
+    """The rows of an epoch of several streams, each of a random one, until all have ended at least once.
+
+    Those that end before begin again. (`datasets.interleave_datasets` would want streams of the same columns, which it
+    reads in part to know them, and has the same order in each epoch.)
+
+    Args:
+        sources: of the streams, with the parts that this process reads.
+        weights: of the streams.
+        seed: of the draws, together with the epoch and the numbers of the process, `rank`, and of its loader.
+    """
+
+    def __init__(
+        self, sources: list[Source], streams: list[IterableDataset], weights: list[float], seed: int, rank: int
+    ):
+        self.sources = sources
+        self.streams = streams
+        self.weights = weights
+        self.seed = seed
+        self.rank = rank
+        # Loaders that live on from one epoch to the next have their own copy of all but shared memory.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int):
+        """Sets the epoch to come, in running loaders too."""
+        self._epoch.fill_(epoch)
+        for stream in self.streams:
+            stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.seed, self._epoch.item(), self.rank, worker.id if worker else 0])
+        weights = np.array(self.weights, float)
+        rows, repetitions = [iter(stream) for stream in self.streams], [0] * len(weights)
+        while True:
+            number = rng.choice(len(weights), p=weights / weights.sum())
+            with self.sources[number].naming():
+                row = next(rows[number], None)
+                if row is None:
+                    repetitions[number] += 1
+                    if all(repetitions):
+                        return
+                    rows[number] = iter(self.streams[number])
+                    row = next(rows[number], None)
+            if row is None:  # other loaders read all of this stream
+                weights[number] = 0
+            else:
+                yield mark_row(row, self.sources[number], repetitions[number])
+
+
+def mark_row(row: dict[str, Any], source: Source, repetition: int) -> dict[str, Any]:
+    """The row as the collator takes it: which repetition in the epoch it is, and, in its name, of which source."""
+    named = {"image_id": f"{source.name}: {row['image_id']}"} if source.name and "image_id" in row else {}
+    return {**row, **named, "repetition": repetition}
 
 
 class TrainBatches:
@@ -105,34 +247,59 @@ class TrainBatches:
 
     Of a stream every process reads its own part; the batches before the position are read and dropped.
 
+    Args:
+        args: of the run.
+        sources: its data sets.
+        processor: its image processor.
+        tasks: those to read labels of.
+        accelerator: of its processes.
+
     Attributes:
         epoch: of the last batch.
         position: how many batches of that epoch were taken.
     """
 
-    def __init__(self, args: TrainingArguments, processor, tasks: dict[str, dict], accelerator: Accelerator):
+    def __init__(
+        self,
+        args: TrainingArguments,
+        sources: list[Source],
+        processor,
+        tasks: dict[str, dict],
+        accelerator: Accelerator,
+    ):
         augmentation = None
         if args.augmentation is not None:
             augmentation = Augmentation(**{"size": tuple(args.image_size), **args.augmentation})
         self.collator = DeGMixDataCollator(processor, augmentation, args.seed, tasks)
         self.accelerator = accelerator
         rank, num_processes = accelerator.process_index, accelerator.num_processes
-        data = load_split(args, "train", tasks)
+        parts = [load_split(args, source, "train", tasks) for source in sources]
         num_images = args.batch_size * num_processes
-        # Streams have no length.
-        found = sum(1 for _ in describe_split(args, "train").open().take(num_images)) if args.streaming else len(data)
-        if found < num_images:
+        if args.streaming:  # has no length
+            splits = [describe_split(args, source, "train") for source in sources]
+            sizes = [sum(1 for _ in split.open().take(num_images)) for split in splits]
+        else:
+            sizes = [len(part) for part in parts]
+        if sum(sizes) < num_images:
             raise ValueError(
-                f"{found} training images do not fill one batch: `batch_size` is {args.batch_size}, "
+                f"{sum(sizes)} training images do not fill one batch: `batch_size` is {args.batch_size}, "
                 f"processes are {num_processes}"
             )
         if args.streaming:
-            data = split_dataset_by_node(data, rank, num_processes)
+            streams = [split_dataset_by_node(part, rank, num_processes) for part in parts]
+            weights = [source.weight or 1 for source in sources]
+            self.data = MixedStream(sources, streams, weights, args.seed, rank)
             self.sampler, batching = None, {"batch_size": args.batch_size, "drop_last": True}
         else:
-            self.sampler = ShardedBatchSampler(len(data), args.batch_size, args.seed, rank, num_processes)
+            self.data = MixedDataset(sources, parts)
+            shares = share_epoch(sizes, [source.weight or size for source, size in zip(sources, sizes)])
+            for source, share in zip(sources, shares):
+                if not share:
+                    reason = f"`weight` {source.weight} is for less than an image in {sum(sizes)}"
+                    raise ValueError(source.title + reason)
+            self.sampler = ShardedBatchSampler(sizes, shares, args.batch_size, args.seed, rank, num_processes)
             batching = {"batch_sampler": self.sampler}
-        self.loader = build_loader(data, self.collator, args, **batching)
+        self.loader = build_loader(self.data, self.collator, args, **batching)
         self.epoch = self.position = 0
 
     def __iter__(self) -> Iterator[dict]:
@@ -142,7 +309,7 @@ class TrainBatches:
                 self.sampler.epoch, self.sampler.start = self.epoch, self.position
                 batches = self.loader
             else:
-                self.loader.dataset.set_epoch(self.epoch)
+                self.data.set_epoch(self.epoch)
                 batches = islice(self.loader, self.position, None)
             try:
                 for batch in batches:
@@ -167,16 +334,17 @@ class TrainBatches:
 
 
 def build_eval_loader(
-    args: TrainingArguments, processor, tasks: dict[str, dict], accelerator: Accelerator
+    args: TrainingArguments, source: Source, processor, tasks: dict[str, dict], accelerator: Accelerator
 ) -> DataLoader:
-    """Batches of this process's part of the evaluation split: every sample is in one part, once."""
-    data = load_split(args, "eval", tasks, may_lack_columns=True)
+    """Batches of this process's part of a source's evaluation split: every sample is in one part, once."""
+    data = load_split(args, source, "eval", tasks, may_lack_columns=True)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     if args.streaming:
         data = split_dataset_by_node(data, rank, num_processes)
     else:
         data = Subset(data, range(rank, len(data), num_processes))
-    return build_loader(data, DeGMixDataCollator(processor, tasks=tasks), args, batch_size=args.batch_size)
+    collator = DeGMixDataCollator(processor, tasks=source.choose(tasks))
+    return build_loader(data, collator, args, batch_size=args.batch_size)
 
 
 def build_loader(data, collator: DeGMixDataCollator, args: TrainingArguments, **batching) -> DataLoader:

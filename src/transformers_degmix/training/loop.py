@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -17,9 +17,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from huggingface_hub import create_repo
+from PIL import Image
 from torch import Tensor, nn
 
-from ..evaluation.evaluator import evaluate_model, multi_task_gain
+from ..evaluation.evaluator import Scores, evaluate_model, mean_over_sources, multi_task_gain
 from ..files import hub_errors, remove_unfinished
 from ..hub.model_directory import push_model_directory, save_model_directory
 from ..loss_degmix import count_pixels
@@ -28,7 +29,7 @@ from .balancing import TASK_BALANCING
 from .build import build_average, build_model, build_optimizer, build_scheduler, trained_tasks
 from .card import PICTURE, run_card
 from .checkpoint import load_checkpoint, save_checkpoint, writing
-from .data import TrainBatches, build_eval_loader
+from .data import TrainBatches, build_eval_loader, find_sources
 from .distributed import convert_sync_batch_norm
 from .tracking import RunTracker, draw_samples
 
@@ -46,14 +47,16 @@ class Progress:
 
     Attributes:
         step: the last one that was made.
-        scores: of the last evaluation, by task and name of the score.
+        scores: of the last evaluation, by task and name of the score: means over the sources that label the task.
+        source_scores: the same of each source, by its name; of the only data set of a run, "".
         qualities: step -> quality of the best models, the best first; see [`model_quality`].
         num_evaluations_without_gain: since the best model.
         seconds: that the run took, evaluations included, before and after it was resumed.
     """
 
     step: int = 0
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    source_scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     qualities: dict[int, float] = field(default_factory=dict)
     num_evaluations_without_gain: int = 0
     seconds: float = 0.0
@@ -65,18 +68,24 @@ class Progress:
         self.__dict__.update(state)
 
 
-def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
+def train(args: TrainingArguments) -> dict[str, Scores]:
     """Trains a model and writes it, with a card of the run, to `args.output_dir / "best"` and `/ "last"`.
 
     Returns:
-        Scores of the last model on the evaluation split, by task and name of the score.
+        Scores of the last model on the evaluation split, by task and name of the score; of several sources, their
+        means over those that label the task.
 
     Raises:
-        ValueError: the data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
+        ValueError: a data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
             checkpoint to resume from is damaged or of another run.
         OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set; or the Hub fails.
         TrainingTerminated: on SIGTERM, at the end of the step.
     """
+    return train_to_end(args).scores
+
+
+def train_to_end(args: TrainingArguments) -> Progress:
+    """As [`train`], but returns all that is known of the run's progress."""
     if (Path(args.output_dir) / CHECKPOINT).exists() and not args.resume:
         raise FileExistsError(
             f"{Path(args.output_dir) / CHECKPOINT} exists: go on from it with `resume`, or choose another `output_dir`"
@@ -97,7 +106,7 @@ def train(args: TrainingArguments) -> dict[str, dict[str, float]]:
     run.tracker.close()
     if args.push_to_hub and run.accelerator.is_main_process:
         push_model_directory(Path(args.output_dir) / "best", args.push_to_hub, args.hub_private)
-    return progress.scores
+    return progress
 
 
 class Run:
@@ -116,8 +125,11 @@ class Run:
         with accelerator.main_process_first():  # it renders, downloads and converts
             self.plain_model, self.processor = build_model(args)
             self.tasks = trained_tasks(args, self.plain_model)
-            self.train_batches = TrainBatches(args, self.processor, self.tasks, accelerator)
-            self.eval_loader = build_eval_loader(args, self.processor, self.tasks, accelerator)
+            self.sources = find_sources(args, self.tasks)
+            self.train_batches = TrainBatches(args, self.sources, self.processor, self.tasks, accelerator)
+            self.eval_loaders = [
+                build_eval_loader(args, source, self.processor, self.tasks, accelerator) for source in self.sources
+            ]
         if accelerator.num_processes > 1:
             convert_sync_batch_norm(self.plain_model, accelerator.device)
         if args.compile:
@@ -173,7 +185,7 @@ class Run:
         """Makes an optimiser step; returns whether, until its end, any process was terminated."""
         args, accelerator, progress = self.args, self.accelerator, self.progress
         self.model.train()
-        losses = accumulate_gradients(self.model, self.balancer, self.batches, args, accelerator)
+        losses, labelled = accumulate_gradients(self.model, self.balancer, self.batches, args, accelerator)
         # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
         others = losses.new_tensor([terminated.is_set(), self.train_batches.epoch])
         sums = accelerator.reduce(torch.cat([losses, others]), "sum")
@@ -181,62 +193,87 @@ class Run:
         if not losses.isfinite().all():
             named = dict(zip(self.tasks, losses.tolist()))
             raise ValueError(f"the loss is not finite at step {progress.step + 1}: {named}")
-        if args.max_grad_norm:
-            accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
-        self.optimizer.step()
+        if labelled.any():  # else there are no gradients, which the scaler of fp16 does not expect
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        self.balancer.observe(losses, int(epochs / accelerator.num_processes))
+        self.balancer.observe(losses, labelled, int(epochs / accelerator.num_processes))
         if self.averaged:
             self.averaged.update_parameters(self.plain_model)
         progress.step += 1
-        self.tracker.log_step(progress.step, losses, self.scheduler.get_last_lr())
+        known = {task: loss for task, loss, known in zip(self.tasks, losses.tolist(), labelled.tolist()) if known}
+        self.tracker.log_step(progress.step, known, self.scheduler.get_last_lr())
         progress.seconds = time.monotonic() - self.start
         return bool(num_terminated)
 
     def evaluate(self):
         """Scores the model and writes it as the last one, and as one of the best if it is."""
         args, progress = self.args, self.progress
-        loss, progress.scores = evaluate_model(self.evaluated, self.eval_loader, self.tasks, self.accelerator)
+        losses = []
+        for source, loader in zip(self.sources, self.eval_loaders):
+            with source.naming():
+                own, scores = evaluate_model(self.evaluated, loader, source.choose(self.tasks), self.accelerator)
+            losses.append(own)
+            progress.source_scores[source.name or ""] = scores
+        loss = sum(mean_over_sources(losses).values())
+        progress.scores = mean_scores(self.tasks, progress.source_scores)
         update_best(args, progress, model_quality(args, loss, progress.scores, self.tasks))
         if self.accelerator.is_main_process:
-            samples = self.eval_loader.dataset
-            self.tracker.log_evaluation(progress.step, loss, progress.scores, self.evaluated, self.processor, samples)
-            save_models(args, progress, self.evaluated, self.processor, self._make_card())
+            picture = self._draw_samples() if args.num_logged_images else None
+            self.tracker.log_evaluation(progress.step, loss, progress.scores, progress.source_scores, picture)
+            save_models(args, progress, self.evaluated, self.processor, self._make_card(picture))
 
-    def _make_card(self) -> dict[str, bytes]:
-        """The files of the card of the model of this step: the card itself and a picture of predictions, by name."""
+    def _draw_samples(self) -> Image.Image:
+        """Predictions above the labels, the first samples of each source."""
+        samples = [row for loader in self.eval_loaders for row in islice(loader.dataset, self.args.num_logged_images)]
+        return draw_samples(self.evaluated, self.processor, samples)
+
+    def _make_card(self, picture: Image.Image | None) -> dict[str, bytes]:
+        """The files of the card of the model of this step: the card itself and the picture, by name."""
         args, progress, device = self.args, self.progress, self.accelerator.device
         files = {}
-        if args.num_logged_images:
+        if picture:
             file = BytesIO()
-            samples = list(islice(self.eval_loader.dataset, args.num_logged_images))
-            draw_samples(self.evaluated, self.processor, samples).save(file, "JPEG")
+            picture.save(file, "JPEG")
             files[PICTURE] = file.getvalue()
         machine = (
             torch.cuda.get_device_name()
             if device.type == "cuda"
             else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
         )
-        fingerprints = {}
+        fingerprints = []
         if not args.streaming:
             # Evaluation is of a subset in each process.
-            data = {"train": self.train_batches.loader.dataset, "eval": self.eval_loader.dataset.dataset}
-            fingerprints = {part: mapped.data._fingerprint for part, mapped in data.items()}
+            evaluated = [loader.dataset.dataset for loader in self.eval_loaders]
+            for train_data, eval_data in zip(self.train_batches.data.parts, evaluated):
+                fingerprints.append({"train": train_data.data._fingerprint, "eval": eval_data.data._fingerprint})
         environment = f"{progress.seconds / 3600:.2g} hours on {self.accelerator.num_processes} x {machine}."
         card = run_card(
-            args, self.evaluated, progress.scores, progress.step, fingerprints, environment, has_picture=bool(files)
+            args,
+            self.sources,
+            self.evaluated,
+            progress.scores,
+            progress.source_scores,
+            progress.step,
+            fingerprints,
+            environment,
+            has_picture=bool(picture),
         )
         return {"README.md": str(card).encode(), **files}
 
 
 def accumulate_gradients(
     model: nn.Module, balancer: nn.Module, batches, args: TrainingArguments, accelerator: Accelerator
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Adds the gradients of one step, those of all its passes and processes as of one batch.
 
+    Parameters that no label reaches get none. With a gradient of zero, momentum and weight decay would move them.
+
     Returns:
-        This process's share of each task's loss, `(num_tasks,)`: the shares add up to it.
+        This process's share of each task's loss, `(num_tasks,)`: the shares add up to it. And whether the step has a
+        label of the task in any process, `(num_tasks,)`, bool.
     """
     num_passes, num_processes = args.gradient_accumulation_steps, accelerator.num_processes
     passes = [next(batches) for _ in range(num_passes)]
@@ -245,14 +282,34 @@ def accumulate_gradients(
     total = 0
     for index, batch in enumerate(passes):
         with nullcontext() if index + 1 == num_passes else accelerator.no_sync(model):
-            losses = torch.stack(list(model(**batch, pixel_counts=counts).losses.values()))
+            by_task = model(**batch, pixel_counts=counts).losses
+            losses = torch.stack(list(by_task.values()))
+            labelled = torch.stack([counts[task][0] > 0 for task in by_task])
             # Gradients become the mean over processes, but the losses are shares of a sum.
-            objective = num_processes * balancer(losses, share=1 / (num_passes * num_processes))
+            objective = num_processes * balancer(losses, labelled, share=1 / (num_passes * num_processes))
             accelerator.backward(objective)
         total = total + losses.detach()
     for parameter in balancer.parameters():
         parameter.grad = accelerator.reduce(parameter.grad, "mean")
-    return total
+    if not labelled.all():
+        # The loss of a task without labels is 0 but has a graph, without which processes would wait for each other.
+        drop_zero_gradients([*model.parameters(), *balancer.parameters()])
+    return total, labelled
+
+
+def drop_zero_gradients(parameters: Iterable[nn.Parameter]):
+    """Takes the gradients away that are zero throughout: an optimiser leaves these parameters alone."""
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    reached = torch.stack([parameter.grad.any() for parameter in with_gradient]).tolist()
+    for parameter, is_reached in zip(with_gradient, reached):
+        if not is_reached:
+            parameter.grad = None
+
+
+def mean_scores(tasks: Iterable[str], source_scores: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
+    """By task, the mean of each score over the sources that label it."""
+    by_task = {task: [scores[task] for scores in source_scores.values() if task in scores] for task in tasks}
+    return {task: mean_over_sources(scores) for task, scores in by_task.items() if scores}
 
 
 def model_quality(args: TrainingArguments, loss: float, scores: dict, tasks: dict[str, dict]) -> float:

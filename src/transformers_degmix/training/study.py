@@ -27,10 +27,10 @@ from ..hub.model_directory import save_model_directory
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments, parse_arguments
 from .build import build_model, choose_tasks
-from .loop import train
+from .loop import train_to_end
 
 
-# scores, CPU seconds, parameters and GFLOP
+# scores, those of each source, CPU seconds, parameters and GFLOP
 Outcome = dict[str, Any]
 
 # Fields of DeGMixConfig. The models of a study are parts of this one, so that they can start from its weights.
@@ -76,9 +76,12 @@ def run_all(trainings: Sequence[Callable[[], Outcome]], num_jobs: int) -> list[O
 
 
 def run(
-    folder: Path, args: TrainingArguments, tasks: Iterable[str], fields: dict[str, Any], seed: int
-) -> dict[str, Any]:
-    """Trains and scores the model of some tasks with these fields, from those of the common weights that it has."""
+    folder: Path, args: TrainingArguments, tasks: Iterable[str], fields: dict[str, Any], seed: int, **changes: Any
+) -> Outcome:
+    """Trains and scores the model of some tasks with these fields, from those of the common weights that it has.
+
+    The common weights are those of `args` and the seed; `changes` are fields of the training alone.
+    """
     initial = folder / "initial"
     if not initial.exists():
         set_seed(seed)
@@ -91,7 +94,7 @@ def run(
         model.load_state_dict({name: weights[name] for name in model.state_dict()})
         processor.tasks = chosen
         save_model_directory(initial, model, processor)
-    return tune(folder, args, initial, seed)
+    return tune(folder, args, initial, seed, **changes)
 
 
 def tune(folder: Path, args: TrainingArguments, initial: Path, seed: int, **changes: Any) -> Outcome:
@@ -101,14 +104,15 @@ def tune(folder: Path, args: TrainingArguments, initial: Path, seed: int, **chan
         return json.loads(result.read_text())
     print(f"\n{folder}")
     changes |= {"output_dir": str(folder), "seed": seed, "resume": True}
-    changes |= {"pretrained": str(initial), "pretrained_backbone": None, "model": {}}
+    changes |= {"pretrained": str(initial), "pretrained_backbone": None, "model": {}, "tasks": None}
     start = time.process_time()
-    scores = train(replace(args, **changes))
+    progress = train_to_end(replace(args, **changes))
     model = DeGMixForMultiTaskDensePrediction.from_pretrained(folder / "last")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, *args.image_size))
     outcome = {
-        "scores": scores,
+        "scores": progress.scores,
+        "source_scores": progress.source_scores,
         "cpu_seconds": time.process_time() - start,
         "parameters": model.num_parameters(),
         "gflops": counter.get_total_flops() / 1e9,

@@ -1,18 +1,17 @@
 """What is seen of a run while it goes on: a progress bar, numbers and pictures for the trackers."""
 
 import time
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
-from ..evaluation.evaluator import format_main_scores
+from ..evaluation.evaluator import Scores, format_main_scores, format_source_table
 from ..image_processing_pil_degmix import to_pixels
 from ..visualization import draw_overview, stack_overviews
 from .arguments import TrainingArguments
@@ -47,17 +46,17 @@ class RunTracker:
         )
         self.step, self.time = step, time.monotonic()
 
-    def log_step(self, step: int, losses: Tensor, learning_rates: list[float]):
+    def log_step(self, step: int, losses: dict[str, float], learning_rates: list[float]):
         """Shows a step, and tells the trackers every `logging_steps` of them.
 
         Args:
             step: the one that was made.
-            losses: `(num_tasks,)`, of the whole batch.
+            losses: of the whole batch, by task; of tasks without a label in it none.
             learning_rates: of the optimiser's groups, for the next step.
         """
-        losses = dict(zip(self.tasks, losses.tolist()))
         self.bar.update(self.images_per_step)
-        self.bar.set_postfix({task: f"{loss:.3f}" for task, loss in losses.items()}, refresh=False)
+        shown = {task: f"{losses[task]:.3f}" if task in losses else "-" for task in self.tasks}
+        self.bar.set_postfix(shown, refresh=False)
         if step % self.args.logging_steps == 0:
             now = time.monotonic()
             speed = (step - self.step) * self.images_per_step / (now - self.time)
@@ -68,23 +67,35 @@ class RunTracker:
             self.accelerator.log(values, step)
 
     def log_evaluation(
-        self, step: int, loss: float, scores: dict[str, dict[str, float]], model: nn.Module, processor, samples
+        self,
+        step: int,
+        loss: float,
+        scores: dict[str, Scores],
+        source_scores: dict[str, dict[str, Scores]],
+        picture: Image.Image | None,
     ):
         """Shows scores, and tells the trackers scores and pictures.
 
         Args:
             step: after which the model was evaluated.
-            loss, scores: what [`evaluate_model`] returned.
-            model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
-            processor: its image processor.
-            samples: rows of the evaluation split, of which the first are drawn.
+            loss: sum over the tasks.
+            scores: by task and name of the score.
+            source_scores: the same of each source, by its name.
+            picture: of predictions.
         """
         self.bar.write(f"step {step}  loss {loss:.3f}  {format_main_scores(scores, self.tasks)}")
         values = {f"eval/{task}_{name}": score for task in scores for name, score in scores[task].items()}
+        if len(source_scores) > 1:
+            self.bar.write("\n".join(format_source_table(source_scores, self.tasks)))
+            values |= {
+                f"eval/{source}/{task}_{name}": score
+                for source, by_task in source_scores.items()
+                for task in by_task
+                for name, score in by_task[task].items()
+            }
         self.accelerator.log({"eval/loss": loss, **values}, step)
-        if self.args.log_with and self.args.num_logged_images:
-            first = list(islice(samples, self.args.num_logged_images))
-            log_picture(self.accelerator, draw_samples(model, processor, first), step)
+        if picture:
+            log_picture(self.accelerator, picture, step)
         self.step, self.time = step, time.monotonic()  # images per second are of training
 
     def close(self):
@@ -116,7 +127,8 @@ def draw_samples(model: nn.Module, processor, rows: list[dict[str, Any]]) -> Ima
         rows: with `image` and labels of some of the tasks, as [`DeGMixDataCollator`] takes them.
     """
     tasks = model.config.tasks
-    collator = DeGMixDataCollator(processor, tasks={name: tasks[name] for name in tasks if name in rows[0]})
+    labelled = {name: tasks[name] for name in tasks if any(name in row for row in rows)}
+    collator = DeGMixDataCollator(processor, tasks=labelled)
     overviews = []
     for row in rows:
         batch = collator([row])

@@ -1,0 +1,107 @@
+"""The data sets that a run learns from: each is labelled for some of its tasks."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+
+
+@strict
+@dataclass(kw_only=True)
+class Source:
+    """A data set of a run, and what the run takes from it.
+
+    Attributes:
+        name: in messages, tables and cards; `None` for the only data set of a run without `datasets`.
+        dataset, columns, train_split, eval_split, num_train_images, num_eval_images: see [`TrainingArguments`].
+        tasks: names of those whose labels are read; by default those that the training split has a column of.
+        weight: its share of the images of an epoch, in proportion to the other weights; by default how many training
+            images it has, so that an epoch has each of them once. Of streams, whose lengths are not known, all sources
+            have the same share by default.
+    """
+
+    name: str | None = None
+    dataset: str
+    columns: dict[str, Any] = field(default_factory=dict)
+    tasks: list[str] | None = None
+    weight: int | float | None = None
+    train_split: str
+    eval_split: str
+    num_train_images: int | None = None
+    num_eval_images: int | None = None
+
+    @property
+    def title(self) -> str:
+        """What messages about it begin with."""
+        return "" if self.name is None else f"source {self.name!r}: "
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """ValueErrors inside say of which source they are."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.title}{error}") from error
+
+    def choose(self, tasks: dict[str, dict]) -> dict[str, dict]:
+        """Those of the tasks whose labels are read; all unless the source says which."""
+        return {name: task for name, task in tasks.items() if self.tasks is None or name in self.tasks}
+
+    def maps_classes(self, task: str) -> bool:
+        """Whether the ids of the task's classes are not those that are stored."""
+        column = self.columns.get(task)
+        return isinstance(column, dict) and "classes" in column
+
+
+def parse_sources(datasets: list[dict[str, Any]] | None, shared: dict[str, Any]) -> list[Source]:
+    """The sources of a run: its `datasets`, or else its only data set.
+
+    Args:
+        datasets: of [`TrainingArguments`].
+        shared: the run's own fields of [`Source`]. Those of a source stand in their place.
+
+    Raises:
+        ValueError: a source has an unknown field or a value that is not allowed, or two have the same name.
+    """
+    if datasets is None:
+        return [Source(**shared)]
+    sources = [_parse_source(number, given, shared) for number, given in enumerate(datasets)]
+    names = [source.name for source in sources]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"`datasets` must hold sources of different names, got {names}")
+    without = [source.name for source in sources if source.weight is None]
+    if 0 < len(without) < len(sources):
+        raise ValueError(f"either all sources or none must have a `weight`, but {without} have none")
+    return sources
+
+
+def _parse_source(number: int, given: dict[str, Any], shared: dict[str, Any]) -> Source:
+    where = f"source {given.get('name', number)!r} of `datasets`"
+    allowed = [f.name for f in fields(Source)]
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        raise ValueError(f"{where} has the fields {unknown}; allowed are {allowed}")
+    missing = [name for name in ("name", "dataset") if given.get(name) is None]
+    if missing:
+        raise ValueError(f"{where} must have the fields {missing}")
+    try:
+        source = Source(**{**shared, **given})
+    except StrictDataclassError as error:  # of another type
+        raise ValueError(f"{where}: {error}") from error
+    if source.weight is not None and not 0 < source.weight < math.inf:
+        raise ValueError(f"{where} must have a positive number as `weight`, got {source.weight!r}")
+    if source.tasks is not None and not source.tasks:
+        raise ValueError(f"{where} must have some of the run's tasks as `tasks`, got none")
+    return source
+
+
+def check_tasks(sources: list[Source], known: dict[str, dict]):
+    """Raises ValueError if a source names a task that the run does not know."""
+    for source in sources:
+        unknown = [name for name in source.tasks or () if name not in known]
+        if unknown:
+            raise ValueError(f"source {source.name!r} has the `tasks` {unknown}; the run knows {list(known)}")
