@@ -55,6 +55,12 @@ class DynamicWeightAverage(FixedWeights):
 
     TEMPERATURE = 2.0
 
+    weights: Tensor
+    last_means: Tensor
+    total: Tensor
+    count: Tensor
+    epoch: Tensor
+
     def __init__(self, num_tasks: int):
         super().__init__(num_tasks)
         self.register_buffer("weights", torch.ones(num_tasks))

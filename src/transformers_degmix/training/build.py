@@ -1,5 +1,6 @@
 """What a training run is built from: model, image processor, optimiser and schedule."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ def freeze(args: TrainingArguments, model: nn.Module):
         names[name].requires_grad_(False)
 
 
-def build_average(args: TrainingArguments, model: nn.Module) -> AveragedModel | None:
+def build_average(args: TrainingArguments, model: DeGMixForMultiTaskDensePrediction) -> AveragedModel | None:
     """The moving average of a model's weights and of the statistics of its batch norms, if the run has one.
 
     At first it decays faster, so that it does not stay near the random weights at the start of a short run.
@@ -163,14 +164,16 @@ def build_average(args: TrainingArguments, model: nn.Module) -> AveragedModel | 
     if not args.ema_decay:
         return None
 
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int):
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int):
         decay = min(args.ema_decay, float((1 + num_averaged) / (10 + num_averaged)))
         get_ema_multi_avg_fn(decay)(averaged, current, num_averaged)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def build_optimizer(args: TrainingArguments, model: nn.Module, balancer: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    args: TrainingArguments, model: DeGMixForMultiTaskDensePrediction, balancer: nn.Module
+) -> torch.optim.Optimizer:
     """Backbone, other and balancing parameters, in groups of their own."""
     backbone = [p for p in model.model.backbone.parameters() if p.requires_grad]
     in_backbone = {id(p) for p in backbone}

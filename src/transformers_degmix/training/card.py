@@ -140,7 +140,7 @@ def describe_source(source: Source, data: dict[str, str], fingerprints: dict[str
     """Lines about what was read of a data set."""
     lines = []
     if source.name is not None:
-        tasks = ", ".join(f"`{name}`" for name in source.tasks)
+        tasks = ", ".join(f"`{name}`" for name in source.tasks or ())
         weight = "" if source.weight is None else f", weight {source.weight:g}"
         lines.append(f"- source `{source.name}`: {data['title']}, labels of {tasks}{weight}")
     for part, role in (("train", "training"), ("eval", "evaluation")):

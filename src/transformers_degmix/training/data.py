@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate, islice
 from multiprocessing import parent_process
@@ -58,7 +58,7 @@ def find_sources(args: TrainingArguments, tasks: dict[str, dict]) -> list[Source
                 raise ValueError(f"it labels none of the run's tasks {list(tasks)}: {reason}")
         columns = {name: column for name, column in source.columns.items() if name in names or name not in tasks}
         found.append(replace(source, tasks=names, columns=columns))
-    unlabelled = [name for name in tasks if not any(name in source.tasks for source in found)]
+    unlabelled = [name for name in tasks if not any(name in source.choose(tasks) for source in found)]
     if unlabelled:
         raise ValueError(f"none of the sources {[source.name for source in found]} labels the tasks {unlabelled}")
     return found
@@ -285,11 +285,14 @@ class TrainBatches:
                 f"{sum(sizes)} training images do not fill one batch: `batch_size` is {args.batch_size}, "
                 f"processes are {num_processes}"
             )
+        self.data: MixedDataset | MixedStream
+        self.sampler: Any  # none of streams
+        batching: dict[str, Any]
         if args.streaming:
+            self.sampler, batching = None, {"batch_size": args.batch_size, "drop_last": True}
             streams = [split_dataset_by_node(part, rank, num_processes) for part in parts]
             weights = [source.weight or 1 for source in sources]
             self.data = MixedStream(sources, streams, weights, args.seed, rank)
-            self.sampler, batching = None, {"batch_size": args.batch_size, "drop_last": True}
         else:
             self.data = MixedDataset(sources, parts)
             shares = share_epoch(sizes, [source.weight or size for source, size in zip(sources, sizes)])
@@ -305,12 +308,12 @@ class TrainBatches:
     def __iter__(self) -> Iterator[dict]:
         while True:
             self.collator.set_epoch(self.epoch)
-            if self.sampler:
-                self.sampler.epoch, self.sampler.start = self.epoch, self.position
-                batches = self.loader
-            else:
+            batches: Iterable[dict] = self.loader
+            if isinstance(self.data, MixedStream):
                 self.data.set_epoch(self.epoch)
                 batches = islice(self.loader, self.position, None)
+            else:
+                self.sampler.epoch, self.sampler.start = self.epoch, self.position
             try:
                 for batch in batches:
                     self.position += 1

@@ -24,8 +24,14 @@ class SumOverProcesses(Function):
 class CpuSyncBatchNorm(nn.BatchNorm2d):
     """`nn.SyncBatchNorm` for processes on CPUs, which PyTorch's does not support: mean and variance of all batches.
 
-    Not fast: two exchanges in each direction. It makes runs without a GPU equal to those with one.
+    Not fast: two exchanges in each direction. It makes runs without a GPU equal to runs with one.
     """
+
+    # It has statistics, and momentum.
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`; of one size h x w and any B in all processes."""

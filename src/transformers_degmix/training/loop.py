@@ -127,7 +127,7 @@ class Run:
             self.tasks = trained_tasks(args, self.plain_model)
             self.sources = find_sources(args, self.tasks)
             self.train_batches = TrainBatches(args, self.sources, self.processor, self.tasks, accelerator)
-            self.eval_loaders = [
+            self.eval_loaders: list[Any] = [
                 build_eval_loader(args, source, self.processor, self.tasks, accelerator) for source in self.sources
             ]
         if accelerator.num_processes > 1:
@@ -204,7 +204,7 @@ class Run:
             self.averaged.update_parameters(self.plain_model)
         progress.step += 1
         known = {task: loss for task, loss, known in zip(self.tasks, losses.tolist(), labelled.tolist()) if known}
-        self.tracker.log_step(progress.step, known, self.scheduler.get_last_lr())
+        self.tracker.log_step(progress.step, known, [float(rate) for rate in self.scheduler.get_last_lr()])
         progress.seconds = time.monotonic() - self.start
         return bool(num_terminated)
 
@@ -247,7 +247,8 @@ class Run:
         if not args.streaming:
             # Evaluation is of a subset in each process.
             evaluated = [loader.dataset.dataset for loader in self.eval_loaders]
-            for train_data, eval_data in zip(self.train_batches.data.parts, evaluated):
+            trained: Any = self.train_batches.data
+            for train_data, eval_data in zip(trained.parts, evaluated):
                 fingerprints.append({"train": train_data.data._fingerprint, "eval": eval_data.data._fingerprint})
         environment = f"{progress.seconds / 3600:.2g} hours on {self.accelerator.num_processes} x {machine}."
         card = run_card(
@@ -279,7 +280,7 @@ def accumulate_gradients(
     passes = [next(batches) for _ in range(num_passes)]
     counts = [count_pixels(batch["labels"]) for batch in passes]
     counts = accelerator.reduce({task: sum(count[task] for count in counts) for task in counts[0]}, "sum")
-    total = 0
+    total: Any = 0
     for index, batch in enumerate(passes):
         with nullcontext() if index + 1 == num_passes else accelerator.no_sync(model):
             by_task = model(**batch, pixel_counts=counts).losses
@@ -299,9 +300,9 @@ def accumulate_gradients(
 
 def drop_zero_gradients(parameters: Iterable[nn.Parameter]):
     """Takes the gradients away that are zero throughout: an optimiser leaves these parameters alone."""
-    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
-    reached = torch.stack([parameter.grad.any() for parameter in with_gradient]).tolist()
-    for parameter, is_reached in zip(with_gradient, reached):
+    gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    reached = torch.stack([gradient.any() for gradient in gradients.values()]).tolist()
+    for parameter, is_reached in zip(gradients, reached):
         if not is_reached:
             parameter.grad = None
 

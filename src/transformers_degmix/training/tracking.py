@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
 from ..evaluation.evaluator import Scores, format_main_scores, format_source_table
 from ..image_processing_pil_degmix import to_pixels
+from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..visualization import draw_overview, stack_overviews
 from .arguments import TrainingArguments
 
@@ -118,11 +118,11 @@ def log_picture(accelerator: Accelerator, picture: Image.Image, step: int):
 
 
 @torch.no_grad()
-def draw_samples(model: nn.Module, processor, rows: list[dict[str, Any]]) -> Image.Image:
+def draw_samples(model: DeGMixForMultiTaskDensePrediction, processor, rows: list[dict[str, Any]]) -> Image.Image:
     """Overviews of predictions and labels, one below the other.
 
     Args:
-        model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
+        model: in eval mode.
         processor: its image processor.
         rows: with `image` and labels of some of the tasks, as [`DeGMixDataCollator`] takes them.
     """
