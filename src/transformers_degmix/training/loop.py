@@ -139,7 +139,7 @@ class Run:
         self.scheduler = build_scheduler(args, self.optimizer)
         self.model, self.optimizer = accelerator.prepare(self.plain_model, self.optimizer)
         self.averaged = build_average(args, self.plain_model)
-        self.evaluated = self.averaged.module if self.averaged else self.plain_model
+        self.evaluated: Any = self.averaged.module if self.averaged else self.plain_model
         self.progress = Progress()
         self._open_output()
         self.start = time.monotonic() - self.progress.seconds
