@@ -1,7 +1,7 @@
 """Options that several commands have."""
 
 import warnings
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from pathlib import Path
 
 from PIL import Image
@@ -56,7 +56,7 @@ def allow_pixels(max_pixels: int):
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns of those of more than that
 
 
-def add_data_arguments(parser: ArgumentParser, required: bool = True):
+def add_data_arguments(parser: ArgumentParser | _ArgumentGroup, required: bool = True):
     """The options that say which images of which data set; check them with [`check_data_arguments`]."""
     parser.add_argument("--dataset", required=required, help="folder or name on the Hugging Face Hub, or `rooms`")
     parser.add_argument("--split", required=required, help="name of the data set's split")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value, load_dataset
+from datasets import Dataset, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
 from .columns import MappedDataset, map_columns
@@ -97,6 +97,17 @@ class DataSplit:
             return map_columns(data, tasks, self.columns, shuffle_buffer_size, seed, may_lack_columns)
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from error
+
+    def fingerprint(self, data: Dataset | IterableDataset) -> str:
+        """What tells the samples from others, if no file of theirs is changed: the one that `datasets` has of them, or
+        for a stream the hash of its files' names, and of their revision on the Hub or the times of local ones.
+
+        Args:
+            data: from [`open`], or made from that.
+        """
+        if isinstance(data, Dataset):
+            return data._fingerprint
+        return load_dataset_builder(self.dataset).hash
 
     def __str__(self) -> str:
         return f"{self.dataset!r}, split {self.name!r}"
