@@ -8,7 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +30,7 @@ from transformers_degmix.data.columns import RowReader
 from transformers_degmix.data.splits import DataSplit
 from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.image_processing_pil_degmix import decode_image, decode_label
-from transformers_degmix.inference.dataset import Job, predict_dataset
+from transformers_degmix.inference.dataset import Job, predict_dataset, predict_dataset_with_ray
 from transformers_degmix.inference.predictor import Predictor
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments
@@ -405,3 +407,48 @@ def test_rooms_on_the_command_line(monkeypatch, model_dir, tmp_path, capsys):
     assert record["confidence_thresholds"]["depth"] == 0.5 and record["confidence_thresholds"]["edge"] == 0.4
     assert [row["image_id"] for row in read_rows(tmp_path / "out")] == ["train_000000", "train_000001"]
     assert "2 of 2 rows" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    """Two CPUs."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+def test_ray_gives_each_row_once_though_a_worker_is_killed(ray_cluster, model_dir, blocked, expected, tmp_path):
+    photos, fifth = blocked
+    job = Job(str(model_dir), DataSplit(str(photos), "train"), tmp_path / "out", num_shards=7)
+
+    ended = threading.Event()
+
+    def kill_who_waits():
+        # The name of an unfinished file ends with the id of its process.
+        while len(list(job.output.glob("data/*.parquet"))) < 6:
+            assert not ended.wait(0.1)
+        unblock(fifth, expected)
+        (unfinished,) = job.output.glob("data/.*unfinished*")
+        os.kill(int(unfinished.name.rpartition(".")[2]), signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as executor:
+        killing = executor.submit(kill_who_waits)
+        try:
+            summary = predict_dataset_with_ray(job, num_workers=2)
+        finally:
+            ended.set()
+        killing.result()
+    assert summary.num_rows == 7 and summary.seconds["model"] > 0
+    assert read_rows(job.output) == expected
+    assert len(os.listdir(job.output / "data")) == 7
+
+
+@pytest.mark.slow
+def test_one_worker_of_ray_is_the_plain_predictor(ray_cluster, monkeypatch, capsys, job, expected):
+    assert run_command(monkeypatch, "predict", *command(job), "--engine", "ray", "--workers", 1) is None
+    assert f"7 of 7 rows: {job.output}" in capsys.readouterr().out
+    assert read_rows(job.output) == expected
+    # nothing is left to do, which needs no worker
+    assert predict_dataset_with_ray(job).num_rows == 7

@@ -24,7 +24,7 @@ import pyarrow
 import pyarrow.parquet
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
 from filelock import FileLock, Timeout
@@ -103,7 +103,7 @@ class Summary:
     Attributes:
         num_rows: of the split, those that could not be predicted included.
         num_failed: of these.
-        seconds: as [`Predictor`]'s, of this process, or with Ray of all workers together.
+        seconds: as [`Predictor`]'s, of all processes together, and of the shards that were still to be made.
     """
 
     num_rows: int
@@ -137,8 +137,8 @@ def predict_dataset(job: Job, device: str | torch.device = "cpu") -> Summary | N
         with tqdm(total=predictor.count(mine), unit="image", disable=not state.is_main_process) as bar:
             for shard in mine:
                 predictor(shard, bar.update)
-        state.wait_for_everyone()
-        return folder.finish(predictor.predictor.seconds) if state.is_main_process else None
+        seconds = add_up(gather_object([predictor.predictor.seconds]))  # when all have come to this point
+        return folder.finish(seconds) if state.is_main_process else None
 
 
 def predict_dataset_with_ray(job: Job, num_workers: int = 1, device: str = "cpu") -> Summary:
@@ -161,19 +161,24 @@ def predict_dataset_with_ray(job: Job, num_workers: int = 1, device: str = "cpu"
     folder = OutputFolder(ShardPredictor(job))
     with folder.claimed():
         missing = folder.missing()
-        seconds = {}
+        seconds = []
         if missing:
             shards = ray.data.from_items(missing, override_num_blocks=len(missing))
             spent = shards.map_batches(
                 RayWorker,
                 batch_size=1,
                 fn_constructor_args=(job, device, Image.MAX_IMAGE_PIXELS),
-                compute=ray.data.ActorPoolStrategy(size=min(num_workers, len(missing))),
+                # None waits behind another for a worker that is slow or dead.
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(num_workers, len(missing)), max_tasks_in_flight_per_actor=1
+                ),
                 **({"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}),
             )
             for row in spent.iter_rows():
-                seconds = {name: seconds.get(name, 0.0) + value for name, value in row.items()}
-        return folder.finish(seconds)
+                if failure := row.pop("failure"):
+                    raise OSError(failure)
+                seconds.append(row)
+        return folder.finish(add_up(seconds))
 
 
 class RayWorker:
@@ -188,11 +193,20 @@ class RayWorker:
         Image.MAX_IMAGE_PIXELS = max_image_pixels
         self.predictor = ShardPredictor(job, device)
 
-    def __call__(self, shards: dict[str, Any]) -> dict[str, list[float]]:
-        before = dict(self.predictor.predictor.seconds)
-        for shard in shards["item"]:
-            self.predictor(int(shard))
-        return {name: [seconds - before[name]] for name, seconds in self.predictor.predictor.seconds.items()}
+    def __call__(self, shards: dict[str, Any]) -> dict[str, list[Any]]:
+        before, failure = dict(self.predictor.predictor.seconds), ""
+        try:
+            for shard in shards["item"]:
+                self.predictor(int(shard))
+        except OSError as error:  # of which Ray would make another, without its message
+            failure = str(error)
+        seconds = self.predictor.predictor.seconds
+        return {"failure": [failure], **{name: [seconds[name] - before[name]] for name in seconds}}
+
+
+def add_up(seconds: list[dict[str, float]]) -> dict[str, float]:
+    """[`Predictor`]'s seconds, of several."""
+    return {name: sum(spent[name] for spent in seconds) for name in ("all", "model", "input")}
 
 
 @dataclass
@@ -420,7 +434,6 @@ class OutputFolder:
         self.job = predictor.job
         self.model_hash = hash_model(predictor.model, predictor.processor, predictor.job.model)
         self.path = predictor.job.output
-        self.record = self.path / "fingerprint.json"
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -431,20 +444,29 @@ class OutputFolder:
             OSError: the folder cannot be written, or has something else in it.
         """
         fingerprints = self._check_fingerprint()
-        (self.path / "data").mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
             raise ValueError(f"another process is writing {self.path}") from error
+        except OSError as error:
+            raise OSError(f"cannot write to {self.path}: {error}") from error
         try:
             remove_unfinished(self.path)  # of a run that was killed
-            write_whole(self.record, lambda file: file.write(f"{json.dumps(fingerprints, indent=2)}\n".encode()))
+            self._write_file("fingerprint.json", f"{json.dumps(fingerprints, indent=2)}\n")
+            (self.path / "data").mkdir(exist_ok=True)
             yield
             remove_unfinished(self.path)  # of workers that were killed
-            Path(lock.lock_file).unlink()
         finally:
+            Path(lock.lock_file).unlink()
             lock.release()
+
+    def _write_file(self, name: str, text: str):
+        try:
+            write_whole(self.path / name, lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise OSError(f"cannot write {self.path / name}: {error}") from error
 
     def _check_fingerprint(self) -> dict[str, Any]:
         """What is to be recorded: what the shards that are there depend on, and those to come."""
@@ -467,10 +489,13 @@ class OutputFolder:
             "num_shards": predictor.num_shards,
         }
         of_split = json.loads(json.dumps(of_split))  # lists for tuples
-        if not self.record.exists():
-            check_writable(self.path)
+        record = self.path / "fingerprint.json"
+        if not record.exists():
+            # What is hidden was left by a run that did not get as far as that.
+            if not self.path.is_dir() or any(path.name[0] != "." for path in self.path.iterdir()):
+                check_writable(self.path)
             return {**fingerprint, "splits": {job.split.name: of_split}}
-        recorded = json.loads(self.record.read_text())
+        recorded = json.loads(record.read_text())
         splits = recorded.pop("splits")
         before = {**recorded, **splits.get(job.split.name, of_split)}
         differences = [
@@ -510,9 +535,8 @@ class OutputFolder:
             writer = csv.DictWriter(table, failed[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(failed)
-            write_whole(self.path / "errors.csv", lambda file: file.write(table.getvalue().encode()))
-        card = self._describe(counts, len(failed))
-        write_whole(self.path / "README.md", lambda file: file.write(card.encode()))
+            self._write_file("errors.csv", table.getvalue())
+        self._write_file("README.md", self._describe(counts, len(failed)))
         name = self.job.split.name
         num_failed = sum(row["split"] == name for row in failed)
         return Summary(counts[name] + num_failed, num_failed, seconds)
