@@ -33,6 +33,8 @@ from .benchmarks import TASKS
 
 
 UNKNOWN_NORMAL = (0, 0, 0)
+# PIL's
+DEFAULT_COMPRESS_LEVEL = 6
 
 
 class Source(Protocol):
@@ -113,7 +115,10 @@ def encode_row(
 
 
 def encode_maps(
-    maps: dict[str, np.ndarray], size: tuple[int, int], tasks: dict[str, dict[str, Any]]
+    maps: dict[str, np.ndarray],
+    size: tuple[int, int],
+    tasks: dict[str, dict[str, Any]],
+    compress_level: int = DEFAULT_COMPRESS_LEVEL,
 ) -> dict[str, Any]:
     """The columns of the tasks in a row of [`features_for`].
 
@@ -122,6 +127,7 @@ def encode_maps(
             `(height, width, 3)`. What is float16 becomes an array.
         size: (height, width) of the image.
         tasks: as for [`features_for`].
+        compress_level: of the PNG files, 0 to 9.
 
     Raises:
         ValueError: a map has another size, dtype or values; the message names the column.
@@ -129,7 +135,7 @@ def encode_maps(
     row = {}
     for name, task in tasks.items():
         try:
-            encoded = _encode_map(maps[name], size, task)
+            encoded = _encode_map(maps[name], size, task, compress_level)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         row[name] = encoded if encoded.startswith(np.lib.format.MAGIC_PREFIX) else {"bytes": encoded, "path": None}
@@ -166,15 +172,14 @@ def lacks_unknown(kind: TaskKind) -> bool:
     return kind.label_dtype.is_floating_point and kind.label_channels == 1 and not stores_numbers(kind)
 
 
-def encode_confidence(confidence: np.ndarray) -> dict[str, Any]:
+def encode_confidence(confidence: np.ndarray, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> dict[str, Any]:
     """`(height, width)` in [0, 1] -> the cell of `<task>_confidence`."""
-    return encode_png((255 * confidence).round().astype(np.uint8))
+    return encode_png(Image.fromarray((255 * confidence).round().astype(np.uint8)), compress_level)
 
 
-def encode_png(pixels: np.ndarray | Image.Image) -> dict[str, Any]:
-    """8-bit map or image -> a cell of [`features_for`]."""
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    return {"bytes": _encode(image, "PNG"), "path": None}
+def encode_png(image: Image.Image, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> dict[str, Any]:
+    """8-bit image -> a cell of [`features_for`]."""
+    return {"bytes": _encode(image, "PNG", compress_level=compress_level), "path": None}
 
 
 def stores_numbers(kind: TaskKind) -> bool:
@@ -187,7 +192,7 @@ def encode_normals(normals: np.ndarray) -> np.ndarray:
     return ((normals + 1) / 2 * 255).round().astype(np.uint8)
 
 
-def _encode_map(values: np.ndarray, size: tuple[int, int], task: dict[str, Any]) -> bytes:
+def _encode_map(values: np.ndarray, size: tuple[int, int], task: dict[str, Any], compress_level: int) -> bytes:
     kind = TASK_KINDS[task["kind"]]
     expected = size if kind.label_channels == 1 else (*size, kind.label_channels)
     if values.shape != expected:
@@ -204,7 +209,7 @@ def _encode_map(values: np.ndarray, size: tuple[int, int], task: dict[str, Any])
         num_labels = len(task["id2label"]) if task.get("id2label") else kind.num_logits
         if num_labels is not None:
             _check_ids(values, num_labels)
-    return _encode(Image.fromarray(values), "PNG")
+    return _encode(Image.fromarray(values), "PNG", compress_level=compress_level)
 
 
 def _checked_depth(depth: np.ndarray) -> np.ndarray:
@@ -225,7 +230,7 @@ def _check_ids(ids: np.ndarray, num_labels: int):
         raise ValueError(f"expected class ids from 0 to {num_labels - 1} or {IGNORE_INDEX}, got {outside.tolist()}")
 
 
-def _encode(image: Image.Image, file_format: str) -> bytes:
+def _encode(image: Image.Image, file_format: str, **options) -> bytes:
     file = BytesIO()
-    image.save(file, file_format)
+    image.save(file, file_format, **options)
     return file.getvalue()
