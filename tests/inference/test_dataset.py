@@ -28,7 +28,7 @@ from small_models import BACKBONES, save_small_model
 
 from transformers_degmix.data.columns import RowReader
 from transformers_degmix.data.splits import DataSplit
-from transformers_degmix.hub.model_directory import load_model_directory
+from transformers_degmix.hub.model_directory import load_model_directory, save_model_directory
 from transformers_degmix.image_processing_pil_degmix import decode_image, decode_label
 from transformers_degmix.inference.dataset import Job, predict_dataset, predict_dataset_with_ray
 from transformers_degmix.inference.predictor import Predictor
@@ -226,6 +226,30 @@ def test_bad_rows_are_listed_and_do_not_stop_anything(monkeypatch, capsys, model
     assert run_command(monkeypatch, "predict", *command(job)) == message
 
 
+def test_predictions_that_are_not_finite_are_bad_rows(job, tmp_path):
+    model, processor = load_model_directory(job.model)
+    for name, parameter in model.named_parameters():
+        if name.startswith("heads.normals"):
+            torch.nn.init.constant_(parameter, float("nan"))
+    save_model_directory(tmp_path / "model", model, processor)
+    summary = predict_dataset(replace(job, model=str(tmp_path / "model")))
+    assert summary.num_failed == summary.num_rows == 7
+    assert (job.output / "errors.csv").read_text().count("the prediction has NaN or infinite values") == 7
+
+
+def test_images_in_arrays_and_in_other_columns(model_dir, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 36, 40, 3), np.uint8)
+    features = datasets.Features({"photo": datasets.Array3D((36, 40, 3), "float32")})
+    (tmp_path / "arrays").mkdir()
+    data = datasets.Dataset.from_dict({"photo": pixels / np.float32(255)}, features=features)
+    data.to_parquet(tmp_path / "arrays" / "train.parquet")
+    split = DataSplit(str(tmp_path / "arrays"), "train", columns={"image": {"column": "photo", "scale": 255}})
+    job = Job(str(model_dir), split, tmp_path / "out")
+    assert predict_dataset(job).num_failed == 0
+    for array, row in zip(pixels, read_rows(job.output), strict=True):
+        assert np.array_equal(np.array(Image.open(BytesIO(row["image"]["bytes"]))), array)
+
+
 def wait_for(condition, process: multiprocessing.Process):
     while not condition():
         assert process.is_alive()
@@ -278,9 +302,10 @@ def one_of_two(rank: int, job: Job):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_are_one(job, expected):
-    # 5 shards of 7 rows
+def test_two_processes_are_one(job, expected, capfd):
+    # Shards of 1, 1, 2, 1 and 2 rows, of which the main process makes every second.
     torch.multiprocessing.start_processes(one_of_two, (job,), nprocs=2, start_method="fork")
+    assert " 5/5 " in capfd.readouterr().err
     assert read_rows(job.output) == expected
 
 
@@ -351,6 +376,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(job, tmp_path):
         "must be from 0 to 1, got 80": {"confidence_thresholds": {None: 80}},
         "`normals_format` must be one of": {"normals_format": "exr"},
         "`num_shards` must be from 1 to 7 for rows, got 8": {"num_shards": 8},
+        "must be a plain name, got 'train.:2.'": {"split": {"name": "train[:2]"}},
         "`window_size`": {"window_size": (48, 16), "window_overlap": 0.5},
     }
     for message, changes in wrong.items():

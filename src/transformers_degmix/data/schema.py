@@ -153,7 +153,12 @@ def stored_prediction(prediction: np.ndarray, kind: TaskKind, unknown: np.ndarra
         unknown: boolean `(height, width)`, of the pixels to mark as unknown. There must be none of kinds whose codes
             in 8 bits all are values ([`lacks_unknown`]), unless `as_array` is set.
         as_array: whether to keep the values, as float16, rather than code them in 8 bits.
+
+    Raises:
+        ValueError: there are NaN or infinite values.
     """
+    if not np.isfinite(prediction).all():
+        raise ValueError("the prediction has NaN or infinite values")
     values = prediction if kind.label_channels == 1 else np.moveaxis(prediction, 0, -1)
     if as_array:
         values = values.astype(np.float16)

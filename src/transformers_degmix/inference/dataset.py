@@ -9,11 +9,13 @@ out by position among the processes of Accelerate's launchers ([`predict_dataset
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from io import StringIO
 from itertools import count, islice
 from pathlib import Path
@@ -160,6 +162,7 @@ def predict_dataset_with_ray(job: Job, num_workers: int = 1, device: str = "cpu"
     """
     import ray
 
+    kind = torch.device(device).type
     folder = OutputFolder(ShardPredictor(job))
     with folder.claimed():
         missing = folder.missing()
@@ -169,12 +172,12 @@ def predict_dataset_with_ray(job: Job, num_workers: int = 1, device: str = "cpu"
             spent = shards.map_batches(
                 RayWorker,
                 batch_size=1,
-                fn_constructor_args=(job, device, Image.MAX_IMAGE_PIXELS),
+                fn_constructor_args=(job, kind, Image.MAX_IMAGE_PIXELS),
                 # None waits behind another for a worker that is slow or dead.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(num_workers, len(missing)), max_tasks_in_flight_per_actor=1
                 ),
-                **({"num_gpus": 1} if device == "cuda" else {"num_cpus": 1}),
+                **({"num_gpus": 1} if kind == "cuda" else {"num_cpus": 1}),
             )
             for row in spent.iter_rows():
                 if failure := row.pop("failure"):
@@ -347,17 +350,18 @@ class ShardPredictor:
         """The row of the output, or why there cannot be one."""
         size = result.photo.height, result.photo.width
         maps = {}
-        for name, prediction in result.predictions.items():
-            unknown = np.zeros(size, bool)
-            if self.thresholds[name]:
-                unknown = (result.confidences[name] < self.thresholds[name]).numpy()
-            maps[name] = stored_prediction(prediction.numpy(), self.kinds[name], unknown, name in self.arrays)
+        try:
+            for name, prediction in result.predictions.items():
+                unknown = np.zeros(size, bool)
+                if self.thresholds[name]:
+                    unknown = (result.confidences[name] < self.thresholds[name]).numpy()
+                maps[name] = stored_prediction(prediction.numpy(), self.kinds[name], unknown, name in self.arrays)
+            encoded = encode_maps(maps, size, self.tasks, COMPRESS_LEVEL)
+        except ValueError as error:
+            return error
         is_as_stored = row.file and not self.reader.columns["image"].changes_values
         image = {**row.file, "path": None} if is_as_stored else encode_png(result.photo, COMPRESS_LEVEL)
-        try:
-            encoded = {"image_id": row.image_id, "image": image, **encode_maps(maps, size, self.tasks, COMPRESS_LEVEL)}
-        except ValueError as error:  # what is predicted is not finite
-            return error
+        encoded |= {"image_id": row.image_id, "image": image}
         if self.job.return_confidence:
             encoded |= {
                 f"{name}_confidence": encode_confidence(confidence.numpy(), COMPRESS_LEVEL)
@@ -385,8 +389,10 @@ def open_rows(split: DataSplit) -> tuple[RowReader, Dataset | IterableDataset]:
     """The rows of a split as they are stored, with nothing but the image and its id, and what reads the image.
 
     Raises:
-        ValueError: there is no such split, it is empty, or it lacks the column of the images.
+        ValueError: there is no such split, it is a part of one, it is empty, or it lacks the column of the images.
     """
+    if not re.fullmatch(r"\w+(\.\w+)*", split.name):
+        raise ValueError(f"files are named after the split, which must be a plain name, got {split.name!r}")
     data = split.open()
     reader = RowReader({}, {name: column for name, column in split.columns.items() if name == "image"}, data.features)
     try:
@@ -434,8 +440,11 @@ class OutputFolder:
     def __init__(self, predictor: ShardPredictor):
         self.predictor = predictor
         self.job = predictor.job
-        self.model_hash = hash_model(predictor.model, predictor.processor, predictor.job.model)
         self.path = predictor.job.output
+
+    @cached_property
+    def model_hash(self) -> str:
+        return hash_model(self.predictor.model, self.predictor.processor, self.job.model)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
