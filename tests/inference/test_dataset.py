@@ -251,9 +251,12 @@ def test_images_in_arrays_and_in_other_columns(model_dir, tmp_path):
 
 
 def wait_for(condition, process: multiprocessing.Process):
-    while not condition():
+    for _ in range(2000):
+        if condition():
+            return
         assert process.is_alive()
         time.sleep(0.05)
+    pytest.fail("nothing happens")
 
 
 @pytest.fixture
@@ -273,7 +276,7 @@ def unblock(path: Path, expected: list[dict]):
 def test_a_killed_run_goes_on_with_what_is_missing(model_dir, blocked, expected, tmp_path):
     photos, fifth = blocked
     job = Job(str(model_dir), DataSplit(str(photos), "train"), tmp_path / "out", num_shards=3)
-    process = multiprocessing.get_context("fork").Process(target=predict_dataset, args=(job,))
+    process = multiprocessing.get_context("fork").Process(target=predict_dataset, args=(job,), daemon=True)
     process.start()
     wait_for(lambda: len(list(job.output.glob("data/*.parquet"))) == 2, process)
     wait_for(lambda: list(job.output.glob("data/.*unfinished*")), process)
