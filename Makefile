@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 CONSTRAINTS ?= -c constraints.txt
-EXTRAS ?= train,test,dev
+EXTRAS ?= train,ray,test,dev
 export HF_HUB_OFFLINE = 1
 
 .PHONY: demo test test-oldest test-versions test-vision install-vision lint dist clean

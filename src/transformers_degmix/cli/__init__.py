@@ -29,7 +29,7 @@ class Command:
 
 # By the names of their modules.
 COMMANDS = {
-    "predict": Command("predicts all tasks of images and videos"),
+    "predict": Command("predicts all tasks of images, videos and data sets"),
     "demo": Command("serves a page on which a model is tried out in the browser", "demo"),
     "prepare": Command("makes a data set from the archives of a benchmark, or renders one", "train"),
     "inspect": Command("shows samples of a data set and warns of what looks wrong", "train"),

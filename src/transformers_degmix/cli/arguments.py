@@ -1,7 +1,7 @@
 """Options that several commands have."""
 
 import warnings
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from pathlib import Path
 
 from PIL import Image
@@ -57,7 +57,7 @@ def allow_pixels(max_pixels: int):
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns from this number on
 
 
-def add_data_arguments(parser: ArgumentParser, required: bool = True):
+def add_data_arguments(parser: ArgumentParser | _ArgumentGroup, required: bool = True):
     """The options that say which images of which data set; check them with [`check_data_arguments`]."""
     parser.add_argument(
         "--dataset",

@@ -1,10 +1,18 @@
-"""Predicts all tasks of images and videos.
+"""Predicts all tasks of images and videos, or of a data set.
 
 For each image: the arrays (NAME.npz), a picture per task (NAME.TASK.png) and all of them side by side, with legends
 and the tasks' attention to each other (NAME.overview.png); with --confidence how sure they are too (TASK_confidence in
 the arrays, NAME.TASK.confidence.png). For each video: all tasks side by side, at the same times,
 without sound (NAME.overview.mp4; needs the extra `video`). With --window, images may be much larger than those the
 model was trained with; the attention, which belongs to a window, is left out then.
+
+With --dataset, the rows of a data set become a data set with a column per task, in Parquet files that training reads:
+
+    degmix predict --dataset user/photos --split train --output-dataset outputs/labelled --confidence-threshold 0.8
+    accelerate launch --num_processes 8 -m transformers_degmix predict --dataset ... --device cuda
+    degmix predict --dataset ... --engine ray --workers 64 --device cuda
+
+The same command goes on where it was killed. Rows that cannot be predicted are listed in errors.csv.
 
 While the model is at work, threads read what comes next and write what is done.
 """
@@ -13,10 +21,12 @@ import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -35,7 +45,14 @@ from ..visualization import (
     draw_prediction,
     panel_size,
 )
-from .arguments import add_model_argument, add_window_arguments, allow_pixels
+from .arguments import (
+    add_data_arguments,
+    add_model_argument,
+    add_window_arguments,
+    allow_pixels,
+    check_data_arguments,
+    read_split,
+)
 
 
 IMAGE_SUFFIXES = {
@@ -43,6 +60,11 @@ IMAGE_SUFFIXES = {
     *(".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
+# Options that go with --dataset alone.
+DATASET_OPTIONS = {
+    *("split", "config", "num_images", "image_size", "image_column", "streaming", "output_dataset"),
+    *("confidence_threshold", "normals_format", "num_shards", "engine", "workers"),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,13 +72,12 @@ def parse_args() -> argparse.Namespace:
     add_model_argument(parser)
     parser.add_argument(
         "--input",
-        required=True,
         nargs="+",
         type=Path,
         help=f"images ({', '.join(sorted(IMAGE_SUFFIXES))}), videos ({', '.join(sorted(VIDEO_SUFFIXES))}), and "
         "directories of them",
     )
-    parser.add_argument("--output", required=True, type=Path, help="directory for the results, made if need be")
+    parser.add_argument("--output", type=Path, help="directory for the results, made if need be")
     parser.add_argument("--confidence", action="store_true", help="of images, also say how sure the predictions are")
     parser.add_argument("--no-resize", action="store_true", help="predict images at their own size, as a whole")
     add_window_arguments(parser)
@@ -74,7 +95,30 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    rows = parser.add_argument_group("data sets")
+    add_data_arguments(rows, required=False)
+    rows.add_argument("--image-column", metavar="NAME", help="of the images (default: image)")
+    rows.add_argument("--streaming", action="store_true", help="read rows while they arrive, without a copy on disk")
+    rows.add_argument("--output-dataset", type=Path, metavar="DIR", help="folder to make, or to go on with")
+    rows.add_argument(
+        "--confidence-threshold",
+        nargs="+",
+        metavar="[TASK=]NUMBER",
+        help="pixels of less confidence become unknown, of this task or of all (for labels to train with)",
+    )
+    rows.add_argument("--normals-format", choices=["png", "float16"], help="8 bits (default), or 16 in NumPy's format")
+    rows.add_argument(
+        "--num-shards",
+        type=int,
+        help="number of Parquet files, each of which is made whole or again (default: one for 256 rows; of a stream, "
+        "one for each of its files)",
+    )
+    rows.add_argument(
+        "--engine", choices=["local", "ray"], help="local (default): this process, or all that a launcher started"
+    )
+    rows.add_argument("--workers", type=int, help="with Ray: how many models, each with a CPU or GPU (default 1)")
     args = parser.parse_args()
+    check_source(parser, args)
     if args.window is None and args.window_overlap != DEFAULT_OVERLAP:
         parser.error("--window-overlap is for --window")
     if args.batch_size < 1:
@@ -82,6 +126,43 @@ def parse_args() -> argparse.Namespace:
     if args.num_workers < 0:
         parser.error(f"--num-workers must be 0 or more, got {args.num_workers}")
     return args
+
+
+def check_source(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Ends the command with the parser's error unless it has images and videos, or a data set, and their options."""
+    given = {name for name, value in vars(args).items() if value is not None and value is not False}
+    if not given & {"input", "dataset"}:
+        parser.error("give images and videos as --input, or a data set as --dataset")
+    source, output, others = "input", "output", DATASET_OPTIONS
+    if args.dataset:
+        source, output, others = "dataset", "output_dataset", {"input", "output"}
+        check_data_arguments(parser, args)
+    if others & given:
+        parser.error(f"--{source} does not go with {', '.join(sorted(map(option_name, others & given)))}")
+    if output not in given:
+        parser.error(f"--{source} needs {option_name(output)}")
+    if args.workers is not None and (args.engine != "ray" or args.workers < 1):
+        parser.error("--workers is for --engine ray, and 1 or more")
+
+
+def option_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_thresholds(words: list[str]) -> dict[str | None, float]:
+    """`NUMBER` and `TASK=NUMBER` -> task, or `None` for all others -> number.
+
+    Raises:
+        ValueError: a word is neither.
+    """
+    thresholds: dict[str | None, float] = {}
+    for word in words:
+        task, _, number = word.rpartition("=")
+        try:
+            thresholds[task or None] = float(number)
+        except ValueError:
+            raise ValueError(f"`--confidence-threshold` takes NUMBER or TASK=NUMBER, got {word!r}") from None
+    return thresholds
 
 
 def find_inputs(paths: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
@@ -192,9 +273,61 @@ def _or_raise(outcome):
     return outcome
 
 
+def predict_rows(args: argparse.Namespace):
+    """Predicts a data set.
+
+    Raises:
+        ValueError, OSError: something that was given cannot be used, or the output cannot be written.
+        ModuleNotFoundError: an extra is not installed.
+    """
+    from ..inference.dataset import Job, predict_dataset, predict_dataset_with_ray
+
+    split = read_split(args)
+    column = {"image": args.image_column} if args.image_column else {}
+    split = replace(split, name=args.split or "train", columns={**split.columns, **column}, streaming=args.streaming)
+    job = Job(
+        args.model,
+        split,
+        args.output_dataset,
+        args.confidence,
+        parse_thresholds(args.confidence_threshold or []),
+        args.normals_format or "png",
+        args.num_shards,
+        args.dtype,
+        not args.no_resize,
+        args.window and tuple(args.window),
+        args.window_overlap,
+        args.batch_size,
+        args.num_workers,
+    )
+    datasets.disable_progress_bars()
+    summary = (
+        predict_dataset_with_ray(job, args.workers or 1, args.device)
+        if args.engine == "ray"
+        else predict_dataset(job, args.device)
+    )
+    if summary is None:  # in a process that is not the main one
+        return
+    seconds = summary.seconds
+    waited = seconds["all"] - seconds["input"] - seconds["model"]
+    print(
+        f"{summary.num_rows - summary.num_failed} of {summary.num_rows} rows: {job.output}; {seconds['all']:.1f} s, "
+        f"of which the model waited {seconds['input']:.1f} s for input and {waited:.1f} s for output"
+    )
+    if summary.num_failed:
+        sys.exit(f"error: {summary.num_failed} rows could not be predicted: {job.output / 'errors.csv'}")
+
+
 def main():
     args = parse_args()
     logging.disable_progress_bar()
+    if args.dataset:
+        allow_pixels(args.max_pixels)
+        try:
+            return predict_rows(args)
+        except ModuleNotFoundError as error:
+            extra = "ray" if error.name == "ray" else "train"
+            sys.exit(f"error: {error.name} is missing, for data sets: pip install transformers-degmix[{extra}]")
     try:
         if args.window:
             check_window(args.window, args.window_overlap)

@@ -275,6 +275,24 @@ class RowReader:
             pixels = to_pixels(stored, do_convert_rgb=True)
             return column.apply(torch.from_numpy(pixels)).numpy()
 
+    def read_file(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The image file that a row has, its `bytes` and `path`, or `None` if it has an array.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        stored: Any = row.get(self.columns["image"].column)
+        if not _is_file(stored):
+            return None
+        with self._naming(row, "image"):
+            try:
+                content = _read_file(stored)
+            except Exception as error:  # of every type, from file systems
+                raise ValueError(f"cannot read the image: {error}") from error
+        if content.startswith(np.lib.format.MAGIC_PREFIX):
+            return None
+        return {"bytes": content, "path": stored.get("path") if isinstance(stored, dict) else None}
+
     def file_facts(self, row: dict[str, Any], name: str) -> tuple[str | None, int]:
         """The format of the image file in a column, `None` if it is none, and its EXIF orientation, 1 if upright."""
         file_format, orientation = None, 1
@@ -325,7 +343,7 @@ class RowReader:
             return None
         if isinstance(stored, dict) and stored in ({"bytes": None, "path": None}, {"bytes": None}):
             return None
-        if isinstance(stored, bytes) or (isinstance(stored, dict) and {"bytes", "path"} & set(stored)):
+        if _is_file(stored):
             # Of images, or of files, which a column may hold without saying so.
             stored = _decode(stored, column.ignore_orientation)
             mode = getattr(feature, "mode", None)
@@ -353,6 +371,11 @@ class RowReader:
         except (TypeError, ValueError) as error:
             where = f"{str(row['image_id'])!r}, " if "image_id" in row else ""
             raise ValueError(f"{where}{describe_column(name, self.columns[name])}: {error}") from error
+
+
+def _is_file(stored: Any) -> bool:
+    """Whether a cell holds a file, or says where it is."""
+    return isinstance(stored, bytes) or (isinstance(stored, dict) and bool({"bytes", "path"} & set(stored)))
 
 
 def _decode(stored: bytes | dict[str, Any], ignore_orientation: bool) -> Image.Image | np.ndarray:

@@ -10,10 +10,15 @@
 | `boundary` | PNG of mode L: strength times 255 |
 | `<task>_classes` | segmentation with class names only: list of the classes present; its feature holds the names |
 
-Maps have the size of their image. (0, 0, 0) is free to mark unknown normals because it reads as (-1, -1, -1), far from
-any unit vector; the code of the zero vector would be 127.5, which 8 bits do not have.
+Predictions may be arrays of float16 in NumPy's file format (`.npy`): normals, with the zero vector as unknown; and
+boundaries with unknown pixels, for which 8 bits have no code, as strengths with 255 as unknown. `<task>_confidence` is
+a PNG of mode L: confidence times 255.
+
+Maps have the size of their image as it is upright. (0, 0, 0) is free to mark unknown normals because it reads as
+(-1, -1, -1), far from any unit vector; the code of the zero vector would be 127.5, which 8 bits do not have.
 """
 
+from collections.abc import Collection
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,11 +28,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..tasks import IGNORE_INDEX, TASK_KINDS
+from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 from .benchmarks import TASKS
 
 
 UNKNOWN_NORMAL = (0, 0, 0)
+# PIL's
+DEFAULT_COMPRESS_LEVEL = 6
 
 
 class Source(Protocol):
@@ -67,20 +74,21 @@ def named_tasks(names: tuple[str, ...], classes: dict[str, tuple[str, ...]]) -> 
     return tasks
 
 
-def features_for(tasks: dict[str, dict[str, Any]]) -> datasets.Features:
+def features_for(tasks: dict[str, dict[str, Any]], arrays: Collection[str] = ()) -> datasets.Features:
     """Columns of a data set with these tasks.
 
     Args:
         tasks: name -> `kind` and optionally `id2label`, as in `DeGMixConfig.tasks`.
+        arrays: those whose maps are arrays of float16.
     """
     return datasets.Features(
         {
             "image_id": datasets.Value("string"),
-            **{name: datasets.Image() for name in ("image", *tasks)},
+            **{name: datasets.Value("binary") if name in arrays else datasets.Image() for name in ("image", *tasks)},
             **{
                 f"{name}_classes": datasets.List(datasets.ClassLabel(names=list(task["id2label"].values())))
                 for name, task in tasks.items()
-                if "id2label" in task
+                if task.get("id2label")
             },
         }
     )
@@ -94,9 +102,7 @@ def encode_row(
     Args:
         image_id: id of the image.
         image: an encoded RGB image, which is stored as it is.
-        maps: task -> uint8 as the table above says, or for depth floating point metres, `(height, width)`; normals
-            `(height, width, 3)`.
-        tasks: as for [`features_for`].
+        maps, tasks: as for [`encode_maps`].
 
     Raises:
         ValueError: the image is not RGB, or a map has another size, dtype or values; the message names the column.
@@ -105,15 +111,85 @@ def encode_row(
         mode, size = picture.mode, (picture.height, picture.width)
     if mode != "RGB":
         raise ValueError(f"image: expected mode RGB, got {mode}")
-    row = {"image_id": image_id, "image": {"bytes": image, "path": None}}
+    return {"image_id": image_id, "image": {"bytes": image, "path": None}, **encode_maps(maps, size, tasks)}
+
+
+def encode_maps(
+    maps: dict[str, np.ndarray],
+    size: tuple[int, int],
+    tasks: dict[str, dict[str, Any]],
+    compress_level: int = DEFAULT_COMPRESS_LEVEL,
+) -> dict[str, Any]:
+    """The columns of the tasks in a row of [`features_for`].
+
+    Args:
+        maps: task -> uint8 as the table above says, or for depth floating point metres, `(height, width)`; normals
+            `(height, width, 3)`. What is float16 becomes an array.
+        size: (height, width) of the image.
+        tasks: as for [`features_for`].
+        compress_level: of the PNG files, 0 to 9.
+
+    Raises:
+        ValueError: a map has another size, dtype or values; the message names the column.
+    """
+    row = {}
     for name, task in tasks.items():
         try:
-            row[name] = {"bytes": _encode_map(maps[name], size, task), "path": None}
+            encoded = _encode_map(maps[name], size, task, compress_level)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        if "id2label" in task:
+        row[name] = encoded if encoded.startswith(np.lib.format.MAGIC_PREFIX) else {"bytes": encoded, "path": None}
+        if task.get("id2label"):
             row[f"{name}_classes"] = np.setdiff1d(maps[name], IGNORE_INDEX).tolist()
     return row
+
+
+def stored_prediction(prediction: np.ndarray, kind: TaskKind, unknown: np.ndarray, as_array: bool) -> np.ndarray:
+    """A prediction as a label for [`encode_maps`].
+
+    Args:
+        prediction: `(height, width)` or `(3, height, width)`, see [`TaskKind`]. Probabilities of two classes become
+            the likelier one.
+        unknown: boolean `(height, width)`, of the pixels to mark as unknown. There must be none of kinds whose codes
+            in 8 bits all are values ([`lacks_unknown`]), unless `as_array` is set.
+        as_array: whether to keep the values, as float16, rather than code them in 8 bits.
+
+    Raises:
+        ValueError: there are NaN or infinite values.
+    """
+    if not np.isfinite(prediction).all():
+        raise ValueError("the prediction has NaN or infinite values")
+    values = prediction if kind.label_channels == 1 else np.moveaxis(prediction, 0, -1)
+    if as_array:
+        values = values.astype(np.float16)
+    elif not kind.label_dtype.is_floating_point:
+        values = values.round().astype(np.uint8)
+    elif kind.value_range and not stores_numbers(kind):
+        low, high = kind.value_range
+        values = ((values - low) / (high - low) * 255).round().astype(np.uint8)
+    # Normals are padded by the zero vector, whose numbers are those of `UNKNOWN_NORMAL` too.
+    unknown = unknown.reshape(unknown.shape + (1,) * (values.ndim - 2))
+    return np.where(unknown, values.dtype.type(kind.label_padding), values)
+
+
+def lacks_unknown(kind: TaskKind) -> bool:
+    """Whether 8-bit maps of a kind cannot say that a pixel is unknown."""
+    return kind.label_dtype.is_floating_point and kind.label_channels == 1 and not stores_numbers(kind)
+
+
+def encode_confidence(confidence: np.ndarray, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> dict[str, Any]:
+    """`(height, width)` in [0, 1] -> the cell of `<task>_confidence`."""
+    return encode_png(Image.fromarray((255 * confidence).round().astype(np.uint8)), compress_level)
+
+
+def encode_png(image: Image.Image, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> dict[str, Any]:
+    """8-bit image -> a cell of [`features_for`]."""
+    return {"bytes": _encode(image, "PNG", compress_level=compress_level), "path": None}
+
+
+def stores_numbers(kind: TaskKind) -> bool:
+    """Whether maps are stored as the numbers that they are, in 32 bits."""
+    return kind.image_modes == ("F",)
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:
@@ -121,20 +197,24 @@ def encode_normals(normals: np.ndarray) -> np.ndarray:
     return ((normals + 1) / 2 * 255).round().astype(np.uint8)
 
 
-def _encode_map(values: np.ndarray, size: tuple[int, int], task: dict[str, Any]) -> bytes:
+def _encode_map(values: np.ndarray, size: tuple[int, int], task: dict[str, Any], compress_level: int) -> bytes:
     kind = TASK_KINDS[task["kind"]]
     expected = size if kind.label_channels == 1 else (*size, kind.label_channels)
     if values.shape != expected:
         raise ValueError(f"expected the shape {expected} for an image of {size[0]} x {size[1]}, got {values.shape}")
-    if kind.image_modes == ("F",):
+    if values.dtype == np.float16:
+        file = BytesIO()
+        np.save(file, values)
+        return file.getvalue()
+    if stores_numbers(kind):
         return _encode(Image.fromarray(_checked_depth(values)), "TIFF")
     if values.dtype != np.uint8:
         raise ValueError(f"expected 8-bit values, got {values.dtype}")
     if kind.label_dtype == torch.int64:
-        num_labels = len(task["id2label"]) if "id2label" in task else kind.num_logits
+        num_labels = len(task["id2label"]) if task.get("id2label") else kind.num_logits
         if num_labels is not None:
             _check_ids(values, num_labels)
-    return _encode(Image.fromarray(values), "PNG")
+    return _encode(Image.fromarray(values), "PNG", compress_level=compress_level)
 
 
 def _checked_depth(depth: np.ndarray) -> np.ndarray:
@@ -155,7 +235,7 @@ def _check_ids(ids: np.ndarray, num_labels: int):
         raise ValueError(f"expected class ids from 0 to {num_labels - 1} or {IGNORE_INDEX}, got {outside.tolist()}")
 
 
-def _encode(image: Image.Image, file_format: str) -> bytes:
+def _encode(image: Image.Image, file_format: str, **options) -> bytes:
     file = BytesIO()
-    image.save(file, file_format)
+    image.save(file, file_format, **options)
     return file.getvalue()

@@ -135,6 +135,19 @@ class DataSplit:
         except ValueError as error:
             raise ValueError(f"{self}: {error}") from error
 
+    def fingerprint(self, data: Dataset | IterableDataset) -> str:
+        """What tells the samples from others.
+
+        It is the one that `datasets` has of them. For a stream, it is the hash of its files' names, and of their
+        revision on the Hub or the times of local ones.
+
+        Args:
+            data: from [`open`], or made from that.
+        """
+        if isinstance(data, Dataset):
+            return data._fingerprint
+        return load_dataset_builder(self.dataset).hash
+
     def __str__(self) -> str:
         return f"{self.dataset!r}, split {self.name!r}"
 
