@@ -101,7 +101,7 @@ def one_of_two(rank: int, folder: str):
 
 
 def test_sums_of_two_processes_are_merged(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name, (task, _) in CONFIGURATIONS.items():
         check_scores(first[name], expected_scores(name, random_batch(task, 3, 12, 14)))

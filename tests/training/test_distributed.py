@@ -38,7 +38,7 @@ def one_of_two(rank: int, folder: str, inputs: torch.Tensor):
 def test_two_processes_are_one_batch(tmp_path):
     inputs = 10 + 3 * torch.randn(3, 3, 4, 5)
     expected = forward_and_backward(batch_norm(), inputs)
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path), inputs), nprocs=2)
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path), inputs), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in ("outputs", "inputs"):
         torch.testing.assert_close(torch.cat([first[name], second[name]]), expected[name], rtol=1e-4, atol=1e-4)
