@@ -27,7 +27,7 @@ from transformers_degmix.cli import run_script
 from transformers_degmix.configuration_degmix import NYUD_TASKS
 from transformers_degmix.data import augmentation
 from transformers_degmix.data.collator import DeGMixDataCollator
-from transformers_degmix.data.columns import MappedDataset, map_columns
+from transformers_degmix.data.mapping import MappedDataset, map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 
 

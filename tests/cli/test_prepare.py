@@ -18,7 +18,7 @@ from test_pascal_context import check_pascal_context_row, write_pascal_context
 
 from transformers_degmix.data import prepare
 from transformers_degmix.data.benchmarks import BENCHMARKS, CITYSCAPES_CATEGORIES, CITYSCAPES_CLASSES
-from transformers_degmix.data.columns import map_columns, name_classes
+from transformers_degmix.data.mapping import map_columns, name_classes
 from transformers_degmix.data.rooms import load_rooms
 
 

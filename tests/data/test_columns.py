@@ -22,7 +22,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from transformers_degmix.data.collator import DeGMixDataCollator
-from transformers_degmix.data.columns import RowReader, map_columns, name_classes, parse_columns
+from transformers_degmix.data.columns import RowReader, parse_columns
+from transformers_degmix.data.mapping import map_columns, name_classes
 from transformers_degmix.image_processing_pil_degmix import DeGMixImageProcessorPil
 from transformers_degmix.training.arguments import find_recipe
 

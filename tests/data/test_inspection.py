@@ -10,8 +10,9 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import ExifTags, Image
 
-from transformers_degmix.data.columns import RowReader, map_columns, select_columns
+from transformers_degmix.data.columns import RowReader
 from transformers_degmix.data.inspection import check_columns
+from transformers_degmix.data.mapping import map_columns, select_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms, render_room
 from transformers_degmix.tasks import TASK_KINDS
 

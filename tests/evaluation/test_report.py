@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.collator import DeGMixDataCollator
-from transformers_degmix.data.columns import map_columns
+from transformers_degmix.data.mapping import map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import BENCHMARK_METRICS, BoundaryMetric
 from transformers_degmix.evaluation.calibration import Calibration

@@ -7,7 +7,7 @@ from scipy.ndimage import map_coordinates
 from small_models import ALL_KINDS, small_model
 
 from transformers_degmix import DeGMixImageProcessorPil
-from transformers_degmix.data.columns import map_columns
+from transformers_degmix.data.mapping import map_columns
 from transformers_degmix.interpretation.attention import (
     describe_affinity,
     describe_sampling,

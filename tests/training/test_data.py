@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.augmentation import Augmentation
 from transformers_degmix.data.collator import DeGMixDataCollator
-from transformers_degmix.data.columns import map_columns
+from transformers_degmix.data.mapping import map_columns
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import (
     MixedDataset,

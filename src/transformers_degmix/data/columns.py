@@ -13,7 +13,6 @@ and is applied row by row when a row is read.
 """
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -22,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Array2D, Array3D, ClassLabel, Dataset, Features, IterableDataset
-from datasets import Image as ImageFeature
+from datasets import Features
 from datasets.utils.file_utils import xopen
 from PIL import ExifTags, Image
 from torch import Tensor
@@ -32,7 +30,6 @@ from transformers.utils import logging
 from ..image_processing_pil_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
 from .collator import read_label
-from .inspection import check_columns, describe_column
 
 
 logger = logging.get_logger(__name__)
@@ -217,6 +214,10 @@ def _numbers(where: str, field: str, value: Any) -> tuple[float, ...]:
         raise ValueError(f"{where} must have a number or a list of them as `{field}`, got {value!r}") from None
 
 
+def describe_column(name: str, column: Column) -> str:
+    return f"column {column.column!r}" + ("" if name == column.column else f" (for {name!r})")
+
+
 class RowReader:
     """Row of a data set -> `{"image": ..., task: ..., "image_id": ...}`.
 
@@ -350,7 +351,7 @@ class RowReader:
             return stored.convert(mode) if mode and isinstance(stored, Image.Image) else stored
         if isinstance(stored, list | np.ndarray):
             # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
-            dtype = getattr(_leaf(feature), "dtype", None)
+            dtype = getattr(leaf_feature(feature), "dtype", None)
             values = np.asarray(stored, dtype=None if dtype in ("binary", "string", "null") else dtype)
             if values.dtype.kind not in "biuf":
                 raise ValueError(f"expected an array of numbers, got one of {values.dtype}")
@@ -493,160 +494,8 @@ def _equals_any(values: np.ndarray, numbers: tuple[float, ...]) -> np.ndarray:
     return found
 
 
-def _leaf(feature: Any) -> Any:
+def leaf_feature(feature: Any) -> Any:
     """What lists hold, however deep."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return feature
-
-
-class MappedDataset(torch.utils.data.Dataset):
-    """A `datasets.Dataset` whose rows are read by a [`RowReader`]; the index is the `image_id` of rows without one.
-
-    Attributes:
-        warnings: what looks wrong about the columns, see [`check_columns`].
-
-    Raises:
-        ValueError: on reading a bad row; the message has its index.
-    """
-
-    def __init__(self, data: Dataset, reader: RowReader, warnings: list[str]):
-        self.data = data
-        self.reader = reader
-        self.warnings = warnings
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            return {"image_id": str(index), **self.reader(self.data[index])}
-        except ValueError as error:
-            raise ValueError(f"sample {index}: {error}") from error
-
-
-def map_columns(
-    data: Dataset | IterableDataset,
-    tasks: dict[str, dict[str, Any]],
-    columns: dict[str, Any] | None = None,
-    shuffle_buffer_size: int = 0,
-    seed: int = 0,
-    may_lack_columns: bool = False,
-    title: str = "",
-) -> MappedDataset | IterableDataset:
-    """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
-
-    Some rows are looked at before. What looks wrong about them is logged; see [`check_columns`].
-
-    Args:
-        data: the data set as it is.
-        tasks: `DeGMixConfig.tasks`.
-        columns: `TrainingArguments.columns`.
-        shuffle_buffer_size: of a stream, among how many samples the next one is drawn; 0 keeps their order.
-        seed: of the draws, together with the epoch (`set_epoch`).
-        may_lack_columns: whether tasks whose column is not there, nor named in `columns`, have no labels; at least one
-            must have its own.
-        title: put before what is logged.
-
-    Raises:
-        ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
-    """
-    reader = RowReader(tasks, columns, data.features)
-    data = select_columns(data, reader, may_lack_columns)
-    warnings = check_columns(data, reader).warnings()
-    if os.environ.get("RANK", "0") == "0":  # of several processes that do the same
-        for warning in warnings:
-            logger.warning(title + warning)
-    if not isinstance(data, IterableDataset):
-        return MappedDataset(data, reader, warnings)
-    if shuffle_buffer_size:
-        # Before rows are read, so that the buffer holds images as files rather than pixels.
-        data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
-    names = [column.column for column in reader.columns.values()]
-    names = [name for name in names if name in (data.column_names or names)]
-    mapped = data.map(reader, remove_columns=names)
-    return mapped.with_format(None)  # the reader's own types rather than NumPy's
-
-
-def select_columns(
-    data: Dataset | IterableDataset, reader: RowReader, may_lack_columns: bool = False
-) -> Dataset | IterableDataset:
-    """The data set with no more than the reader needs: images not decoded yet, arrays as NumPy's.
-
-    See [`map_columns`].
-
-    Raises:
-        ValueError: there is no sample, or a column is missing.
-    """
-    for name, feature in reader.features.items():
-        if isinstance(feature, ImageFeature):
-            data = data.cast_column(name, ImageFeature(decode=False))
-    # A stream may not know its length and columns before it is read.
-    first: Any = next(iter(data.take(1)), None) if isinstance(data, IterableDataset) else len(data) or None
-    if first is None:
-        raise ValueError("the data set has no samples in this split")
-    available = data.column_names or list(first)
-    missing = {name: column.column for name, column in reader.columns.items() if column.column not in available}
-    optional = [name for name in missing if name in reader.tasks and reader.columns[name] == Column(name)]
-    if may_lack_columns and len(optional) == len(missing) < len(reader.tasks):
-        missing = {}
-    if missing:
-        wanted = ", ".join(repr(c) if c == name else f"{c!r} (for {name!r})" for name, c in missing.items())
-        raise ValueError(f"the data set lacks the columns {wanted}; it has {available}{layout_hint(available)}")
-    needed = {column.column for column in reader.columns.values()} | {"image_id"} & set(available)
-    data = data.select_columns([name for name in available if name in needed])
-    # As lists, arrays take an order of magnitude longer.
-    has_arrays = any(isinstance(reader.features.get(name), Array2D | Array3D) for name in needed)
-    return data.with_format("numpy") if has_arrays else data
-
-
-def layout_hint(available: list[str]) -> str:
-    """What to do about a folder in which nothing but images was found, as these are its columns."""
-    if not set(available) <= {"image", "label"}:
-        return ""
-    return (
-        ". Beside the images of each split, metadata.jsonl must say which labels are theirs, in lines such as "
-        '{"file_name": "images/0.jpg", "semseg_file_name": "masks/0.png"}, with paths from where it lies: '
-        "FOLDER/train/metadata.jsonl, FOLDER/train/images/0.jpg, FOLDER/train/masks/0.png, FOLDER/validation/..."
-    )
-
-
-def name_classes(
-    tasks: dict[str, dict[str, Any]], features: Features | None, columns: dict[str, Any] | None = None
-) -> dict[str, dict[str, Any]]:
-    """The tasks with `num_labels` and `id2label` from the data set, where they are not given.
-
-    Class names are those of the `ClassLabel` in the feature `<task>_classes`, `<column>_classes` or the column itself,
-    in lists or not.
-
-    Args:
-        tasks: as `DeGMixConfig` takes them by name; what is wrong with them is left for it to say.
-        features: of the data set.
-        columns: `TrainingArguments.columns`.
-
-    Raises:
-        ValueError: the data set names another number of classes than `num_labels`, and there is no `id2label`.
-    """
-    named = {}
-    for name, task in tasks.items():
-        given = (columns or {}).get(name, name)
-        column = given.get("column", name) if isinstance(given, dict) else given
-        labels = _class_label(features or {}, (f"{name}_classes", f"{column}_classes", column))
-        kind = TASK_KINDS.get(task.get("kind", ""))
-        takes_names = kind is not None and "id2label" in kind.defaults and not task.get("id2label")
-        named[name] = _with_names(name, task, labels.names) if labels and takes_names else task
-    return named
-
-
-def _class_label(features: Features | dict, names: tuple[str, ...]) -> ClassLabel | None:
-    leaves = (_leaf(features.get(name)) for name in names)
-    return next((leaf for leaf in leaves if isinstance(leaf, ClassLabel)), None)
-
-
-def _with_names(name: str, task: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    if task.get("num_labels", len(names)) != len(names):
-        raise ValueError(
-            f"`tasks[{name!r}]['num_labels']` is {task['num_labels']}, but the data set names {len(names)} classes; "
-            "leave it out to use these, or give `id2label`"
-        )
-    return {**task, "num_labels": len(names), "id2label": dict(enumerate(names))}

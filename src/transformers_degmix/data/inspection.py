@@ -3,22 +3,17 @@
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..image_processing_pil_degmix import DOUBT, image_size, to_coded_label, to_pixels
 from ..tasks import IGNORE_INDEX, JPEG_IDS, TASK_KINDS, TWO_LEVELS, Suspicion, format_fields
-
-
-if TYPE_CHECKING:
-    from .columns import Column, MappedDataset, RowReader
+from .columns import RowReader, describe_column
 
 
 # So many samples are looked at together: enough to tell a class that is rare from one that is not there.
@@ -32,7 +27,7 @@ class LabelInspector:
         reader: of the rows that the labels come from.
     """
 
-    def __init__(self, reader: "RowReader"):
+    def __init__(self, reader: RowReader):
         self.reader = reader
         self.waiting: dict[str, dict[int, np.ndarray]] = {name: {} for name in reader.tasks}
         # Task, or "image", and what -> the first suspicion, and the share of the pixels by sample.
@@ -128,11 +123,7 @@ def find_suspicions(labels: list[np.ndarray] | Tensor, task: dict[str, Any]) -> 
     return TASK_KINDS[task["kind"]].find_suspicions(labels, task.get("num_labels") or IGNORE_INDEX)
 
 
-def describe_column(name: str, column: "Column") -> str:
-    return f"column {column.column!r}" + ("" if name == column.column else f" (for {name!r})")
-
-
-def check_columns(data: Dataset | IterableDataset, reader: "RowReader") -> LabelInspector:
+def check_columns(data: Dataset | IterableDataset, reader: RowReader) -> LabelInspector:
     """Looks at some rows before all are read, and draws the conclusions.
 
     Rows that cannot be read are left for later, when all are.
@@ -151,7 +142,7 @@ def check_columns(data: Dataset | IterableDataset, reader: "RowReader") -> Label
 
 
 def inspect_row(
-    row: dict[str, Any], reader: "RowReader"
+    row: dict[str, Any], reader: RowReader
 ) -> tuple[Image.Image | np.ndarray, dict[str, np.ndarray | None], dict[str, np.ndarray | None], list[str]]:
     """The image, the labels that training would take, all that can be read, and why training would stop.
 
@@ -171,28 +162,6 @@ def inspect_row(
                 label = reader.read_label(row, name, size)
                 readable[name] = None if label is None else to_coded_label(label, kind, size)
     return image, good, readable, refused
-
-
-class _Refusals(torch.utils.data.Dataset):
-    """Why training would refuse a row, "" if it would not."""
-
-    def __init__(self, data: "MappedDataset"):
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> str:
-        try:
-            return "; ".join(inspect_row(self.data.data[index], self.data.reader)[-1])
-        except ValueError as error:
-            return str(error)
-
-
-def find_unreadable(data: "MappedDataset", num_workers: int = 0) -> dict[int, str]:
-    """Reads all rows: index -> reason, of those that are unreadable or that training would refuse."""
-    loader = DataLoader(_Refusals(data), batch_size=None, num_workers=num_workers)
-    return {index: reason for index, reason in enumerate(tqdm(loader, "check", leave=False)) if reason}
 
 
 def choose_rows(data: Dataset | IterableDataset, num: int) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.utils.file_utils import xopen
 from pyarrow import parquet
 
-from .columns import MappedDataset, map_columns
+from .mapping import MappedDataset, map_columns
 from .rooms import ROOMS_TASKS, load_rooms
 from .schema import features_for
 

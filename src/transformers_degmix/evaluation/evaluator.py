@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
-from ..data.columns import MappedDataset
+from ..data.mapping import MappedDataset
 from ..hub.onnx import OnnxModel
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil, crop_centred, resized_size
 from ..loss_degmix import count_pixels

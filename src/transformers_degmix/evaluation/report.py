@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..data.columns import MappedDataset
+from ..data.mapping import MappedDataset
 from ..hub.onnx import OnnxModel
 from ..image_processing_pil_degmix import to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction

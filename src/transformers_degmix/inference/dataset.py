@@ -33,7 +33,8 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.columns import RowReader, select_columns
+from ..data.columns import RowReader
+from ..data.mapping import select_columns
 from ..data.schema import (
     encode_confidence,
     encode_maps,

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.columns import MappedDataset
+from ..data.mapping import MappedDataset
 from ..image_processing_pil_degmix import Size, resized_size, to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..visualization.attention import crop_attentions

@@ -11,7 +11,7 @@ from transformers import get_scheduler
 
 from ..configuration_degmix import NYUD_TASKS, DeGMixConfig
 from ..data.benchmarks import BENCHMARKS
-from ..data.columns import name_classes
+from ..data.mapping import name_classes
 from ..data.rooms import ROOMS_TASKS
 from ..hub.shipped import find_model
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil

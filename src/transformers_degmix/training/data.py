@@ -21,8 +21,7 @@ from transformers.utils import logging
 
 from ..data.augmentation import Augmentation
 from ..data.collator import DeGMixDataCollator
-from ..data.columns import MappedDataset
-from ..data.inspection import find_unreadable
+from ..data.mapping import MappedDataset, find_unreadable
 from ..data.splits import DataSplit
 from .arguments import TrainingArguments
 from .sources import Source
