@@ -71,7 +71,15 @@ def format_number(value: float) -> str:
     return np.format_float_positional(np.float32(value), trim="-")
 
 
-@dataclass(frozen=True)
+def _unchanged(maps: Maps, *_) -> Maps:
+    return maps
+
+
+def _is_ignored(label: Maps) -> Maps:
+    return label == IGNORE_INDEX
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskKind:
     """What the maps of one kind of task mean. Maps are `(..., channels, height, width)`.
 
@@ -113,21 +121,21 @@ class TaskKind:
 
     num_logits: int | None
     label_dtype: torch.dtype
-    label_channels: int
+    label_channels: int = 1
     defaults: dict[str, Any]
-    label_padding: float
+    label_padding: float = IGNORE_INDEX
     activation: Callable[[Tensor], Tensor]
     confidence: Callable[[Tensor], Tensor]
     confidence_is_probability: bool
-    decode: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[np.ndarray], np.ndarray] = _unchanged
     image_modes: tuple[str, ...]
     offences: Callable[[np.ndarray, int], np.ndarray]
     expected: str
     largest: float | None
     find_suspicions: Callable[[list[np.ndarray], int], list[Suspicion]]
-    unknown: Callable[[Maps], Maps]
-    flip: Callable[[Maps], Maps]
-    rescale: Callable[[Maps, float], Maps]
+    unknown: Callable[[Maps], Maps] = _is_ignored
+    flip: Callable[[Maps], Maps] = _unchanged
+    rescale: Callable[[Maps, float], Maps] = _unchanged
     colorize: Callable[[Tensor, tuple[float, float]], Tensor]
     value_range: tuple[float, float] | None
     legend: str
@@ -151,10 +159,6 @@ def _get_kind(name: str) -> TaskKind:
     return TASK_KINDS[name]
 
 
-def _unchanged(maps: Maps, *_) -> Maps:
-    return maps
-
-
 def _outside(label: np.ndarray, lowest: float, highest: float) -> np.ndarray:
     return label[((label < lowest) | (label > highest)) & (label != IGNORE_INDEX)]
 
@@ -171,10 +175,6 @@ def _wrong_lengths(normals: np.ndarray, _) -> np.ndarray:
     is_wrong = (np.abs(lengths - 1) > 0.2) & (lengths > 0.01)
     wrong = lengths[is_wrong][(normals[:, is_wrong] != IGNORE_INDEX).all(axis=0)]
     return wrong if len(wrong) > 0.05 * lengths.size else wrong[:0]
-
-
-def _is_ignored(label: Maps) -> Maps:
-    return label == IGNORE_INDEX
 
 
 def _decode_normals(image: np.ndarray) -> np.ndarray:
@@ -470,22 +470,16 @@ TASK_KINDS: dict[str, TaskKind] = {
     "segmentation": TaskKind(
         num_logits=None,
         label_dtype=torch.int64,
-        label_channels=1,
         defaults={"loss_weight": 1.0, "id2label": None, "ignore_empty": False},
-        label_padding=IGNORE_INDEX,
         activation=lambda logits: logits.argmax(dim=1),
         confidence=lambda logits: logits.softmax(dim=1).amax(dim=1),
         confidence_is_probability=True,
-        decode=_unchanged,
         image_modes=_8_BIT,
         mode_hint="classes as colours need `colors` in their column",
         offences=lambda label, num_labels: _outside(label, 0, num_labels - 1),
         expected="class ids from 0 to {highest}, or 255",
         largest=None,
         find_suspicions=_suspicious_ids,
-        unknown=_is_ignored,
-        flip=_unchanged,
-        rescale=_unchanged,
         colorize=_color_labels,
         value_range=(0, 255),
         legend="classes",
@@ -496,22 +490,16 @@ TASK_KINDS: dict[str, TaskKind] = {
     "saliency": TaskKind(
         num_logits=2,
         label_dtype=torch.int64,
-        label_channels=1,
         defaults={"loss_weight": 5.0},
-        label_padding=IGNORE_INDEX,
         activation=lambda logits: logits.softmax(dim=1)[:, 1],
         confidence=lambda logits: logits.softmax(dim=1).amax(dim=1),
         confidence_is_probability=True,
-        decode=_unchanged,
         image_modes=_8_BIT,
         mode_hint="classes as colours need `colors` in their column",
         offences=lambda label, _: _outside(label, 0, 1),
         expected="0, 1 or 255",
         largest=1,
         find_suspicions=lambda labels, _: _suspicious_ids(labels, 2),
-        unknown=_is_ignored,
-        flip=_unchanged,
-        rescale=_unchanged,
         colorize=_color_gray,
         value_range=(0, 1),
         legend="scale",
@@ -522,13 +510,11 @@ TASK_KINDS: dict[str, TaskKind] = {
     "depth": TaskKind(
         num_logits=1,
         label_dtype=torch.float32,
-        label_channels=1,
         defaults={"loss_weight": 1.0, "log_loss": False, "gradient_weight": 0.0},
         label_padding=0.0,
         activation=lambda logits: logits[:, 0].clamp(min=0),
         confidence=_nearness_and_evenness,
         confidence_is_probability=False,
-        decode=_unchanged,
         image_modes=("F",),  # integers would be of an unknown unit
         mode_hint="integers need the `scale` of their column: 0.001 (millimetres), 0.01 (centimetres), 0.00390625 "
         "(1/256, as in KITTI) or 0.0002 (1/5000, as in TUM)",
@@ -537,7 +523,6 @@ TASK_KINDS: dict[str, TaskKind] = {
         largest=float("inf"),
         find_suspicions=_suspicious_depth,
         unknown=lambda depth: (depth == 0) | (depth == IGNORE_INDEX),
-        flip=_unchanged,
         rescale=lambda depth, scale: depth / scale,
         colorize=_color_viridis,
         value_range=None,
@@ -564,7 +549,6 @@ TASK_KINDS: dict[str, TaskKind] = {
         find_suspicions=_suspicious_normals,
         unknown=_is_unknown_normal,
         flip=_mirror_x,
-        rescale=_unchanged,
         colorize=_color_normals,
         value_range=(-1, 1),
         legend="directions",
@@ -575,9 +559,7 @@ TASK_KINDS: dict[str, TaskKind] = {
     "boundary": TaskKind(
         num_logits=1,
         label_dtype=torch.float32,
-        label_channels=1,
         defaults={"loss_weight": 50.0, "pos_weight": 0.95},
-        label_padding=IGNORE_INDEX,
         activation=lambda logits: logits[:, 0].sigmoid(),
         confidence=lambda logits: logits[:, 0].abs().sigmoid(),
         confidence_is_probability=True,
@@ -588,9 +570,6 @@ TASK_KINDS: dict[str, TaskKind] = {
         expected="strengths from 0 to 1, or 255",
         largest=1,
         find_suspicions=_suspicious_strengths,
-        unknown=_is_ignored,
-        flip=_unchanged,
-        rescale=_unchanged,
         colorize=_color_gray,
         value_range=(0, 1),
         legend="scale",
