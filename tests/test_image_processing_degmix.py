@@ -20,7 +20,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import ModelOutput, is_torchvision_available
 
 from transformers_degmix import DeGMixConfig, DeGMixImageProcessor, DeGMixImageProcessorPil
-from transformers_degmix.image_processing_pil_degmix import load_image
+from transformers_degmix.images_degmix import load_image
 from transformers_degmix.tasks import TASK_KINDS
 
 

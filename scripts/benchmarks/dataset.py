@@ -33,7 +33,7 @@ from transformers_degmix.cli.arguments import add_model_argument
 from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.files import write_whole
 from transformers_degmix.hub.model_directory import load_model_directory
-from transformers_degmix.image_processing_pil_degmix import decode_image
+from transformers_degmix.images_degmix import decode_image
 from transformers_degmix.inference.predictor import Predictor
 
 

@@ -8,12 +8,8 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict
 from transformers.utils import is_torchvision_available, logging
 
-from .image_processing_pil_degmix import (
-    DeGMixImageProcessingMixin,
-    DeGMixImageProcessorPil,
-    resize_with_pil,
-    to_pixels,
-)
+from .image_processing_pil_degmix import DeGMixImageProcessingMixin, DeGMixImageProcessorPil, resize_with_pil
+from .images_degmix import to_pixels
 
 
 class DeGMixImageProcessor(DeGMixImageProcessingMixin, TorchvisionBackend):

@@ -12,7 +12,7 @@ from transformers import Pipeline
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import ModelOutput
 
-from .image_processing_pil_degmix import load_image, upright
+from .images_degmix import load_image, upright
 from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
 
 

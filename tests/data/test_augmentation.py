@@ -22,7 +22,7 @@ from transformers_degmix.data.augmentation import (
     turn_hue,
 )
 from transformers_degmix.data.rooms import render_room, sample_room
-from transformers_degmix.image_processing_pil_degmix import decode_label
+from transformers_degmix.images_degmix import decode_label
 from transformers_degmix.tasks import TASK_KINDS
 
 

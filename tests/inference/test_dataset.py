@@ -29,7 +29,7 @@ from small_models import BACKBONES, save_small_model
 from transformers_degmix.data.columns import RowReader
 from transformers_degmix.data.splits import DataSplit
 from transformers_degmix.hub.model_directory import load_model_directory, save_model_directory
-from transformers_degmix.image_processing_pil_degmix import decode_image, decode_label
+from transformers_degmix.images_degmix import decode_image, decode_label
 from transformers_degmix.inference.dataset import Job, predict_dataset, predict_dataset_with_ray
 from transformers_degmix.inference.predictor import Predictor
 from transformers_degmix.tasks import TASK_KINDS

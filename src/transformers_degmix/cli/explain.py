@@ -22,7 +22,7 @@ from transformers.utils import logging
 from .. import DeGMixForMultiTaskDensePrediction
 from ..files import check_writable, whole_directory
 from ..hub.model_directory import load_model_directory
-from ..image_processing_pil_degmix import load_image
+from ..images_degmix import load_image
 from ..inference.predictor import prepare
 from ..interpretation.attention import (
     describe_affinity,

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from ..hub.model_directory import load_model_directory
 from ..hub.onnx import OnnxModel, export_onnx, quantize_onnx
-from ..image_processing_pil_degmix import load_image
+from ..images_degmix import load_image
 from .arguments import add_model_argument
 
 

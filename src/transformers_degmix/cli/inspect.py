@@ -24,7 +24,7 @@ from ..data.columns import RowReader
 from ..data.inspection import check_columns, choose_rows, evenly_spaced, inspect_row, known_values, summarize
 from ..data.mapping import layout_hint, name_classes, select_columns
 from ..data.splits import DataSplit
-from ..image_processing_pil_degmix import decode_label, to_pixels
+from ..images_degmix import decode_label, to_pixels
 from ..tasks import TASK_KINDS, Suspicion, TaskKind
 from ..training.arguments import TrainingArguments
 from ..training.build import complete_tasks, known_tasks

@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from ..files import write_whole
 from ..hub.model_directory import load_model_directory
-from ..image_processing_pil_degmix import load_image, resize_nearest
+from ..images_degmix import load_image, resize_nearest
 from ..inference.predictor import PREDICTION_ERRORS, Predictor, Result, map_ahead
 from ..sliding_windows import DEFAULT_OVERLAP, check_window
 from ..visualization import (

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from ..image_processing_pil_degmix import load_image
+from ..images_degmix import load_image
 
 
 # RuntimeError is for a .zip with a password or an unusual compression.

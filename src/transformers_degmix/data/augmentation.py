@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ..image_processing_pil_degmix import Size, decode_label, nearest
+from ..images_degmix import Size, decode_label, nearest
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 
 

@@ -11,15 +11,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from transformers import BatchFeature
 
-from ..image_processing_pil_degmix import (
-    LabelMap,
-    Size,
-    crop_centred,
-    necessary_channels,
-    resized_size,
-    to_coded_label,
-    to_pixels,
-)
+from ..image_processing_pil_degmix import resized_size
+from ..images_degmix import LabelMap, Size, crop_centred, necessary_channels, to_coded_label, to_pixels
 from ..tasks import IGNORE_INDEX, JPEG_IDS, TASK_KINDS, TaskKind, format_fields, format_number
 from .augmentation import Augmentation
 

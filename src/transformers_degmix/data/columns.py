@@ -27,7 +27,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 from transformers.utils import logging
 
-from ..image_processing_pil_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
+from ..images_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
 from .collator import read_label
 

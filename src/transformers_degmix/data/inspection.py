@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 from torch import Tensor
 
-from ..image_processing_pil_degmix import DOUBT, image_size, to_coded_label, to_pixels
+from ..images_degmix import DOUBT, image_size, to_coded_label, to_pixels
 from ..tasks import IGNORE_INDEX, JPEG_IDS, TASK_KINDS, TWO_LEVELS, Suspicion, format_fields
 from .columns import RowReader, describe_column
 

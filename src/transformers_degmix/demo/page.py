@@ -13,7 +13,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image, ImageDraw
 from transformers.image_processing_base import ImageProcessingMixin
 
-from ..image_processing_pil_degmix import DOUBT, decode_image, to_pixels
+from ..images_degmix import DOUBT, decode_image, to_pixels
 from ..inference.predictor import Result, predict_batch, prepare
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..visualization import draw_overview, draw_prediction

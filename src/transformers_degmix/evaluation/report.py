@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..data.mapping import MappedDataset
 from ..hub.onnx import OnnxModel
-from ..image_processing_pil_degmix import to_pixels
+from ..images_degmix import to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..tasks import TASK_KINDS
 from ..version import __version__

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
-from ..image_processing_pil_degmix import resized_size, to_pixels
+from ..image_processing_pil_degmix import resized_size
+from ..images_degmix import to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
 from ..visualization.attention import crop_attentions

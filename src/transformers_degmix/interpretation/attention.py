@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.mapping import MappedDataset
-from ..image_processing_pil_degmix import Size, resized_size, to_pixels
+from ..image_processing_pil_degmix import resized_size
+from ..images_degmix import Size, to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..visualization.attention import crop_attentions
 

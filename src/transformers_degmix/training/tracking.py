@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
 from ..evaluation.evaluator import Scores, format_main_scores, format_source_table
-from ..image_processing_pil_degmix import to_pixels
+from ..images_degmix import to_pixels
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..visualization import draw_overview, stack_overviews
 from .arguments import TrainingArguments

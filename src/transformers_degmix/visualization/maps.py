@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..image_processing_pil_degmix import resize_nearest
+from ..images_degmix import resize_nearest
 from ..tasks import TASK_KINDS
 from .layout import to_image
 
