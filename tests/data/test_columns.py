@@ -314,9 +314,10 @@ def test_values_that_are_refused(task, column, stored, message):
         read(task, column, stored)
 
 
-def test_bad_rows_are_named():
-    rows = {"image": [IMAGE, None], "depth": [Image.new("F", (3, 2)), Image.new("F", (3, 2))]}
-    features = Features({"image": ImageFeature(), "depth": ImageFeature()})
+@pytest.mark.parametrize("ids", [{}, {"image_id": [None, None]}])
+def test_bad_rows_are_named(ids):
+    rows = {"image": [IMAGE, None], "depth": [Image.new("F", (3, 2)), Image.new("F", (3, 2))], **ids}
+    features = Features({"image": ImageFeature(), "depth": ImageFeature(), **dict.fromkeys(ids, Value("string"))})
     mapped = map_columns(Dataset.from_dict(rows, features=features), {"depth": DEPTH})
     assert mapped[0]["image_id"] == "0"
     with pytest.raises(ValueError, match="sample 1: column 'image': there is no image"):

@@ -359,7 +359,7 @@ def test_warnings_are_logged_once_for_all_processes(monkeypatch):
     rows = {"image": [file(np.zeros((*SIZE, 3), np.uint8))] * 2, "sal": [file(label) for label in LEVELS]}
     data = Dataset.from_dict(rows, features=Features(dict.fromkeys(rows, ImageFeature())))
     said = []
-    monkeypatch.setattr("transformers_degmix.data.columns.logger.warning", said.append)
+    monkeypatch.setattr("transformers_degmix.data.mapping.logger.warning", said.append)
     mapped = map_columns(data, {"sal": SALIENCY})
     assert said == mapped.warnings and len(said) == 1
     monkeypatch.setenv("RANK", "1")

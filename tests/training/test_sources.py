@@ -141,7 +141,7 @@ def test_a_source_that_is_empty_or_not_there(tmp_path, sources):
 
 def test_what_looks_wrong_is_said_of_a_source(tmp_path, sources, monkeypatch):
     said = []
-    for module in ("data.columns", "training.data"):
+    for module in ("data.mapping", "training.data"):
         monkeypatch.setattr(f"transformers_degmix.{module}.logger.warning", said.append)
     images = {"image": [Image.new("RGB", (48, 32))] * 4, "depth": [Image.new("F", (48, 32), 1500.0)] * 3}
     images["depth"].append(Image.new("F", (48, 32), -1.0))

@@ -258,7 +258,8 @@ class RowReader:
             if label is not None and self.columns[task].changes_values:
                 with self._naming(row, task):
                     self._check(label, task, size)  # the collator does not know what was stored
-        return {"image": image, **labels, **({"image_id": str(row["image_id"])} if "image_id" in row else {})}
+        image_id = row.get("image_id")
+        return {"image": image, **labels, **({} if image_id is None else {"image_id": str(image_id)})}
 
     def read_image(self, row: dict[str, Any]) -> Image.Image | np.ndarray:
         """The image of a row.
@@ -370,7 +371,7 @@ class RowReader:
         try:
             yield
         except (TypeError, ValueError) as error:
-            where = f"{str(row['image_id'])!r}, " if "image_id" in row else ""
+            where = "" if row.get("image_id") is None else f"{str(row['image_id'])!r}, "
             raise ValueError(f"{where}{describe_column(name, self.columns[name])}: {error}") from error
 
 
