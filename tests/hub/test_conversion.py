@@ -287,7 +287,6 @@ def one_of_each_kind(keys) -> list[str]:
     return list({re.sub(r"\d+|semseg|depth|normals|edge", "*", key): key for key in keys}.values())
 
 
-@pytest.mark.slow
 def test_each_missing_tensor_is_named(shapes):
     for key in one_of_each_kind(shapes):
         with pytest.raises(ValueError) as error:
@@ -295,7 +294,6 @@ def test_each_missing_tensor_is_named(shapes):
         assert key in str(error.value)
 
 
-@pytest.mark.slow
 def test_each_misshapen_tensor_is_named_with_its_shape(shapes):
     for key in one_of_each_kind(shapes):
         wrong = torch.empty([size + 1 for size in shapes[key].shape] or [2], device="meta")
