@@ -352,11 +352,10 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         """
         asking = [list(self.config.tasks).index(task) for task in self.attentions]
         attentions, columns = list(self.attentions.values()), self.config.attended_columns()
-        questions, columns = [tokens[i] for i in asking], [columns[i] for i in asking]
+        askers, columns = [tokens[i] for i in asking], [columns[i] for i in asking]
         contexts = [answers[attended].movedim(0, -2) for attended in columns]
         weights = [
-            attentions[i].weigh(F.linear(x, *prepared[4 * i : 4 * i + 2]), contexts[i])
-            for i, x in enumerate(questions)
+            attentions[i].weigh(F.linear(x, *prepared[4 * i : 4 * i + 2]), contexts[i]) for i, x in enumerate(askers)
         ]
         # zero for the tasks that a task does not attend to
         spread = torch.eye(len(answers)).to(weights[0])
@@ -365,8 +364,7 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         returned = torch.stack(weights, dim=1).permute(0, 1, 4, 5, 2, 3)
         weights = [x.permute(0, 3, 4, 1, 2)[..., attended] for x, attended in zip(returned.unbind(1), columns)]
         queried = [
-            x + attentions[i](weights[i], contexts[i], *prepared[4 * i + 2 : 4 * i + 4])
-            for i, x in enumerate(questions)
+            x + attentions[i](weights[i], contexts[i], *prepared[4 * i + 2 : 4 * i + 4]) for i, x in enumerate(askers)
         ]
         return returned, *queried
 
