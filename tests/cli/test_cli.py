@@ -15,7 +15,7 @@ from transformers_degmix.training.arguments import RECIPES
 
 def test_every_module_is_a_command_with_help(monkeypatch, capsys):
     modules = {path.stem for path in Path(import_module("transformers_degmix.cli").__file__).parent.glob("*.py")}
-    assert set(COMMANDS) == modules - {"__init__", "arguments"}
+    assert set(COMMANDS) == modules - {"__init__", "arguments", "splits"}
     for command in COMMANDS:
         assert run_command(monkeypatch, command, "--help") == 0
         assert capsys.readouterr().out.startswith(f"usage: degmix {command} ")
@@ -51,6 +51,28 @@ def test_module_and_scripts_are_the_same_command(launch, tmp_path):
     done = subprocess.run([*launch, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert re.fullmatch(rf"error: .*{tmp_path}.*\n", done.stderr)
+
+
+# Commands in the order in which their extras bring more packages; what is imported once stays.
+EXTRAS = """
+import sys
+from importlib import import_module
+
+onnx = {"onnx", "onnxruntime", "onnxscript"}
+demo = {"gradio", "trimesh", "datasets", "skimage", "scipy", "pyarrow"}
+absent = {*onnx, *demo, "accelerate", "evaluate", "matplotlib", "tensorboard", "av", "pillow_heif", "ray", "timm"}
+for commands, extra in ((("predict", "convert", "push"), set()), (("export",), onnx), (("demo",), onnx | demo)):
+    sys.modules |= dict.fromkeys(absent - extra)
+    for name in extra:
+        sys.modules.pop(name, None)
+    for command in commands:
+        import_module(f"transformers_degmix.cli.{command}")
+"""
+
+
+def test_commands_import_no_more_than_their_extras_bring():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", EXTRAS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 INTERRUPTED = """

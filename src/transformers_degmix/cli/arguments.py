@@ -6,11 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.splits import DataSplit
 from ..hub.shipped import DEFAULT_MODEL, SHIPPED_MODELS
 from ..sliding_windows import DEFAULT_OVERLAP
-from ..training.arguments import TrainingArguments, find_recipe, parse_arguments, read_config
-from ..training.sources import Source
 
 
 def add_model_argument(parser: ArgumentParser):
@@ -78,31 +75,3 @@ def check_data_arguments(parser: ArgumentParser, args: Namespace):
         parser.error("--image-size is for rooms")
     if args.num_images is not None and args.num_images < 1:
         parser.error(f"--num-images must be 1 or more, got {args.num_images}")
-
-
-def read_split(args: Namespace) -> DataSplit:
-    """What these options say, with the columns of `config`.
-
-    Raises:
-        ValueError, OSError: `config` is not a recipe, or one of several sources of which the data set is none.
-    """
-    if args.config is None:
-        return DataSplit(args.dataset, args.split, args.num_images, args.image_size)
-    run, source = read_source(args.config, args.dataset, "--streaming", "false")
-    size = args.image_size or run.image_size
-    return DataSplit(source.dataset, args.split, args.num_images, size, source.columns)
-
-
-def read_source(config: Path, dataset: str, *overrides: str) -> tuple[TrainingArguments, Source]:
-    """A run's file, and what it says of a data set: of any, or, if it has several, of the one with this name.
-
-    Raises:
-        ValueError, OSError: it is not a recipe, or has several sources of other names.
-    """
-    several = read_config(find_recipe(str(config))).get("datasets") is not None
-    run = parse_arguments([str(config), *([] if several else ["--dataset", dataset]), *overrides])
-    for source in run.sources:
-        if source.name in (None, dataset):
-            return run, source
-    names = [source.name for source in run.sources]
-    raise ValueError(f"{dataset!r} is none of the sources of {config}: {names}")

@@ -38,14 +38,8 @@ from ..files import check_writable, whole_directory
 from ..hub.model_directory import load_model_directory
 from ..sliding_windows import DEFAULT_OVERLAP
 from ..visualization.geometry import FIELD_OF_VIEW
-from .arguments import (
-    add_data_arguments,
-    add_model_argument,
-    add_window_arguments,
-    allow_pixels,
-    check_data_arguments,
-    read_split,
-)
+from .arguments import add_data_arguments, add_model_argument, add_window_arguments, allow_pixels, check_data_arguments
+from .splits import read_split
 
 
 def parse_args() -> argparse.Namespace:

@@ -31,7 +31,8 @@ from ..interpretation.attention import (
     inspect_images,
 )
 from ..interpretation.pictures import draw_affinity, draw_sampling
-from .arguments import add_data_arguments, add_model_argument, check_data_arguments, read_split
+from .arguments import add_data_arguments, add_model_argument, check_data_arguments
+from .splits import read_split
 
 
 def parse_args() -> argparse.Namespace:

@@ -31,7 +31,7 @@ from ..training.build import complete_tasks, known_tasks
 from ..training.data import describe_split
 from ..training.sources import Source
 from ..visualization import draw_overview, stack_overviews
-from .arguments import read_source
+from .splits import read_source
 
 
 Tasks = dict[str, dict[str, Any]]

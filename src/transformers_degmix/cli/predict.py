@@ -26,7 +26,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -45,14 +44,7 @@ from ..visualization import (
     draw_prediction,
     panel_size,
 )
-from .arguments import (
-    add_data_arguments,
-    add_model_argument,
-    add_window_arguments,
-    allow_pixels,
-    check_data_arguments,
-    read_split,
-)
+from .arguments import add_data_arguments, add_model_argument, add_window_arguments, allow_pixels, check_data_arguments
 
 
 IMAGE_SUFFIXES = {
@@ -280,7 +272,10 @@ def predict_rows(args: argparse.Namespace):
         ValueError, OSError: something that was given cannot be used, or the output cannot be written.
         ModuleNotFoundError: an extra is not installed.
     """
+    import datasets
+
     from ..inference.dataset import Job, predict_dataset, predict_dataset_with_ray
+    from .splits import read_split
 
     split = read_split(args)
     column = {"image": args.image_column} if args.image_column else {}

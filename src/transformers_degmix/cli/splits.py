@@ -1,0 +1,36 @@
+"""The data set that the options of a command name, which needs the extra `train`."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from ..data.splits import DataSplit
+from ..training.arguments import TrainingArguments, find_recipe, parse_arguments, read_config
+from ..training.sources import Source
+
+
+def read_split(args: Namespace) -> DataSplit:
+    """What the options of [`~cli.arguments.add_data_arguments`] say, with the columns of `config`.
+
+    Raises:
+        ValueError, OSError: `config` is not a recipe, or one of several sources of which the data set is none.
+    """
+    if args.config is None:
+        return DataSplit(args.dataset, args.split, args.num_images, args.image_size)
+    run, source = read_source(args.config, args.dataset, "--streaming", "false")
+    size = args.image_size or run.image_size
+    return DataSplit(source.dataset, args.split, args.num_images, size, source.columns)
+
+
+def read_source(config: Path, dataset: str, *overrides: str) -> tuple[TrainingArguments, Source]:
+    """A run's file, and what it says of a data set: of any, or, if it has several, of the one with this name.
+
+    Raises:
+        ValueError, OSError: it is not a recipe, or has several sources of other names.
+    """
+    several = read_config(find_recipe(str(config))).get("datasets") is not None
+    run = parse_arguments([str(config), *([] if several else ["--dataset", dataset]), *overrides])
+    for source in run.sources:
+        if source.name in (None, dataset):
+            return run, source
+    names = [source.name for source in run.sources]
+    raise ValueError(f"{dataset!r} is none of the sources of {config}: {names}")
