@@ -83,8 +83,9 @@ class DataSplit:
     def _load(self) -> Dataset | IterableDataset:
         try:
             data = load_dataset(self.dataset, split=self.name, streaming=self.streaming)
-            may_fail_later = self.streaming and Value("null") in (data.features or {}).values()
-            return self._load_joined() or data if may_fail_later else data
+            if self.streaming and Value("null") in (data.features or {}).values():  # it would fail at a later file
+                return self._load_joined() or data
+            return data
         except DatasetGenerationError:
             if (data := self._load_joined()) is None:
                 raise
