@@ -1,5 +1,6 @@
 """Backbones of every kind: from construction to the prediction of a photo of any size."""
 
+import copy
 import json
 
 import numpy as np
@@ -198,3 +199,17 @@ def test_what_timm_cannot_build_is_refused_in_a_sentence(fields, message):
     with pytest.raises(ValueError, match=message) as error:
         DeGMixModel(small_config(backbone_config=config, size_divisor=size_divisor))
     assert "\n" not in str(error.value)
+
+
+def test_what_one_configuration_needs_is_not_taken_for_what_another_does():
+    divisors = {}
+    for patch_size in (14, 16, 14):
+        config = copy.deepcopy(BACKBONES["dinov2"])
+        config.patch_size, config.image_size = patch_size, 4 * patch_size
+        divisors[patch_size] = small_model(backbone_config=config).config.size_divisor
+    assert divisors == {14: 14, 16: 16}
+    for stages in (2, 4):
+        config = copy.deepcopy(BACKBONES["resnet"])
+        config.out_features = config.stage_names[1 : stages + 1]
+        unread = small_model(backbone_config=config).model.unread_parameters
+        assert bool(unread) == (stages == 2)
