@@ -5,13 +5,17 @@ CONSTRAINTS ?= -c constraints.txt
 EXTRAS ?= train,ray,test,dev
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-oldest test-versions test-vision install-vision lint dist clean
+.PHONY: demo test test-slow test-oldest test-versions test-vision install-vision lint dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python scripts/rooms_demo.py $(DEMO_OPTIONS)
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest -q -n 2 $(PYTEST_OPTIONS)
+	$(VENV)/bin/python -m pytest -q -n 2 -m "not slow" $(PYTEST_OPTIONS)
+
+# trainings that are killed, Ray, launchers, compilation
+test-slow:
+	$(MAKE) test PYTEST_OPTIONS="-m slow"
 
 # the oldest Transformers that is supported
 test-oldest:
