@@ -57,36 +57,63 @@ def test_what_is_pushed_can_be_loaded(run, hub, tmp_path, dataset):
     assert pushed["train"].features["semseg_classes"].feature.names[:2] == ["wall", "floor"]
 
 
-@pytest.mark.parametrize(
-    ("failure", "token", "reason"),
-    [
-        (None, "hf_wrong", "401 Unauthorized.*Invalid username or password"),
-        ((403, "/lfs-objects/"), "hf_right", "Error while uploading 'data/.*403 Forbidden"),
-        ((500, "/commit/"), "hf_right", "500 Internal Server Error"),
-        ((None, "/commit/"), "hf_right", "Server disconnected"),
-    ],
-)
-def test_a_failed_push_keeps_the_data_and_a_retry_pushes_the_whole(run, hub, tmp_path, failure, token, reason):
-    # An earlier push, of more shards.
-    old = {f"data/train-0000{k}-of-00002.parquet": File(b"old", is_lfs=True) for k in range(2)}
-    earlier = hub.repos["datasets", "user/set"] = Repo(private=True)
-    earlier.commit({**old, ".gitattributes": File(b"* text", is_lfs=False)})
-    if failure:
-        status, path = failure
-        hub.fail_next(status, path=path)
-    source, output = write_nyud(tmp_path), tmp_path / "out"
-    process = run(
-        "-m", "transformers_degmix", "prepare", "nyud", source, output, "--push-to-hub", "user/set", HF_TOKEN=token
-    )
+def push_earlier(hub, name: str):
+    """A data set of more shards."""
+    shards = {f"data/train-0000{k}-of-00002.parquet": File(b"old", is_lfs=True) for k in range(2)}
+    hub.repos["datasets", name] = Repo(private=True)
+    hub.repos["datasets", name].commit({**shards, ".gitattributes": File(b"* text", is_lfs=False)})
+
+
+def check_retry(run, hub, output: Path, name: str, error: str, reason: str):
+    """Nothing was pushed. The command that the error names pushes the whole, and nothing earlier is left."""
+    pattern = f"error: {output} is complete but not pushed; `(.*)` tries again: .*{reason}.*"
+    command = re.fullmatch(pattern, error)
+    assert command, error
+    assert "data/train-00001-of-00002.parquet" in hub.files(name) and (output / "README.md").exists()
+    process = run(command[1], shell=True)
+    assert process.returncode == 0, process.stderr
+    shards = [f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation")]
+    assert hub.files(name) == {
+        ".gitattributes": b"* text",
+        **{path: (output / path).read_bytes() for path in ("README.md", *shards)},
+    }
+
+
+def test_without_access_the_data_is_kept_and_a_retry_pushes_the_whole(run, hub, tmp_path):
+    push_earlier(hub, "user/set")
+    output = tmp_path / "out"
+    process = run(*PREPARE, "nyud", write_nyud(tmp_path), output, "--push-to-hub", "user/set", HF_TOKEN="hf_wrong")
     (error,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
     assert process.returncode == 1 and "Traceback" not in process.stderr
-    assert re.fullmatch(f"error: {output} is complete but not pushed; `.*` tries again: .*{reason}.*", error), error
-    assert "data/train-00001-of-00002.parquet" in hub.files("user/set") and (output / "README.md").exists()
+    check_retry(run, hub, output, "user/set", error, "401 Unauthorized.*Invalid username or password")
 
-    again = run(re.search("`(.*)`", error)[1], shell=True)
-    assert again.returncode == 0, again.stderr
-    shards = [f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation")]
-    assert hub.files("user/set") == {
-        ".gitattributes": b"* text",
-        **{name: (output / name).read_bytes() for name in ("README.md", *shards)},
+
+# Prints the errors of several calls.
+PREPARE_EACH = """
+import sys
+from pathlib import Path
+from transformers_degmix.cli import main
+
+source, *outputs = sys.argv[1:]
+for output in outputs:
+    sys.argv = ["degmix", "prepare", "nyud", source, output, "--push-to-hub", f"user/{Path(output).name}"]
+    try:
+        main()
+    except SystemExit as exit:
+        print(exit.code)
+"""
+
+
+def test_failures_of_the_hub_keep_the_data_and_a_retry_pushes_the_whole(run, hub, tmp_path):
+    failures = {
+        "refused": (403, "/lfs-objects/", "Error while uploading 'data/.*403 Forbidden"),
+        "failed": (500, "/failed/commit/", "500 Internal Server Error"),
+        "dropped": (None, "/dropped/commit/", "Server disconnected"),
     }
+    for name, (status, path, _) in failures.items():
+        push_earlier(hub, f"user/{name}")
+        hub.fail_next(status, path=path)
+    process = run("-c", PREPARE_EACH, write_nyud(tmp_path), *(tmp_path / name for name in failures))
+    errors = [line for line in process.stdout.splitlines() if line.startswith("error: ")]
+    for error, (name, (*_, reason)) in zip(errors, failures.items(), strict=True):
+        check_retry(run, hub, tmp_path / name, f"user/{name}", error, reason)
