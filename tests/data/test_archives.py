@@ -141,7 +141,7 @@ def test_find_root(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "lists no images"), ("a\n../b\n", "'../b', which is no file name"), ("a\nb\na\n", "lists 'a' twice")],
+    [("", "lists no images"), ("a\n../b\n", "'../b', which is not a file name"), ("a\nb\na\n", "lists 'a' twice")],
 )
 def test_lists_of_ids(tmp_path, text, message):
     (tmp_path / "ids.txt").write_text("a\r\nb\n\n")

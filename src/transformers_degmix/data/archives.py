@@ -1,4 +1,4 @@
-"""Reading what benchmarks come in: .tar.gz or .zip archives or folders, with images and .mat and .npy files in them.
+"""Reads the archives (.tar.gz, .zip) and folders of benchmarks, and the images, .mat and .npy files in them.
 
 All errors name the file.
 """
@@ -19,14 +19,14 @@ from PIL import Image
 from ..images_degmix import load_image
 
 
-# RuntimeError is for a .zip with a password or an unusual compression.
+# `zipfile` raises RuntimeError for a password or an unusual compression.
 _DAMAGE = (EOFError, RuntimeError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
 def unpack(archives: list[Path], target: Path):
     """Unpacks .tar.gz and .zip archives into one new folder `target`, which appears whole or not at all.
 
-    What an archive holds can neither be written outside `target` nor, as a link, lead there.
+    No member of an archive is written outside `target`, and no link leads out of it.
 
     Raises:
         ValueError: an archive is truncated or damaged, or a member is a device or leads out of the archive.
@@ -55,16 +55,16 @@ def _unpack(archive: Path, target: Path):
     with gzip.open(archive) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as members:
             members.extractall(target, filter="data")
-        # The checksum comes last, after what tar reads.
+        # tar does not read up to the checksum at the end.
         while stream.read(2**20):
             pass
 
 
 def find_root(folder: Path, *entries: str) -> Path:
-    """`folder`, or the one folder up to two levels below, that holds all `entries`.
+    """`folder`, or the only folder up to two levels below it, that holds all `entries`.
 
     Raises:
-        ValueError: there is none, or more than one on the uppermost level where there are any.
+        ValueError: no folder holds them, or several do on the highest level that has any.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is neither a folder nor an archive")
@@ -81,7 +81,7 @@ def read_ids(path: Path) -> list[str]:
     """The image ids in a text file, one per line.
 
     Raises:
-        ValueError: there are none, one occurs twice, or one is no file name.
+        ValueError: the file cannot be read or has no ids, or an id occurs twice or is not a file name.
     """
     try:
         ids = path.read_text(encoding="utf-8").split()
@@ -91,7 +91,7 @@ def read_ids(path: Path) -> list[str]:
         raise ValueError(f"{path} lists no images")
     for image_id in ids:
         if PureWindowsPath(image_id).name != image_id:
-            raise ValueError(f"{path} lists {image_id!r}, which is no file name")
+            raise ValueError(f"{path} lists {image_id!r}, which is not a file name")
     if len(set(ids)) < len(ids):
         twice = next(image_id for image_id in ids if ids.count(image_id) > 1)
         raise ValueError(f"{path} lists {twice!r} twice")
@@ -99,21 +99,21 @@ def read_ids(path: Path) -> list[str]:
 
 
 def read_splits(folder: Path) -> dict[str, list[str]]:
-    """The ids in `train.txt` and `val.txt`, of the splits "train" and "validation"; see [`read_ids`]."""
+    """The image ids of "train", from `train.txt`, and "validation", from `val.txt`; see [`read_ids`]."""
     return {"train": read_ids(folder / "train.txt"), "validation": read_ids(folder / "val.txt")}
 
 
 def check_header(path: Path):
-    """Raises ValueError if a file does not exist or does not begin as one of its kind (.png, .jpg, .npy, .mat, .json).
+    """Raises ValueError if a file is missing or its header is not that of its suffix (.png, .jpg, .npy, .mat, .json).
 
-    It decodes no pixels. A truncated .npy shows too, as its header tells the length.
+    Pixels are not decoded. A truncated .npy is found, because its header tells the length.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     read = {".npy": read_npy, ".mat": scipy.io.whosmat, ".json": read_json}.get(path.suffix, _open_image)
     try:
         read(path)
-    except Exception as error:  # of every type, from PIL's and SciPy's parsers
+    except Exception as error:  # PIL's and SciPy's parsers raise any type
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -126,7 +126,7 @@ def read_image(path: Path, *modes: str) -> np.ndarray:
     """The pixels of an image `(height, width)` or `(height, width, channels)`; palette indices for mode P.
 
     Raises:
-        ValueError: the file is missing or damaged, or the image is of none of these modes of PIL.
+        ValueError: the file is missing or damaged, or the image has none of these PIL modes.
     """
     image = load_image(path)
     if image.mode not in modes:
@@ -135,7 +135,7 @@ def read_image(path: Path, *modes: str) -> np.ndarray:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file of an image that can be decoded whole.
+    """The bytes of an image file, which is decoded once as a check.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -148,7 +148,7 @@ def read_npy(path: Path) -> np.ndarray:
     """The array of a .npy file, mapped into memory.
 
     Raises:
-        ValueError: the file is missing, truncated or no array.
+        ValueError: the file is missing, truncated or not an array.
     """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -157,7 +157,7 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_mat(path: Path, variable: str) -> Any:
-    """A variable of a .mat file. Structs become dictionaries, arrays of structs lists of dictionaries.
+    """A variable of a .mat file. Structs become dictionaries, and arrays of structs become lists of them.
 
     Raises:
         ValueError: the file is missing or damaged, or has no such variable.
@@ -166,12 +166,12 @@ def read_mat(path: Path, variable: str) -> Any:
         return scipy.io.loadmat(path, simplify_cells=True, variable_names=[variable])[variable]
     except KeyError as error:
         raise ValueError(f"{path} has no variable {variable!r}") from error
-    except Exception as error:  # of every type, from SciPy's parser
+    except Exception as error:  # SciPy's parser raises any type
         raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def read_json(path: Path) -> Any:
-    """Raises ValueError if the file is missing or no JSON."""
+    """Raises ValueError if the file is missing or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -1,11 +1,11 @@
 """Augmentation of one image and its label maps together, driven by the table of task kinds.
 
-Random scale, random crop, horizontal flip and photometric distortion, in this order, before normalisation and padding:
-the recipe of the field since ATRC (Bruggemann et al. 2021), and DeGMix's. A label's kind says what becomes of its
-values (`TaskKind.flip`, `TaskKind.rescale`). Pixels that the kind calls unknown become `IGNORE_INDEX`.
+Random scale, random crop, horizontal flip and photometric distortion, in this order, before normalisation and padding.
+This is the recipe of the field since ATRC (Bruggemann et al. 2021), and of DeGMix. The kind of a task says how label
+values change (`TaskKind.flip`, `TaskKind.rescale`). Unknown pixels (`TaskKind.unknown`) become `IGNORE_INDEX`.
 
-Images are float32 arrays `(3, height, width)` in 0..255, label maps arrays `(channels, height, width)` as
-[`to_coded_label`] makes them, which are decoded once they are small.
+Images are float32 arrays `(3, height, width)` in 0..255. Label maps are arrays `(channels, height, width)` from
+[`to_coded_label`]. They are decoded after cropping, when they are small.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from ..images_degmix import Size, decode_label, nearest
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 
 
-# Crops are drawn until no class covers more than this part of the labelled pixels; the last one is taken anyway.
+# Crops are drawn until no class covers more than this share of the labelled pixels, or `NUM_CROPS` times.
 MAX_CLASS_FRACTION = 0.75
 NUM_CROPS = 10
-# Of each of the four photometric adjustments.
+# For each of the four photometric adjustments.
 DISTORTION_PROBABILITY = 0.5
 
 
@@ -29,13 +29,13 @@ class Augmentation:
     """The published augmentation of one sample.
 
     Attributes:
-        size: (height, width) of crops; a scaled image that is smaller stays as it is, for the collator to pad.
-        scale: range of the factor of height and width, drawn uniformly. Depth is divided by it.
-        flip_probability: of mirroring left to right.
-        brightness: largest summand, of 255.
+        size: (height, width) of crops. The collator pads scaled images that are smaller.
+        scale: range of the factor for height and width, drawn uniformly. Depth is divided by the factor.
+        flip_probability: probability of mirroring left to right.
+        brightness: largest change of pixel values, which are in 0..255.
         contrast: range of the factor.
         saturation: range of the factor.
-        hue: largest turn of the colour circle, of 180 as in OpenCV's 8-bit HSV: a unit is 2 degrees.
+        hue: largest change of the hue, in units of 2 degrees, as in OpenCV's 8-bit HSV.
 
     Raises:
         ValueError: a field is out of range; the message names it.
@@ -68,14 +68,14 @@ class Augmentation:
         rng: np.random.Generator,
         size: Size | None = None,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """A sample, changed at random.
+        """Augments a sample.
 
         Args:
             pixels: image `(3, height, width)`, float32 in 0..255.
-            labels: task -> map `(channels, height, width)`, uint8 or else `TaskKind.array_dtype`.
-            kinds: task -> kind. The first segmentation task decides on crops.
-            rng: where all draws come from.
-            size: (height, width) of the image at scale 1, by default its own.
+            labels: task -> map `(channels, height, width)`, uint8 or `TaskKind.array_dtype`.
+            kinds: task -> kind. The classes of the first segmentation task decide which crop is taken.
+            rng: source of all draws.
+            size: (height, width) of the image at scale 1; by default the size of `pixels`.
 
         Returns:
             Image and decoded labels of one common size, at most `self.size`.
@@ -94,10 +94,10 @@ class Augmentation:
         return (pixels[..., ::-1] if is_flipped else pixels), labels
 
     def distort(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Photometric distortion of SSD (Liu et al. 2016): brightness, contrast, saturation and hue, each by chance.
+        """Photometric distortion of SSD (Liu et al. 2016): random brightness, contrast, saturation and hue.
 
-        Contrast comes before saturation and hue or after them, as likely. Each step clips to 0..255 as 8-bit images
-        are, but does not round.
+        Contrast comes before or after saturation and hue with equal probability. Values stay in 0..255 after each
+        step, but are not rounded.
         """
         brightness = (adjust_brightness, rng.uniform(-self.brightness, self.brightness))
         contrast = (adjust_contrast, rng.uniform(*self.contrast))
@@ -114,11 +114,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of an image that is resized: only what is seen is computed, to the same values.
+    """A rectangle of a resized image, computed without the rest, but with the same values.
 
     Attributes:
         scaled_size: (height, width) of the whole image after resizing.
-        corner: (row, column) at which the rectangle starts there.
+        corner: (row, column) of the rectangle's top left pixel in the resized image.
         size: (height, width) of the rectangle.
     """
 
@@ -130,7 +130,7 @@ class Window:
         """`(channels, height, width)` -> `(channels, *size)`, bilinear with antialiasing, as the processor resizes."""
         (top, left), (height, width) = self.corner, self.size
         vertical, horizontal = pixels.shape[-2:]
-        # PIL's filter looks beyond the box, so that the crop's border is that of the whole image resized.
+        # PIL's filter also reads pixels outside the box, so the border is the same as in the whole resized image.
         box = (
             left * horizontal / self.scaled_size[1],
             top * vertical / self.scaled_size[0],
@@ -143,7 +143,7 @@ class Window:
         )
 
     def of_label(self, label: np.ndarray) -> np.ndarray:
-        """`(channels, height, width)` -> `(channels, *size)`, a copy; nearest: no value that was not there before."""
+        """`(channels, height, width)` -> `(channels, *size)`, a copy, from the nearest pixels: no new values."""
         rows, columns = (
             nearest(own, scaled)[start : start + length]
             for own, scaled, start, length in zip(label.shape[-2:], self.scaled_size, self.corner, self.size)
@@ -152,13 +152,13 @@ class Window:
 
 
 def draw_window(scaled_size: Size, size: Size, classes: np.ndarray | None, rng: np.random.Generator) -> Window:
-    """A window at random, of `size` or as much of it as `scaled_size` has, that shows not nearly one class only.
+    """A random window in which no class covers more than `MAX_CLASS_FRACTION`; the last draw is taken anyway.
 
     Args:
-        scaled_size: of the whole image.
-        size: of the window.
+        scaled_size: (height, width) of the whole image after resizing.
+        size: (height, width) of the window, which is cut to `scaled_size`.
         classes: class ids `(1, height, width)` of the image before resizing, if there are any.
-        rng: where the corners come from.
+        rng: source of the corners.
     """
     size = min(scaled_size[0], size[0]), min(scaled_size[1], size[1])
     for _ in range(NUM_CROPS):
@@ -170,19 +170,19 @@ def draw_window(scaled_size: Size, size: Size, classes: np.ndarray | None, rng: 
 
 
 def largest_class_fraction(classes: np.ndarray) -> float:
-    """Part of the labelled pixels that the most frequent class covers; 0 if no pixel is labelled."""
+    """Share of the labelled pixels that the most frequent class covers; 0 if no pixel is labelled."""
     counts = np.bincount(classes.ravel(), minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
     return counts.max() / max(counts.sum(), 1)
 
 
 def transform_label(label: np.ndarray, kind: TaskKind, window: Window, scale: float, is_flipped: bool) -> np.ndarray:
-    """Map `(channels, height, width)` -> its window, with the values that an image so scaled and mirrored has."""
+    """Map `(channels, height, width)` -> its window, decoded, with the values of the scaled and mirrored image."""
     label = decode_label(window.of_label(label), kind)
     unknown = kind.unknown(label)
     label = kind.rescale(label, scale)
     if is_flipped:
         label = kind.flip(label)
-    np.copyto(label, IGNORE_INDEX, where=unknown)  # into the window's own copy
+    np.copyto(label, IGNORE_INDEX, where=unknown)  # in place: `of_label` makes a copy
     return label[..., ::-1] if is_flipped else label
 
 
@@ -197,8 +197,8 @@ def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
 def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
     """Multiplies HSV's saturation, at most to 1, and keeps hue and value.
 
-    The value is max(R, G, B), and saturation times value is how far the least channel lies below it; so all channels
-    move away from the value by one factor.
+    The value is max(R, G, B), and saturation times value is its distance from min(R, G, B). The distances of all
+    channels from the value are therefore multiplied by one factor.
     """
     value = pixels.max(axis=0)
     chroma = value - pixels.min(axis=0)
@@ -208,11 +208,11 @@ def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def turn_hue(pixels: np.ndarray, amount: float) -> np.ndarray:
-    """Adds to HSV's hue (180 is the full circle), and keeps saturation and value."""
+    """Adds to HSV's hue (180 is the full circle) and keeps saturation and value."""
     red, green, blue = pixels
     value, least = pixels.max(axis=0), pixels.min(axis=0)
     chroma = value - least
-    # The hue from cyan: green is at 1, red at 3 and -3, blue at -1. Where the chroma is 0, any hue will do.
+    # The hue from cyan: green is at 1, red at 3 and -3, blue at -1. Any hue is right where the chroma is 0.
     hue = red - green
     hue -= blue
     hue += least
@@ -220,7 +220,7 @@ def turn_hue(pixels: np.ndarray, amount: float) -> np.ndarray:
     hue += 2
     np.copysign(hue, green - blue, out=hue)
     hue -= np.float32(amount / 30)
-    hue -= 6 * np.rint(hue / 6)  # as `hue % 6`, which is slow
+    hue -= 6 * np.rint(hue / 6)  # `hue % 6` is slow
     # How much of the chroma each channel lacks: none within 1 of its own hue, all of it from 2 on.
     lacks = np.stack([2 - np.abs(hue), np.abs(hue - 1) - 1, np.abs(hue + 1) - 1])
     lacks.clip(0, 1, out=lacks)

@@ -26,8 +26,8 @@ CITYSCAPES_CLASSES = (
 
 CITYSCAPES_CATEGORIES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 
-# The task names of this field, with the fields of `DeGMixConfig.tasks` that are the same on every data set and not the
-# default of their kind.
+# The usual task names, with their kind and the fields of `DeGMixConfig.tasks` that are the same on every data set and
+# differ from the kind's defaults.
 TASKS: dict[str, dict[str, Any]] = {
     "semseg": {"kind": "segmentation"},
     "human_parts": {"kind": "segmentation", "loss_weight": 2.0, "ignore_empty": True},
@@ -46,8 +46,8 @@ class Benchmark:
         tasks: names of the tasks in the order of the released models.
         input_size: (height, width) in pixels of training crops and of padded test images.
         classes: names of the classes of each segmentation task, one tuple per label set in use, the usual one first.
-        edge_pos_weight: weight of boundary pixels in the loss; `None` without that task.
-        edge_tolerance: `tolerance` of [`~transformers_degmix.evaluation.BoundaryMetric`]; `None` without that task.
+        edge_pos_weight: weight of boundary pixels in the loss; `None` without `edge`.
+        edge_tolerance: `tolerance` of [`~transformers_degmix.evaluation.BoundaryMetric`]; `None` without `edge`.
     """
 
     tasks: tuple[str, ...]
@@ -57,7 +57,7 @@ class Benchmark:
     edge_tolerance: float | None = None
 
     def task_fields(self) -> dict[str, dict[str, Any]]:
-        """Its tasks as `DeGMixConfig.tasks` takes them, without their classes, which its data tells."""
+        """The tasks for `DeGMixConfig.tasks`, without classes, which come from the data."""
         tasks = {name: dict(TASKS[name]) for name in self.tasks}
         if "edge" in tasks:
             tasks["edge"]["pos_weight"] = self.edge_pos_weight
@@ -79,7 +79,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         edge_pos_weight=0.95,
         edge_tolerance=0.0075,
     ),
-    # Half the size of its images: the authors give no size.
+    # Half the size of the images: the authors give no input size.
     "cityscapes": Benchmark(
         tasks=("semseg", "depth"),
         input_size=(512, 1024),
