@@ -22,32 +22,32 @@ _FILES = {
     "camera": ("camera", "_camera.json"),
 }
 
-# The archives that its page offers; each holds one of the folders.
+# The archives on the page of Cityscapes. Each holds one of the folders.
 PACKAGES = tuple(f"{folder}_trainvaltest.zip" for folder, _ in _FILES.values())
 
-# The ids of the 19 training classes, in their order, among 0..33 in the label files; and the category of each class.
-# The other ids (parking, tunnel, caravan, ...) belong to categories too, but the benchmark scores them in neither.
+# The ids (0..33 in the label files) of the 19 training classes, in the order of the classes, and their categories.
+# The benchmark scores the other ids (parking, tunnel, caravan, ...) neither as classes nor in their categories.
 TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CATEGORY_OF_CLASS = (0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 5, 6, 6, 6, 6, 6, 6)
 NUM_IDS = 34
 
 
 class Cityscapes:
-    """A [`Source`](schema.py) with the tasks `semseg` and, where there are cameras, `depth`; else `disparity`.
+    """A [`Source`](schema.py) with the tasks `semseg` and `depth`, or `disparity` if there are no camera files.
 
     Args:
-        folder: the unpacked archive.
+        folder: the unpacked archives.
         num_classes: 19 classes or 7 categories.
 
     Raises:
-        ValueError: the folder has another layout, or a split is empty.
+        ValueError: the folder has another layout, a split is empty, or `num_classes` is another number.
     """
 
     title = "Cityscapes"
     terms = (
-        "Images, labels and disparity are from Cityscapes (Cordts et al., CVPR 2016), which its licence agreement "
-        "offers for non-commercial purposes (research, teaching, publications, personal experiments) to whoever has "
-        "registered on its page, and which may not be passed on."
+        "Images, labels and disparity are from Cityscapes (Cordts et al., CVPR 2016). Its licence agreement offers "
+        "them for non-commercial purposes (research, teaching, publications, personal experiments) to people who have "
+        "registered on its page. They must not be passed on."
     )
 
     def __init__(self, folder: Path, num_classes: int = 19):
@@ -62,13 +62,13 @@ class Cityscapes:
         else:
             self.tasks["disparity"] = {"kind": "depth"}
             self.columns["disparity"] = (
-                "pixels, not metres, as there is no camera; 0 is unknown. It can be trained on as a task of kind "
-                "`depth`, without augmentation of scale, which divides what it should multiply"
+                "pixels, not metres, because there is no camera; 0 is unknown. It can be trained as a task of kind "
+                "`depth` without augmentation of scale, which would divide disparity instead of multiplying it"
             )
         self.ids = {split: self._find_ids(split) for split in _SPLITS}
 
     def _find_ids(self, split: str) -> list[str]:
-        # All folders, so that an image that lacks one of its files is found whichever it is.
+        # All folders, so that an image is found whichever of its files is missing.
         ids = {
             path.name.removesuffix(ending)
             for folder, ending in (_FILES[kind] for kind in self.kinds)
@@ -100,7 +100,7 @@ class Cityscapes:
 
 
 def decode_disparity(values: np.ndarray) -> np.ndarray:
-    """16-bit values p -> float64 disparity (p - 1) / 256 in pixels; 0, which is infinitely far, also for p = 0."""
+    """16-bit values p -> float64 disparity (p - 1) / 256 in pixels; 0 (infinitely far) for p = 0 too."""
     return np.maximum(values.astype(np.float64) - 1, 0) / 256
 
 

@@ -1,8 +1,8 @@
-"""NYUD-v2 from the archive that multi-task learning shares: 795 training and 654 test images of 425 x 560 pixels.
+"""NYUD-v2 from the archive that is used in multi-task learning: 795 training and 654 test images of 425 x 560 pixels.
 
 NYUDv2/{images,segmentation,edge,normals}/ID.png  depth/ID.npy  gt_sets/{train,val}.txt
 
-An older archive has images/ID.jpg, and edge/ID.npy and normals/ID.npy: strengths from 0 to 1 and vectors.
+An older archive has images/ID.jpg, edge/ID.npy (strengths from 0 to 1) and normals/ID.npy (vectors).
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ class NYUD:
     terms = (
         "Images and depth come from NYU Depth V2 (Silberman, Hoiem, Kohli and Fergus, ECCV 2012), the 40 classes from "
         "Gupta et al. (CVPR 2013), in the split and files that multi-task learning uses. No licence of NYU Depth V2 "
-        "is known here: ask its authors before any other use than research, or before passing it on."
+        "is known here: ask its authors before any use other than research, or before passing it on."
     )
     columns = {
         "semseg": "40 classes; unlabelled pixels are 255",
@@ -60,7 +60,7 @@ class NYUD:
     def read(self, split: str, image_id: str) -> tuple[bytes, dict[str, np.ndarray]]:
         files = self.files(split, image_id)
         return read_bytes(files["image"]), {
-            # 0 is unlabelled, and in 8 bits 0 - 1 is 255.
+            # 0 is unlabelled; in 8 bits, 0 - 1 is 255.
             "semseg": read_image(files["semseg"], "L", "P") - np.uint8(1),
             "depth": read_npy(files["depth"]),
             "normals": _read_normals(files["normals"]),
@@ -83,7 +83,7 @@ def _read_edge(path: Path) -> np.ndarray:
 
 
 def _read_values(path: Path, lowest: int) -> np.ndarray:
-    """Numbers from `lowest` to 1, up to rounding: others have no code in 8 bits."""
+    """Numbers from `lowest` to 1, up to rounding. Others cannot be coded in 8 bits."""
     values = read_npy(path).astype(np.float32)
     if not ((values > lowest - 1e-3) & (values < 1 + 1e-3)).all():
         raise ValueError(f"{path.name}: expected values from {lowest} to 1, got {values.min()} to {values.max()}")

@@ -23,8 +23,8 @@ _FILES = {
     "normals": "normals_distill/{}.png",
 }
 
-# The 24 parts of a person in PASCAL-Part, as names in `HUMAN_PARTS`: of two sides (l, r) one, a limb with its hand or
-# foot, the face with the head, and the neck with the torso.
+# The 24 parts of a person in PASCAL-Part, merged to the names in `HUMAN_PARTS`: left and right (l, r), a limb with its
+# hand or foot, the head with the face, and the torso with the neck.
 MERGED_PARTS = {
     "head": "head hair nose mouth leye reye lear rear lebrow rebrow",
     "torso": "torso neck",
@@ -37,11 +37,11 @@ _PART_IDS = {part: HUMAN_PARTS.index(name) for name, parts in MERGED_PARTS.items
 
 NUM_LABELS = 459
 
-# The normals are the predictions of a network trained on NYUD-v2, and mean something only on what that has seen. These
-# are the labels of PASCAL-Context's 459 whose names occur, letter by letter, among the 894 names of objects in the raw
-# annotations of NYU Depth V2 (its 40 classes are made of them); and "tvmonitor", which is called "television" there.
-# So "fridge" ("refridgerator" in NYU), "ground" and "cloth" are not among them, but "car" and "pig", toys in NYU, are:
-# the published numbers were measured with this choice (Maninis et al., CVPR 2019).
+# The normals were predicted by a network trained on NYUD-v2, and are meaningful only on objects that it has seen. Of
+# the 459 labels of PASCAL-Context, these are spelt exactly like one of the 894 object names in the raw annotations of
+# NYU Depth V2 (from which its 40 classes are made); only "tvmonitor" is called "television" there. "fridge"
+# ("refridgerator" in NYU), "ground" and "cloth" are therefore missing. "car" and "pig" (toys in NYU) are included. The
+# published numbers were measured with this choice (Maninis et al., CVPR 2019).
 # fmt: off
 LABELS_IN_NYU = {
     3: "air conditioner", 4: "antenna", 6: "ashtray", 9: "bag", 10: "ball", 11: "balloon", 13: "barrel", 15: "basket",
@@ -88,7 +88,7 @@ class PASCALContext:
         "flickr's terms of use. Labels come from PASCAL-Context (Mottaghi et al., CVPR 2014), PASCAL-Part (Chen et "
         "al., CVPR 2014) and PASCAL VOC 2012; saliency and normals were distilled from networks by Maninis et al. "
         "(CVPR 2019, ASTMT), whose code is under CC BY-NC 4.0. See the pages of these projects for their terms before "
-        "any other use than research, or before passing it on."
+        "any use other than research, or before passing it on."
     )
     columns = {
         "semseg": "21 classes of PASCAL VOC, from VOC 2012 where it has the image, else from PASCAL-Context",
@@ -96,8 +96,8 @@ class PASCALContext:
         + "; ".join(f"{name} = {parts.replace(' ', ', ')}" for name, parts in MERGED_PARTS.items())
         + ". An image without people is background everywhere",
         "sal": "distilled; 1 where the source's value is above one half",
-        "normals": "distilled, values of the source's files: n = 2 * value / 255 - 1; (0, 0, 0), unknown, where the "
-        "pixel's PASCAL-Context label is no class of NYU Depth V2",
+        "normals": "distilled, values of the source's files: n = 2 * value / 255 - 1; (0, 0, 0) is unknown, where the "
+        "pixel's PASCAL-Context label is not a class of NYU Depth V2",
         "edge": "0 or 255: where the Laplacian of the map of 459 labels is not 0, thinned",
     }
 
@@ -131,9 +131,9 @@ class PASCALContext:
 
 
 def read_parts(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The parts of all people in a file of PASCAL-Part, as uint8 ids in `HUMAN_PARTS`; where two overlap, the later.
+    """The parts of all people in a file of PASCAL-Part, as uint8 ids in `HUMAN_PARTS`; later parts cover earlier ones.
 
-    The file's `anno.objects` are structs with `class` and `parts`, and those with `part_name` and `mask`.
+    The file's `anno.objects` are structs with `class` and `parts`, and parts are structs with `part_name` and `mask`.
 
     Args:
         path: the .mat file.
@@ -157,11 +157,11 @@ def read_parts(path: Path, size: tuple[int, int]) -> np.ndarray:
 def label_boundaries(labels: np.ndarray) -> np.ndarray:
     """255 where the Laplacian of a map of labels `(height, width)` is not 0, thinned to one pixel, and 0 elsewhere.
 
-    The Laplacian is the difference from the four neighbours, mirrored at the rim of the image.
+    The Laplacian is the difference from the four neighbours; the image is mirrored at its border.
     """
     return 255 * thin(laplace(labels.astype(np.float64), mode="mirror") != 0).astype(np.uint8)
 
 
 def _check_size(values: np.ndarray, path: Path, size: tuple[int, int]):
     if values.shape != size:
-        raise ValueError(f"{path}: expected the shape {size}, as other labels of the image, got {values.shape}")
+        raise ValueError(f"{path}: expected the shape {size} of the image's other labels, got {values.shape}")
