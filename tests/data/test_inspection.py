@@ -92,7 +92,7 @@ def test_binary_masks(task, column, labels, expected):
 def test_conclusions_that_a_later_row_contradicts_are_refused():
     labels = [*LEVELS * 40]
     labels[1] = IGNORED  # not among the 16 that are looked at
-    with pytest.raises(ValueError, match="0 or 255 alone.*got 1.*`columns`.*`ignore: 255`"):
+    with pytest.raises(ValueError, match="only 0 or 255.*got 1.*`columns`.*`ignore: 255`"):
         make(labels, BINARY)
 
 

@@ -18,23 +18,23 @@ from .augmentation import Augmentation
 
 
 class DeGMixDataCollator:
-    """Turns rows, `image` and one column per task, into `pixel_values` and `labels`.
+    """Turns rows (`image` and one column per task) into `pixel_values` and `labels`.
 
-    Without augmentation the processor does it all. With it, what the processor would resize an image to is scale 1,
-    and images and labels are padded to the crops' size.
+    Without augmentation the processor does everything. With augmentation, scale 1 is the size to which the processor
+    would resize an image, and images and labels are padded to the size of the crops.
 
-    All that is random about a sample comes from the seed, the epoch, a checksum of its image and the number
-    `repetition` in its row, 0 by default, which tells apart an image that comes several times in an epoch: batches do
-    not depend on the number of workers or processes, nor on what was drawn before. Call [`set_epoch`] before each
-    epoch, as for a `DistributedSampler`; otherwise all epochs are augmented alike.
+    The augmentation of a sample depends only on the seed, the epoch, a checksum of the image, and `repetition` in the
+    row (0 by default), which differs if an image comes several times in an epoch. The number of workers or processes
+    and earlier draws make no difference. Call [`set_epoch`] before each epoch, as for a `DistributedSampler`;
+    otherwise all epochs are augmented alike.
 
     Args:
-        processor: a `DeGMixImageProcessor`; its `tasks` are the columns that are read. A row without a column, or with
-            `None` in it, is ignored by that task.
-        augmentation: what to do at random, by default nothing.
+        processor: a `DeGMixImageProcessor`; its `tasks` are the columns that are read. A task ignores rows that lack
+            its column or have `None` in it.
+        augmentation: random changes; by default none.
         seed: of the augmentation, 0 or more.
-        tasks: `DeGMixConfig.tasks`, or some of them if only their labels are to be read. `num_labels` and
-            `ignore_empty` are used; without tasks, class ids up to 254 will do, and no image is ignored.
+        tasks: `DeGMixConfig.tasks`, or those whose labels are read. `num_labels` and `ignore_empty` are used. By
+            default, class ids up to 254 are accepted and no image is ignored.
 
     Raises:
         ValueError: on a call, if an image or a label cannot be used; the message names the row and the task.
@@ -52,7 +52,7 @@ class DeGMixDataCollator:
         self.seed = seed
         self.kinds = {name: kind for name, kind in processor.tasks.items() if tasks is None or name in tasks}
         self.tasks = tasks or {name: {} for name in self.kinds}
-        # Workers that live on from one epoch to the next have their own copy of all but shared memory.
+        # Shared memory, because workers that live for several epochs have their own copy of everything else.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
@@ -63,12 +63,12 @@ class DeGMixDataCollator:
         """A batch of rows.
 
         Args:
-            rows: `image` and a label per task, or, if that was done before, `pixel_values` and `labels` of one size.
+            rows: `image` and a label per task, or finished `pixel_values` and `labels`, all of one size.
 
         Returns:
-            `pixel_values` `(batch, 3, height, width)`, float32, and `labels`, for each task that is read
-            `(batch, height, width)`, for normals `(batch, 3, height, width)`, of dtype `TaskKind.label_dtype`; 255 on
-            pixels that are padding or unknown, and in samples without this label.
+            `pixel_values`, float32 `(batch, 3, height, width)`, and `labels`: for each task that is read
+            `(batch, height, width)`, or `(batch, 3, height, width)` for normals, of dtype `TaskKind.label_dtype`.
+            Padding, unknown pixels, and samples without the label are 255.
         """
         if "pixel_values" in rows[0]:
             return BatchFeature(default_collate(list(rows)))
@@ -83,7 +83,7 @@ class DeGMixDataCollator:
         return batch
 
     def _read(self, row: dict[str, Any], name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """A row -> its image `(3, height, width)`, and for each task a map `(channels, height, width)`."""
+        """A row -> its image `(3, height, width)`, and task -> map `(channels, height, width)`."""
         try:
             pixels = to_pixels(row["image"], self.processor.do_convert_rgb)
         except (TypeError, ValueError) as error:
@@ -118,7 +118,7 @@ class DeGMixDataCollator:
             pad_size={"height": height, "width": width},
             return_tensors="pt",
         )
-        # The processor would read, check and resize labels once more, which takes as long as all of the augmentation.
+        # The processor would read, check and resize labels again, which takes as long as the whole augmentation.
         batch["labels"] = {
             task: _pad_labels([labels[task] for _, labels in samples], TASK_KINDS[kind], (height, width))
             for task, kind in self.kinds.items()
@@ -142,7 +142,7 @@ def read_label(
     num_labels: int | None = None,
     describe: Callable[[dict[str, Any]], str] = format_fields,
 ) -> np.ndarray:
-    """Label of an image of `size` as stored in data sets -> `(channels, height, width)`, checked but not decoded.
+    """Label map as stored in data sets -> array `(channels, height, width)`, checked but not decoded.
 
     See [`to_coded_label`].
 
@@ -150,11 +150,11 @@ def read_label(
         label: a map, or `None` for one that is ignored everywhere.
         kind: of the task.
         size: (height, width) of the image.
-        num_labels: number of classes; any that 8 bits hold if not given.
-        describe: the setting of a [`~tasks.Suspicion`] -> what the column must have in `columns` with it.
+        num_labels: number of classes; by default, ids up to 254 are accepted.
+        describe: the setting of a [`~tasks.Suspicion`] -> what to write into `columns`.
 
     Raises:
-        ValueError: the map has another size, or a mode or values that this kind does not have.
+        ValueError: the map has another size, or its mode or values are not allowed for this kind.
     """
     task_kind = TASK_KINDS[kind]
     if label is None:
@@ -162,7 +162,7 @@ def read_label(
     are_ids, is_jpeg = not task_kind.label_dtype.is_floating_point, getattr(label, "format", None) == "JPEG"
     if isinstance(label, Image.Image):
         label = necessary_channels(label, task_kind)
-        # Ids in more bits mean the same.
+        # Class ids mean the same in more bits.
         is_known = label.mode in task_kind.image_modes or (are_ids and (label.mode == "F" or label.mode[0] == "I"))
         if not is_known:
             hint = "alpha must be opaque" if label.mode in ("LA", "RGBA") else task_kind.mode_hint
@@ -177,14 +177,14 @@ def read_label(
         if is_jpeg and are_ids and (task_kind.num_logits or num_labels) > 2:
             raise ValueError(f"{message} ({JPEG_IDS.what}: {JPEG_IDS.detail})")
         for suspicion in task_kind.find_suspicions([label], num_labels)[:1]:
-            mended = f"; `{describe(suspicion.setting)}` in `columns` mends it" if suspicion.setting else ""
+            mended = f"; `{describe(suspicion.setting)}` in `columns` fixes it" if suspicion.setting else ""
             message += f" ({suspicion.what}, {suspicion.detail}, in {suspicion.shares[0]:.1%} of the pixels{mended})"
         raise ValueError(message)
     return label
 
 
 def _pad_labels(labels: list[np.ndarray], kind: TaskKind, size: Size) -> Tensor:
-    """Maps `(channels, height, width)` -> one batch of `size`, 255 around them."""
+    """Maps `(channels, height, width)` -> one batch of `size`, padded with 255."""
     batch = np.full((len(labels), kind.label_channels, *size), IGNORE_INDEX, kind.array_dtype)
     for index, label in enumerate(labels):
         crop_centred(batch[index], label.shape[-2:])[...] = label

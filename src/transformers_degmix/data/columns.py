@@ -1,15 +1,15 @@
-"""Data sets as they are -> the rows that training reads: an image, and a label map per task or `None`.
+"""Reads rows of any data set for training: an image, and a label map or `None` per task.
 
-The mapping is data (`TrainingArguments.columns`), for example
+The mapping is given as data (`TrainingArguments.columns`), for example
 
     image: {scale: 255}                             # floats in 0..1
     semseg: {column: segmentation, ignore: -1}      # -1 marks pixels without a class
     depth: {scale: 0.001, invalid: 0}               # 16-bit PNG in millimetres, 0 where nothing was measured
     normals: {channel_order: [2, 1, 0]}             # stored as z, y, x
-    parts: {classes: {7: 0, 8: 1}, resize: true}    # ids of which two are classes, in a map of another size
+    parts: {classes: {7: 0, 8: 1}, resize: true}    # only ids 7 and 8 are classes; the map has another size
     things: {colors: [[0, 0, 0], [128, 64, 128]]}   # classes 0 and 1 as colours
 
-and is applied row by row when a row is read.
+and is applied to each row when it is read.
 """
 
 import math
@@ -35,32 +35,32 @@ from .collator import read_label
 logger = logging.get_logger(__name__)
 
 _NOT_NUMBERS = ("colors", "classes", "resize", "ignore_orientation")
-# Fields that nobody gives
+# Fields that users cannot give
 _CONCLUDED = {"rounds", "expected"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """Where the maps of one task, or the images, are, and what the values stored there mean.
+    """The column of a task's maps, or of the images, and the meaning of its values.
 
     Attributes:
         column: name of the column.
         ignore: stored values, usually class ids, of pixels without a label.
-        invalid: the same, usually measurements. Both become the unknown label of the task's kind, which is 0 for
-            depth, the zero vector for normals and 255 else; a pixel of three channels must have the value in all.
-        scale, offset: what is stored times `scale` plus `offset` is meant, after the decoding of 8-bit maps that
-            [`to_label`] does; one number, or one per channel. Class ids are rounded. What is stored as the unknown
-            label stays it; but 255 is a value where a `scale` makes one that a label may have of it.
+        invalid: the same, usually for measurements. Both become the unknown label of the task's kind: 0 for depth, the
+            zero vector for normals, otherwise 255. A pixel of normals must have the value in all three channels.
+        scale, offset: the value is the stored one (decoded by [`to_label`] in 8-bit maps) times `scale` plus `offset`;
+            one number, or one per channel. Class ids are rounded. A stored unknown label stays unknown. An exception
+            is 255, which is a value if decoding or `scale` turns it into one that a label can have.
         channel_order: for each of the three channels, its position among the stored ones; `(2, 1, 0)` reads BGR.
-            Whether channels come first or last is seen from the shape.
-        colors: (red, green, blue) of each class id, in their order; others are refused. `ignore` and `classes` are
-            about these ids then.
-        classes: stored class id -> the one that is meant; pixels with other ids are without a label. `scale` and
-            `offset` are about the latter then.
-        resize: whether maps of another size than their image are resized, each pixel from the nearest one.
-        ignore_orientation: of images, whether they are left as stored where their EXIF data says how to turn them.
-        rounds: of class ids, whether `scale` or `offset` are given, if only as 1 and 0: fractions are refused else.
-        expected: the only values that may be stored if the others were not given but concluded from some samples.
+            The shape tells whether channels come first or last.
+        colors: (red, green, blue) of each class id, in order. Other colours are refused. `ignore` and `classes` then
+            refer to these ids.
+        classes: stored id -> class id. Pixels with other ids have no label. `scale` and `offset` then apply to the
+            class ids.
+        resize: whether maps are resized to the size of their image, by taking the nearest pixels.
+        ignore_orientation: for images, whether the orientation in their EXIF data is ignored.
+        rounds: for class ids, whether `scale` or `offset` is given, even as 1 or 0. Otherwise fractions are refused.
+        expected: the only stored values that are accepted, if other fields were concluded from samples, not given.
     """
 
     column: str
@@ -81,7 +81,7 @@ class Column:
         return self != Column(self.column)
 
     def mended(self, setting: dict[str, Any]) -> "Column":
-        """The column with a [`Suspicion`]'s setting, which is about the values that this one gives."""
+        """This column with the setting of a [`Suspicion`], which applies to the values that this column gives."""
         scale, offset = (np.array(setting.get(name, default)) for name, default in (("scale", 1.0), ("offset", 0.0)))
         order = list(setting.get("channel_order", (0, 1, 2)))
         own_scale, own_offset = (
@@ -110,7 +110,7 @@ class Column:
         }
 
     def apply(self, values: Tensor) -> Tensor:
-        """Values `(channels, height, width)` in the stored order and scale -> in the meant ones."""
+        """Puts values `(channels, height, width)` into the right order, scale and offset."""
         if len(values) == len(self.channel_order):
             values = values[list(self.channel_order)]
         if self.scale == (1.0,) and self.offset == (0.0,):
@@ -120,14 +120,14 @@ class Column:
 
 
 def parse_columns(columns: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> dict[str, Column]:
-    """The column of the images, under `"image"`, and that of each task. Those not mentioned have the task's name.
+    """`"image"` or task -> its column. Columns that are not mentioned have the name of the task.
 
     Args:
         columns: `"image"` or task -> column name, or fields of [`Column`].
         tasks: `DeGMixConfig.tasks`.
 
     Raises:
-        ValueError: a key, a field or a value is not allowed; the message names it and what is.
+        ValueError: a key, a field or a value is not allowed; the message names it and what is allowed.
     """
     kinds = {"image": None, **{name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}}
     _check_keys("`columns`", columns, list(kinds))
@@ -147,7 +147,7 @@ def _check_tables(name: str, column: Column, num_labels: int):
         made = round(meant * column.scale[0] + column.offset[0])
         if meant != IGNORE_INDEX and not 0 <= made < num_labels:
             raise ValueError(
-                f"`columns[{name!r}]` makes the class id {made} of {stored} in `{table}`, but the task has "
+                f"`columns[{name!r}]` turns {stored} in `{table}` into the class id {made}, but the task has "
                 f"{num_labels} classes: expected ids from 0 to {num_labels - 1}, or 255 for pixels without a label"
             )
 
@@ -194,8 +194,8 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
             others["classes"] = {int(stored): int(meant) for stored, meant in others["classes"].items()}
     except (AttributeError, TypeError, ValueError):
         raise ValueError(
-            f"{where} must have different colours, such as [[0, 0, 0], [128, 64, 128]], as `colors` and a table, such "
-            f"as {{7: 0, 8: 1}}, as `classes`, got {given!r}"
+            f"{where} must have different colours as `colors`, such as [[0, 0, 0], [128, 64, 128]], and a table as "
+            f"`classes`, such as {{7: 0, 8: 1}}, got {given!r}"
         ) from None
     return Column(column, rounds=are_ids and not {"scale", "offset"}.isdisjoint(given), **numbers, **others)
 
@@ -221,9 +221,9 @@ def describe_column(name: str, column: Column) -> str:
 class RowReader:
     """Row of a data set -> `{"image": ..., task: ..., "image_id": ...}`.
 
-    What the mapping leaves alone stays what it is, an image or array for the collator to check. Else images become
-    float32 `(channels, height, width)`, and labels tensors of `TaskKind.label_dtype` `(height, width)` or, for
-    normals, `(3, height, width)`. A label that is null is `None`.
+    Images and maps that the mapping does not change stay images or arrays, which the collator checks. Other images
+    become float32 arrays `(channels, height, width)`. Other labels become tensors of `TaskKind.label_dtype`,
+    `(height, width)` or, for normals, `(3, height, width)`. A label that is null is `None`.
 
     Args:
         tasks: `DeGMixConfig.tasks`.
@@ -237,7 +237,7 @@ class RowReader:
         self.tasks = tasks
         self.kinds = {name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}
         self.columns = parse_columns(columns or {}, tasks)
-        # Columns of which the user has said what their values mean.
+        # Columns whose values the user has explained.
         self.explained = {
             name
             for name, given in (columns or {}).items()
@@ -265,7 +265,7 @@ class RowReader:
         """The image of a row.
 
         Raises:
-            ValueError: there is no image, nor an array of the shape of one.
+            ValueError: there is no image, or an array does not have the shape of an image.
         """
         column = self.columns["image"]
         with self._naming(row, "image"):
@@ -278,7 +278,7 @@ class RowReader:
             return column.apply(torch.from_numpy(pixels)).numpy()
 
     def read_file(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The image file that a row has, its `bytes` and `path`, or `None` if it has an array.
+        """The `bytes` and `path` of the image file in a row, or `None` if the row has an array.
 
         Raises:
             ValueError: it cannot be read.
@@ -289,16 +289,16 @@ class RowReader:
         with self._naming(row, "image"):
             try:
                 content = _read_file(stored)
-            except Exception as error:  # of every type, from file systems
+            except Exception as error:  # file systems raise any type
                 raise ValueError(f"cannot read the image: {error}") from error
         if content.startswith(np.lib.format.MAGIC_PREFIX):
             return None
         return {"bytes": content, "path": stored.get("path") if isinstance(stored, dict) else None}
 
     def file_facts(self, row: dict[str, Any], name: str) -> tuple[str | None, int]:
-        """The format of the image file in a column, `None` if it is none, and its EXIF orientation, 1 if upright."""
+        """Format (`None` if it is not an image file) and EXIF orientation (1 is upright) of what a column holds."""
         file_format, orientation = None, 1
-        with suppress(Exception):  # of every type, from PIL's decoders
+        with suppress(Exception):  # PIL's decoders raise any type
             image = Image.open(BytesIO(_read_file(row[self.columns[name].column])))
             file_format = image.format
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -308,8 +308,8 @@ class RowReader:
         """The label map of a task, for an image of `size`, or `None`.
 
         Raises:
-            ValueError: its values are to be changed, but it has another size, another number of channels, or values
-                that are NaN or infinite without being `invalid`.
+            ValueError: the mapping changes its values, and it has another size, another number of channels, or NaN or
+                infinite values that are not `invalid`.
         """
         column, kind = self.columns[task], self.kinds[task]
         with self._naming(row, task):
@@ -346,12 +346,12 @@ class RowReader:
         if isinstance(stored, dict) and stored in ({"bytes": None, "path": None}, {"bytes": None}):
             return None
         if _is_file(stored):
-            # Of images, or of files, which a column may hold without saying so.
+            # Columns without the feature `Image` can hold files too.
             stored = _decode(stored, column.ignore_orientation)
             mode = getattr(feature, "mode", None)
             return stored.convert(mode) if mode and isinstance(stored, Image.Image) else stored
         if isinstance(stored, list | np.ndarray):
-            # Lists have no dtype, and NumPy's format widens integers, in which 8-bit maps would not be recognised.
+            # Lists have no dtype, and NumPy's format widens integers: 8-bit maps would not be recognised.
             dtype = getattr(leaf_feature(feature), "dtype", None)
             values = np.asarray(stored, dtype=None if dtype in ("binary", "string", "null") else dtype)
             if values.dtype.kind not in "biuf":
@@ -367,7 +367,7 @@ class RowReader:
 
     @contextmanager
     def _naming(self, row: dict[str, Any], name: str) -> Iterator[None]:
-        """Errors inside say which row, as far as it has a name, and which column they are about."""
+        """Errors inside name the column, and the row if it has an `image_id`."""
         try:
             yield
         except (TypeError, ValueError) as error:
@@ -381,13 +381,13 @@ def _is_file(stored: Any) -> bool:
 
 
 def _decode(stored: bytes | dict[str, Any], ignore_orientation: bool) -> Image.Image | np.ndarray:
-    """The image, or the array of NumPy, in a cell that holds a file or says where it is."""
+    """The image or NumPy array in the file of a cell."""
     try:
         content = _read_file(stored)
         if content.startswith(np.lib.format.MAGIC_PREFIX):
             return np.load(BytesIO(content), allow_pickle=False)
         return decode_image(BytesIO(content), ignore_orientation=ignore_orientation)
-    except Exception as error:  # of every type, from file systems
+    except Exception as error:  # file systems raise any type
         source = f" {stored['path']}" if isinstance(stored, dict) and stored.get("path") else ""
         raise ValueError(f"cannot read the image{source}: {error}") from error
 
@@ -432,22 +432,22 @@ def _change_label(
         if len(others):
             expected = " or ".join(f"{value:g}" for value in column.expected)
             raise ValueError(
-                f"expected {expected} alone, as in the samples looked at first, got {others[0]:g}; say in `columns` "
-                "what they mean, such as `ignore: 255` or `scale: 1`"
+                f"expected only {expected}, as in the samples read first, got {others[0]:g}; say in `columns` "
+                "what the values mean, such as `ignore: 255` or `scale: 1`"
             )
     absent = _equals_any(values, column.ignore + column.invalid)
     if column.classes:
         found, is_known = _find(values, np.array([*column.classes]))
         absent |= ~is_known
         values = np.array([*column.classes.values()])[found]
-    # Absent values need not be such that can be read: NaN, for example. Ids are rounded after `scale` and `offset`.
+    # Absent values may be unreadable, such as NaN, so 0 replaces them. Ids are rounded after `scale` and `offset`.
     exact = replace(kind, label_dtype=torch.float64) if column.rounds else kind
     decoded = to_label(np.where(absent, values.dtype.type(0), values), exact, size)
     label = column.apply(decoded)
     if not kind.label_dtype.is_floating_point:
         label = label.round()
     unlabelled = to_label(absent, kind, size).bool().all(dim=0)
-    # What stands for unknown goes on to do so, but 255 is a value where decoding, or `scale`, makes one of it.
+    # The unknown label stays unknown, but 255 is a value if decoding or `scale` turns it into one.
     code = to_label(np.full((kind.label_channels, 1, 1), IGNORE_INDEX, values.dtype), kind, (1, 1))
     largest = num_labels - 1 if kind.largest is None else kind.largest
     is_code = to_label(values == IGNORE_INDEX, kind, size).bool()
@@ -459,7 +459,7 @@ def _change_label(
 
 
 def _ids_of_colors(stored: Image.Image | np.ndarray, colors: tuple[tuple[int, ...], ...]) -> np.ndarray:
-    """Image or array of colours -> the index of each pixel's, `(height, width)`."""
+    """Image or array of colours -> the index of each pixel's colour, `(height, width)`."""
     pixels = np.asarray(stored.convert("RGB") if isinstance(stored, Image.Image) else stored)
     if pixels.ndim == 3 and pixels.shape[0] == 3:
         pixels = np.moveaxis(pixels, 0, -1)
@@ -469,21 +469,22 @@ def _ids_of_colors(stored: Image.Image | np.ndarray, colors: tuple[tuple[int, ..
     ids, is_known = _find(pixels @ weights, np.array(colors) @ weights)
     if not is_known.all():
         raise ValueError(
-            f"the colour {pixels[~is_known][0].tolist()} is not one of the {len(colors)} `colors`, nor are those of "
-            f"{1 - is_known.mean():.1%} of the pixels; if it means unlabelled, add it, and its index to `ignore`"
+            f"the colour {pixels[~is_known][0].tolist()} is not one of the {len(colors)} `colors`; "
+            f"{1 - is_known.mean():.1%} of the pixels have such colours; if it means unlabelled, add it, and its "
+            "index to `ignore`"
         )
     return ids
 
 
 def _find(values: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The index of each value in a table of different ones, and whether it is there; if not, the index is any."""
+    """The index of each value in a table without duplicates, and whether it is there; if not, any index."""
     order = np.argsort(table)
     found = order[np.searchsorted(table, values, sorter=order).clip(max=len(table) - 1)]
     return found, table[found] == values
 
 
 def _is_nan(values: np.ndarray) -> bool:
-    """Whether there is nothing but NaN, which is what `datasets` makes of null in NumPy's format."""
+    """Whether all values are NaN, which `datasets` makes of null in NumPy's format."""
     return values.dtype.kind == "f" and bool(np.isnan(values).all())
 
 
@@ -496,7 +497,7 @@ def _equals_any(values: np.ndarray, numbers: tuple[float, ...]) -> np.ndarray:
 
 
 def leaf_feature(feature: Any) -> Any:
-    """What lists hold, however deep."""
+    """The feature inside nested lists."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return feature
