@@ -83,7 +83,7 @@ def test_binary_masks(task, column, labels, expected):
     for label, right in zip(read, expected, strict=True):
         assert label.tolist() == (right * 1).tolist()
     if not column and len(np.unique(labels[0])) == 2:
-        assert len(warnings) == 1 and setting_in(warnings[0])["scale"] == 0.00392 and "taken for" in warnings[0]
+        assert len(warnings) == 1 and setting_in(warnings[0])["scale"] == 0.00392 and "read with" in warnings[0]
         assert "column 'map' (for 'task')" in warnings[0] and f"{DISC.mean():.1%} of the pixels" in warnings[0]
     else:
         assert not warnings

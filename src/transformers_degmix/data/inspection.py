@@ -1,4 +1,4 @@
-"""What the labels of a data set look like in numbers, and what looks wrong about them though it can be read."""
+"""Statistics of a data set's labels, and warnings about labels that can be read but look wrong."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,12 +16,12 @@ from ..tasks import IGNORE_INDEX, JPEG_IDS, TASK_KINDS, TWO_LEVELS, Suspicion, f
 from .columns import RowReader, describe_column
 
 
-# So many samples are looked at together: enough to tell a class that is rare from one that is not there.
+# Samples that are examined together: enough to tell a rare class from one that does not occur.
 NUM_SAMPLES = 16
 
 
 class LabelInspector:
-    """Collects what looks wrong about the labels of a data set: each kind of task is asked about some maps at a time.
+    """Collects what looks wrong about the labels of a data set, by examining `NUM_SAMPLES` maps of a task at a time.
 
     Args:
         reader: of the rows that the labels come from.
@@ -30,7 +30,7 @@ class LabelInspector:
     def __init__(self, reader: RowReader):
         self.reader = reader
         self.waiting: dict[str, dict[int, np.ndarray]] = {name: {} for name in reader.tasks}
-        # Task, or "image", and what -> the first suspicion, and the share of the pixels by sample.
+        # (task or "image", `Suspicion.what`) -> the first such suspicion, and sample -> share of its pixels.
         self.found: dict[tuple[str, str], tuple[Suspicion, dict[int, float]]] = {}
 
     def add(
@@ -40,10 +40,10 @@ class LabelInspector:
         image: Image.Image | np.ndarray,
         labels: dict[str, np.ndarray | None],
     ):
-        """A sample: its row, image, and labels as [`read_label`] gives them."""
+        """Adds a sample: its index, row, image, and labels from [`read_label`]."""
         column, (_, orientation) = self.reader.columns["image"], self.reader.file_facts(row, "image")
         height, width = image_size(image)
-        # What turns a rectangle by 90 degrees shows in the labels' size.
+        # If a rectangle is turned by 90 degrees, the labels' size shows it.
         keeps_size = orientation in (2, 3, 4) or (orientation > 4 and height == width)
         labelled = (name for name, label in labels.items() if label is not None)
         if (
@@ -51,8 +51,9 @@ class LabelInspector:
             and not column.ignore_orientation
             and any(self.reader.file_facts(row, name)[1] == 1 for name in labelled)
         ):
-            setting, detail = {"ignore_orientation": True}, f"orientation {orientation}; unless labels are upright"
             what = "EXIF data turns images, but not their labels"
+            setting = {"ignore_orientation": True}
+            detail = f"orientation {orientation}; ignore this if labels are upright"
             self.note("image", Suspicion(what, [1.0], setting, detail), [index])
         if isinstance(image, Image.Image):
             if DOUBT in image.info:
@@ -66,37 +67,37 @@ class LabelInspector:
             if label is not None:
                 self.waiting[name][index] = label
                 if len(self.waiting[name]) == NUM_SAMPLES:
-                    self._ask(name)
+                    self._examine(name)
 
     def note(self, name: str, suspicion: Suspicion, samples: Iterable[int]):
-        """Something about a task's column, or `"image"`, in these samples."""
+        """Notes a suspicion about a task's column, or about `"image"`, in these samples."""
         shares = {index: share for index, share in zip(samples, suspicion.shares) if share}
         if shares:
             self.found.setdefault((name, suspicion.what), (suspicion, {}))[1].update(shares)
 
-    def _ask(self, name: str):
+    def _examine(self, name: str):
         labels, self.waiting[name] = self.waiting[name], {}
         column = self.reader.columns[name]
-        for dtype in {label.dtype for label in labels.values()}:  # 8 bits have their own code
+        for dtype in {label.dtype for label in labels.values()}:  # 8-bit maps are coded differently
             alike = {index: label for index, label in labels.items() if label.dtype == dtype}
             for suspicion in find_suspicions(list(alike.values()), self.reader.tasks[name]):
-                # Unless the user has said what is unlabelled.
+                # The user may have said what is unlabelled.
                 if suspicion.what != TWO_LEVELS or not (column.ignore or column.invalid or column.classes):
                     self.note(name, suspicion, alike)
 
     def conclude(self):
-        """Changes the reader's columns where the values can have one meaning, and the user has not said which."""
+        """Changes the reader's columns whose values can have only one meaning and are not explained by the user."""
         for name in self.waiting:
-            self._ask(name)
+            self._examine(name)
         for (name, _), (suspicion, _) in self.found.items():
             if suspicion.only and name not in self.reader.explained:
                 column = self.reader.columns[name]
                 self.reader.columns[name] = replace(column.mended(suspicion.setting), expected=suspicion.only)
 
     def warnings(self) -> list[str]:
-        """One line for each thing: column, what, share of the pixels, samples, and the setting that makes it right."""
+        """One line per suspicion: column, what, share of the pixels, samples, and the setting that fixes it."""
         for name in self.waiting:
-            self._ask(name)
+            self._examine(name)
         lines = []
         for (name, what), (suspicion, shares) in self.found.items():
             column, (first, *others) = self.reader.columns[name], shares
@@ -106,13 +107,13 @@ class LabelInspector:
             concluded = suspicion.only and suspicion.only == column.expected
             if suspicion.setting:
                 fields = format_fields((column if concluded else column.mended(suspicion.setting)).given(name))
-                line += f"; {'taken for' if concluded else 'made right by'} `columns: {{{name}: {{{fields}}}}}`"
+                line += f"; {'read with' if concluded else 'fixed by'} `columns: {{{name}: {{{fields}}}}}`"
             lines.append(line)
         return lines
 
 
 def find_suspicions(labels: list[np.ndarray] | Tensor, task: dict[str, Any]) -> list[Suspicion]:
-    """What looks wrong about maps, taken together.
+    """What looks wrong about maps that are examined together.
 
     Args:
         labels: as [`read_label`] gives them; or the values of one map, `(height, width)` or `(3, height, width)`.
@@ -124,13 +125,13 @@ def find_suspicions(labels: list[np.ndarray] | Tensor, task: dict[str, Any]) -> 
 
 
 def check_columns(data: Dataset | IterableDataset, reader: RowReader) -> LabelInspector:
-    """Looks at some rows before all are read, and draws the conclusions.
+    """Examines some rows before all are read, and changes the reader's columns; see [`LabelInspector.conclude`].
 
-    Rows that cannot be read are left for later, when all are.
+    Rows that cannot be read are skipped; reading all rows finds them.
 
     Args:
         data: what [`select_columns`] gives.
-        reader: of its rows, whose columns may be changed.
+        reader: of its rows.
     """
     inspector = LabelInspector(reader)
     for index, row in choose_rows(data, NUM_SAMPLES):
@@ -144,10 +145,10 @@ def check_columns(data: Dataset | IterableDataset, reader: RowReader) -> LabelIn
 def inspect_row(
     row: dict[str, Any], reader: RowReader
 ) -> tuple[Image.Image | np.ndarray, dict[str, np.ndarray | None], dict[str, np.ndarray | None], list[str]]:
-    """The image, the labels that training would take, all that can be read, and why training would stop.
+    """The image, the labels that training would accept, all readable labels, and why training would stop.
 
     Raises:
-        ValueError: there is no image that can be read.
+        ValueError: there is no readable image.
     """
     image = reader.read_image(row)
     size = to_pixels(image, do_convert_rgb=True).shape[-2:]
@@ -165,7 +166,7 @@ def inspect_row(
 
 
 def choose_rows(data: Dataset | IterableDataset, num: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Indices and rows, evenly spaced; the first ones of a stream."""
+    """Indices and rows, evenly spaced; of a stream, the first ones."""
     if isinstance(data, IterableDataset):
         yield from enumerate(data.take(num))
     else:
@@ -174,7 +175,7 @@ def choose_rows(data: Dataset | IterableDataset, num: int) -> Iterator[tuple[int
 
 
 def evenly_spaced(length: int, num: int) -> list[int]:
-    """So many indices, or all."""
+    """`num` indices, or all if there are fewer."""
     return np.linspace(0, length - 1, min(num, length)).round().astype(int).tolist()
 
 
@@ -201,22 +202,22 @@ def summarize(labels: list[Tensor | None], task: dict[str, Any]) -> list[str]:
 
 
 def known_values(label: Tensor, task: dict[str, Any]) -> Tensor:
-    """The values that are not unknown: `(n,)`, or `(3, n)` for normals."""
+    """The values of all labelled pixels: `(n,)`, or `(3, n)` for normals."""
     unknown = TASK_KINDS[task["kind"]].unknown(label)
     return label[..., ~unknown.reshape(label.shape[-2:])]
 
 
 def _describe_distribution(known: Tensor, unit: str) -> str:
-    """Of values `(n,)`, or of the lengths of vectors `(3, n)`."""
+    """Quantiles of values `(n,)`, or of the lengths of vectors `(3, n)`."""
     name, values = ("value", known) if known.ndim == 1 else ("length", torch.linalg.vector_norm(known, dim=0))
-    # NumPy's, since torch.quantile refuses more than 2 ** 24 values.
+    # torch.quantile refuses more than 2 ** 24 values.
     numbers = np.quantile(values.numpy(), [0, 0.01, 0.5, 0.99, 1])
     titles = ("min", "1%", "median", "99%", "max")
     return f"{name}: " + ", ".join(f"{title} {number:.4g} {unit}".rstrip() for title, number in zip(titles, numbers))
 
 
 def _describe_classes(known: Tensor, task: dict[str, Any]) -> list[str]:
-    """A line per class that occurs, and how many do not."""
+    """A line per class that occurs, and one with all classes that do not."""
     names = task.get("id2label") or {}
     ids, counts = (values.tolist() for values in known.unique(return_counts=True))
     lines = [

@@ -1,4 +1,4 @@
-"""A data set as training and evaluation read it: its columns chosen, and looked at before all rows are read."""
+"""Data sets for training and evaluation: columns are selected, and some rows are examined before all are read."""
 
 import os
 from typing import Any
@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 
 class MappedDataset(torch.utils.data.Dataset):
-    """A `datasets.Dataset` whose rows are read by a [`RowReader`]; the index is the `image_id` of rows without one.
+    """A `datasets.Dataset` whose rows are read by a [`RowReader`]. Rows without `image_id` get their index as one.
 
     Attributes:
         warnings: what looks wrong about the columns, see [`check_columns`].
@@ -52,19 +52,19 @@ def map_columns(
     may_lack_columns: bool = False,
     title: str = "",
 ) -> MappedDataset | IterableDataset:
-    """The data set with the columns `image` and one per task, each row read by a [`RowReader`] when it is asked for.
+    """The data set with the columns `image` and one per task, each row read by a [`RowReader`] on demand.
 
-    Some rows are looked at before. What looks wrong about them is logged; see [`check_columns`].
+    Some rows are examined before. What looks wrong about them is logged; see [`check_columns`].
 
     Args:
         data: the data set as it is.
         tasks: `DeGMixConfig.tasks`.
         columns: `TrainingArguments.columns`.
-        shuffle_buffer_size: of a stream, among how many samples the next one is drawn; 0 keeps their order.
+        shuffle_buffer_size: for a stream, from how many samples the next one is drawn; 0 keeps their order.
         seed: of the draws, together with the epoch (`set_epoch`).
-        may_lack_columns: whether tasks whose column is not there, nor named in `columns`, have no labels; at least one
-            must have its own.
-        title: put before what is logged.
+        may_lack_columns: whether tasks can have no labels because their column is missing. `columns` must not name it,
+            and at least one task must have its column.
+        title: prefix of what is logged.
 
     Raises:
         ValueError: `columns` is not allowed, or the data set is empty or lacks one of the columns.
@@ -72,13 +72,13 @@ def map_columns(
     reader = RowReader(tasks, columns, data.features)
     data = select_columns(data, reader, may_lack_columns)
     warnings = check_columns(data, reader).warnings()
-    if os.environ.get("RANK", "0") == "0":  # of several processes that do the same
+    if os.environ.get("RANK", "0") == "0":  # all processes find the same
         for warning in warnings:
             logger.warning(title + warning)
     if not isinstance(data, IterableDataset):
         return MappedDataset(data, reader, warnings)
     if shuffle_buffer_size:
-        # Before rows are read, so that the buffer holds images as files rather than pixels.
+        # Before rows are read, so that the buffer holds image files rather than pixels.
         data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
     names = [column.column for column in reader.columns.values()]
     names = [name for name in names if name in (data.column_names or names)]
@@ -89,7 +89,7 @@ def map_columns(
 def select_columns(
     data: Dataset | IterableDataset, reader: RowReader, may_lack_columns: bool = False
 ) -> Dataset | IterableDataset:
-    """The data set with no more than the reader needs: images not decoded yet, arrays as NumPy's.
+    """The data set with only the columns that the reader needs. Images are not decoded, arrays are NumPy's.
 
     See [`map_columns`].
 
@@ -113,18 +113,18 @@ def select_columns(
         raise ValueError(f"the data set lacks the columns {wanted}; it has {available}{layout_hint(available)}")
     needed = {column.column for column in reader.columns.values()} | {"image_id"} & set(available)
     data = data.select_columns([name for name in available if name in needed])
-    # As lists, arrays take an order of magnitude longer.
+    # Arrays take an order of magnitude longer as lists.
     has_arrays = any(isinstance(reader.features.get(name), Array2D | Array3D) for name in needed)
     return data.with_format("numpy") if has_arrays else data
 
 
 def layout_hint(available: list[str]) -> str:
-    """What to do about a folder in which nothing but images was found, as these are its columns."""
+    """What to do about a folder in which, according to its columns, only images were found; "" for others."""
     if not set(available) <= {"image", "label"}:
         return ""
     return (
-        ". Beside the images of each split, metadata.jsonl must say which labels are theirs, in lines such as "
-        '{"file_name": "images/0.jpg", "semseg_file_name": "masks/0.png"}, with paths from where it lies: '
+        ". Each split needs a metadata.jsonl that says which labels belong to which image, in lines such as "
+        '{"file_name": "images/0.jpg", "semseg_file_name": "masks/0.png"}, with paths relative to its folder: '
         "FOLDER/train/metadata.jsonl, FOLDER/train/images/0.jpg, FOLDER/train/masks/0.png, FOLDER/validation/..."
     )
 
@@ -134,11 +134,11 @@ def name_classes(
 ) -> dict[str, dict[str, Any]]:
     """The tasks with `num_labels` and `id2label` from the data set, where they are not given.
 
-    Class names are those of the `ClassLabel` in the feature `<task>_classes`, `<column>_classes` or the column itself,
-    in lists or not.
+    Class names come from the `ClassLabel` in the feature `<task>_classes`, `<column>_classes` or the column itself,
+    also inside lists.
 
     Args:
-        tasks: as `DeGMixConfig` takes them by name; what is wrong with them is left for it to say.
+        tasks: name -> fields, as for `DeGMixConfig`, which checks them later.
         features: of the data set.
         columns: `TrainingArguments.columns`.
 
@@ -171,7 +171,7 @@ def _with_names(name: str, task: dict[str, Any], names: list[str]) -> dict[str, 
 
 
 class _Refusals(torch.utils.data.Dataset):
-    """Why training would refuse a row, "" if it would not."""
+    """Why training would refuse each row, or ""."""
 
     def __init__(self, data: MappedDataset):
         self.data = data
@@ -187,6 +187,6 @@ class _Refusals(torch.utils.data.Dataset):
 
 
 def find_unreadable(data: MappedDataset, num_workers: int = 0) -> dict[int, str]:
-    """Reads all rows: index -> reason, of those that are unreadable or that training would refuse."""
+    """Reads all rows: index -> reason for rows that are unreadable or that training would refuse."""
     loader = DataLoader(_Refusals(data), batch_size=None, num_workers=num_workers)
     return {index: reason for index, reason in enumerate(tqdm(loader, "check", leave=False)) if reason}

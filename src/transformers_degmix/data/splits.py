@@ -1,4 +1,4 @@
-"""Splits of data sets, from the Hub, folders or rendered."""
+"""Splits of data sets: from the Hub, from folders, or rendered."""
 
 import glob
 import os
@@ -18,21 +18,21 @@ from .rooms import ROOMS_TASKS, load_rooms
 from .schema import features_for
 
 
-# What `num_images` is called by users
+# What users call `num_images`
 NUM_IMAGES = "`--num-images`, in a recipe `num_train_images` or `num_eval_images`,"
 
 
 @dataclass(frozen=True)
 class DataSplit:
-    """Which samples of which data set, and where in them the labels are.
+    """Which samples of which data set to read, and which of its columns hold the labels.
 
     Attributes:
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id.
         name: of the split.
-        num_images: the first so many; all by default. Rooms must know how many to render.
+        num_images: how many samples from the start; by default all. Required for rooms.
         image_size: height and width of rooms, by default those of [`load_rooms`].
         columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`].
-        streaming: whether samples are read while they arrive rather than downloaded before.
+        streaming: whether samples are read during the download rather than after it.
     """
 
     dataset: str
@@ -43,10 +43,10 @@ class DataSplit:
     streaming: bool = False
 
     def open(self) -> Dataset | IterableDataset:
-        """The samples as they are.
+        """The samples as they are stored.
 
         Raises:
-            ValueError: there is no such data set or split, it is smaller than it should be, or a file is damaged.
+            ValueError: there is no such data set or split, it has fewer than `num_images`, or a file is damaged.
         """
         if self.dataset == "rooms":
             if self.num_images is None:
@@ -58,13 +58,13 @@ class DataSplit:
         except (ValueError, FileNotFoundError, DatasetGenerationError) as error:
             # There is no such data set or split, nothing is in it, or a file is damaged.
             raise ValueError(f"{self}: {error.__cause__ or error}") from error
-        # Of a column that is null throughout, `datasets` does not see that it is of files.
+        # `datasets` does not recognise columns of files in which everything is null.
         files = {
             name: name.removesuffix("_file_name")
             for name, feature in (data.features or {}).items()
             if feature == Value("null") and name.endswith("_file_name")
         }
-        if files:  # streams decode their images when they are renamed
+        if files:  # renaming makes streams decode their images
             data = data.rename_columns(files)
         if self.num_images is None:
             return data
@@ -73,17 +73,17 @@ class DataSplit:
         return data.take(self.num_images)
 
     def features(self) -> Features | None:
-        """Those of its columns, as far as they are known before it is read; rooms need not be rendered."""
+        """The features, if they are known before samples are read. Rooms are not rendered."""
         return features_for(ROOMS_TASKS) if self.dataset == "rooms" else self.open().features
 
     def column_names(self) -> list[str]:
-        """The names of its columns; of a stream that does not know them, those of its first sample."""
+        """The names of the columns. A stream that does not know them takes them from its first sample."""
         return list(self.features() or next(iter(self.open()), ()))
 
     def _load(self) -> Dataset | IterableDataset:
         try:
             data = load_dataset(self.dataset, split=self.name, streaming=self.streaming)
-            if self.streaming and Value("null") in (data.features or {}).values():  # it would fail at a later file
+            if self.streaming and Value("null") in (data.features or {}).values():  # a later file would fail
                 return self._load_joined() or data
             return data
         except DatasetGenerationError:
@@ -91,8 +91,8 @@ class DataSplit:
                 raise
             return data
         except (ValueError, OSError):
-            # By itself: another split may have other types of columns, such as null. Nor does `datasets` follow links
-            # to folders, or take brackets in their names.
+            # The split alone: others may have other types of columns, such as null. Also, `datasets` does not follow
+            # links to folders or accept brackets in their names.
             folder = Path(self.dataset, self.name)
             if not any(folder.glob("metadata.*")):
                 raise
@@ -100,9 +100,9 @@ class DataSplit:
             return load_dataset("imagefolder", data_files=files, split=self.name, streaming=self.streaming)
 
     def _load_joined(self) -> Dataset | IterableDataset | None:
-        """The same with the types of all files: `datasets` takes those of the first, in which a column may be null.
+        """The split with types that fit all files: `datasets` takes those of the first, whose columns may be null.
 
-        `None` if some are not Parquet.
+        `None` if some files are not Parquet.
         """
         joined = None
         for path in chain.from_iterable((load_dataset_builder(self.dataset).config.data_files or {}).values()):
@@ -128,7 +128,7 @@ class DataSplit:
             shuffle_buffer_size, seed, may_lack_columns, title: of [`map_columns`].
 
         Raises:
-            ValueError: as [`open`], or it is empty or lacks a column.
+            ValueError: as for [`open`], or the split is empty or lacks a column.
         """
         data = self.open()
         try:
@@ -137,13 +137,13 @@ class DataSplit:
             raise ValueError(f"{self}: {error}") from error
 
     def fingerprint(self, data: Dataset | IterableDataset) -> str:
-        """What tells the samples from others.
+        """Identifies the samples.
 
-        It is the one that `datasets` has of them. For a stream, it is the hash of its files' names, and of their
-        revision on the Hub or the times of local ones.
+        It is the fingerprint of `datasets`. For a stream, it is the hash of the file names, and of the revision on the
+        Hub or the times of local files.
 
         Args:
-            data: from [`open`], or made from that.
+            data: from [`open`], or made from its result.
         """
         if isinstance(data, Dataset):
             return data._fingerprint
@@ -154,7 +154,7 @@ class DataSplit:
 
 
 def _join(first: Any, second: Any) -> Any:
-    """Two features of a column -> that which is not null, as far as one is."""
+    """Two features of a column -> the one that is not null; for dictionaries, key by key."""
     if isinstance(first, dict) and isinstance(second, dict):
         return {name: _join(first.get(name), second.get(name)) for name in first | second}
     return second if first in (None, Value("null")) and second is not None else first
