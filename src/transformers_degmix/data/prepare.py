@@ -1,7 +1,7 @@
 """Makes data sets of Parquet files from the original archives of the benchmarks.
 
-All files are checked before the first is converted. The output appears when everything is done; until then the work is
-in `.OUTPUT.partial` beside it, where the same job goes on after an interruption.
+All files are checked before the first is converted. The output appears when everything is done. Until then the work is
+in `.OUTPUT.partial` beside it, from which the same job continues after an interruption.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ from .rooms.dataset import RENDERER_VERSION
 from .schema import Source, encode_normals, encode_row, features_for
 
 
-# Images per Parquet file: what is lost at most, per process, by an interruption. Some 300 MB of Cityscapes.
+# Images per Parquet file, the most that an interruption costs each process; about 300 MB of Cityscapes.
 SHARD_SIZE = 32
-# To be raised with every change that alters a row, so that no old shard is taken for a new one.
+# Raise this with every change that alters a row, so that old shards are not used.
 VERSION = 1
 MAX_LISTED = 20
 
@@ -44,16 +44,16 @@ ARCHIVES: dict[str, Callable[..., Source]] = {"nyud": NYUD, "pascal_context": PA
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be made of what.
+    """What to convert.
 
     Attributes:
         dataset: one of `ARCHIVES`, or "rooms".
-        source: the archive (.tar.gz or .zip), the folder unpacked from it, or one with the packages of Cityscapes; for
-            rooms, numbers of training and validation rooms, as "2000,200".
+        source: the archive (.tar.gz or .zip), the unpacked folder, or a folder with the packages of Cityscapes; for
+            rooms, the numbers of training and validation rooms, such as "2000,200".
         output: folder to create.
-        num_classes: of Cityscapes, 19 classes or 7 categories; by default 19.
+        num_classes: for Cityscapes, 19 classes (default) or 7 categories.
         num_proc: number of processes.
-        skip_bad: whether images with bad files are listed and left out rather than refused.
+        skip_bad: whether images with bad files are listed and left out. Otherwise they are an error.
     """
 
     dataset: str
@@ -68,11 +68,11 @@ class Rooms:
     """A [`~data.schema.Source`] without files.
 
     Args:
-        counts: numbers of training and validation rooms, as "2000,200".
+        counts: numbers of training and validation rooms, such as "2000,200".
     """
 
     title = "Rooms"
-    terms = "The images are rendered by transformers-degmix and free of others' rights (Apache-2.0, as the renderer)."
+    terms = "Images rendered by transformers-degmix, free of the rights of others (Apache-2.0, like the renderer)."
     columns = {
         "sal": "1 on people, else on the most prominent object",
         "depth": "metres along the optical axis",
@@ -86,7 +86,7 @@ class Rooms:
             train, validation = map(int, counts.split(","))
         except ValueError:
             raise ValueError(
-                f"expected the numbers of training and validation rooms, as 2000,200, got {counts!r}"
+                f"expected the numbers of training and validation rooms, such as 2000,200, got {counts!r}"
             ) from None
         if min(train, validation) < 1:
             raise ValueError(f"expected 1 room or more in each split, got {counts!r}")
@@ -139,7 +139,7 @@ def prepare(job: Job) -> dict[str, int]:
 
 
 def convert(job: Job, work: Path) -> dict[str, int]:
-    """Writes `work / "dataset"`, and on the way keeps in `work` what a second call need not do again."""
+    """Writes `work / "dataset"`, and keeps in `work` what a second call can reuse."""
     forget_other_job(work / "source.json", source_state(job), work / "source", work / "dataset")
     source = open_source(job, work / "source")
     forget_other_job(
@@ -169,14 +169,14 @@ def convert(job: Job, work: Path) -> dict[str, int]:
 
 
 def source_state(job: Job) -> list:
-    """What distinguishes this source from any other, or from the same path with another archive."""
+    """What distinguishes this source from others, and its archives from others of the same path."""
     path = job.source if job.dataset == "rooms" else str(Path(job.source).absolute())
     archives = [[archive.name, archive.stat().st_size, archive.stat().st_mtime_ns] for archive in find_archives(job)]
     return [job.dataset, job.num_classes, path, archives]
 
 
 def find_archives(job: Job) -> list[Path]:
-    """What is to be unpacked: the source, or packages of Cityscapes in it if there are no folders beside them."""
+    """The archives to unpack: the source, or the packages of Cityscapes in it if it has no folders."""
     source = Path(job.source).absolute()
     if source.is_file():
         return [source]
@@ -186,7 +186,7 @@ def find_archives(job: Job) -> list[Path]:
 
 
 def forget_other_job(record: Path, key: list, *results: Path):
-    """Removes `results` unless `record` says that they are of this job."""
+    """Removes `results` unless `record` says that they belong to this job."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     if not record.exists() or record.read_text() != digest:
         for path in results:
@@ -217,7 +217,7 @@ def divide(ids: dict[str, list[str]], folder: Path) -> Iterator[Shard]:
 def run(
     function: Callable[[Source, Shard], list[str]], source: Source, shards: list[Shard], num_proc: int, title: str
 ) -> list[str]:
-    """All problems that `function` finds in the shards, in order, while a bar shows the progress."""
+    """All problems that `function` finds in the shards, in order. A bar shows the progress."""
     problems = {}
     with tqdm(total=sum(len(shard.ids) for shard in shards), desc=title, unit="image") as bar:
         if num_proc == 1:
@@ -238,7 +238,7 @@ def run(
 
 
 def check_shard(source: Source, shard: Shard) -> list[str]:
-    """Problems of the files as far as their existence and their beginnings tell."""
+    """Problems that show in the existence and the headers of the files."""
     problems = []
     for image_id in shard.ids:
         for path in source.files(shard.split, image_id).values():
@@ -250,7 +250,7 @@ def check_shard(source: Source, shard: Shard) -> list[str]:
 
 
 def write_shard(source: Source, shard: Shard) -> list[str]:
-    """Writes the images that can be used, unless that is done; returns the problems of the others."""
+    """Writes the usable images, unless this is already done. Returns the problems of the others."""
     if is_done(source, shard):
         return []
     rows, problems = [], []
@@ -288,8 +288,8 @@ def refuse(problems: list[str]):
 def describe(source: Source, counts: dict[str, int], problems: list[str], command: str) -> str:
     """The data set card.
 
-    It names no `configs`: by the names of the files `datasets` finds the splits as well, and with `configs` it would
-    keep reading its cache after the files have changed.
+    It has no `configs`: `datasets` finds the splits by the file names, and with `configs` it would keep reading its
+    cache after the files have changed.
     """
     kinds = "\n".join(
         f"| `{name}` | {task['kind']} | {source.columns.get(name, '')} |" for name, task in source.tasks.items()
@@ -301,7 +301,7 @@ def describe(source: Source, counts: dict[str, int], problems: list[str], comman
     )
     rows = "\n".join(f"| {split} | {count} |" for split, count in counts.items())
     bad = dict.fromkeys(problem.partition(":")[0] for problem in problems)
-    left_out = "\nLeft out for bad files:\n\n" + "".join(f"- {name}\n" for name in bad) if bad else ""
+    left_out = "\nLeft out because of bad files:\n\n" + "".join(f"- {name}\n" for name in bad) if bad else ""
     return f"""---
 pretty_name: {source.title}
 license: {"apache-2.0" if isinstance(source, Rooms) else "other"}
@@ -317,7 +317,7 @@ license: {"apache-2.0" if isinstance(source, Rooms) else "other"}
 ## Columns
 
 `image_id`; `image` (RGB); and a map of the image's size per task. Class ids are 8-bit and 255 is ignored. Depth is
-32-bit float and 0 unknown. Normals are 8-bit, (n + 1) / 2 * 255, and (0, 0, 0) is unknown. Boundaries are 8-bit,
+32-bit float and 0 is unknown. Normals are 8-bit, (n + 1) / 2 * 255, and (0, 0, 0) is unknown. Boundaries are 8-bit,
 strength times 255.
 
 | column | kind | content |
@@ -337,7 +337,7 @@ strength times 255.
 
 
 def command_line(job: Job) -> str:
-    """What makes this data set, without the folders of this machine."""
+    """The command that makes this data set, without the folders of this machine."""
     words = ["degmix", "prepare", job.dataset, Path(job.source).name, job.output.name]
     words += ["--classes", str(job.num_classes)] if job.num_classes else []
     words += ["--skip-bad"] if job.skip_bad else []
@@ -345,22 +345,22 @@ def command_line(job: Job) -> str:
 
 
 def push(output: Path, repository: str) -> str:
-    """Puts the files of a data set into a repository on the Hub, in place of its own; it is private if it is new.
+    """Uploads a data set to a repository on the Hub, in place of its old data. A new repository is private.
 
     Returns:
-        Its address.
+        Address of the repository.
 
     Raises:
-        OSError: it failed, for a reason of one line.
+        OSError: the upload failed; the message is one line.
     """
     with hub_errors():
         url = create_repo(repository, repo_type="dataset", private=True, exist_ok=True)
-        # What an earlier push left under `data`, in shards of another number, would count beside these.
+        # Otherwise shards of an earlier push, if their number was different, would count too.
         upload_folder(repo_id=url.repo_id, repo_type="dataset", folder_path=output, delete_patterns="data/*")
     return url
 
 
 def push_command(output: Path, repository: str) -> str:
-    """What does the same in a shell."""
+    """The shell command that does the same as [`push`]."""
     words = ["hf", "upload", repository, str(output), ".", "--repo-type", "dataset", "--private", "--delete", "data/*"]
     return shlex.join(words)

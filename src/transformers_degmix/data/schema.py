@@ -10,12 +10,12 @@
 | `boundary` | PNG of mode L: strength times 255 |
 | `<task>_classes` | segmentation with class names only: list of the classes present; its feature holds the names |
 
-Predictions may be arrays of float16 in NumPy's file format (`.npy`): normals, with the zero vector as unknown; and
-boundaries with unknown pixels, for which 8 bits have no code, as strengths with 255 as unknown. `<task>_confidence` is
-a PNG of mode L: confidence times 255.
+Predictions can be arrays of float16 in NumPy's file format (`.npy`): normals, where the zero vector is unknown; and
+strengths of boundaries with unknown pixels, where 255 is unknown, because 8 bits have no code for it.
+`<task>_confidence` is a PNG of mode L: confidence times 255.
 
-Maps have the size of their image as it is upright. (0, 0, 0) is free to mark unknown normals because it reads as
-(-1, -1, -1), far from any unit vector; the code of the zero vector would be 127.5, which 8 bits do not have.
+Maps have the size of the upright image. (0, 0, 0) can mark unknown normals because it would mean (-1, -1, -1), far
+from any unit vector. The code of the zero vector would be 127.5, which 8 bits do not have.
 """
 
 from collections.abc import Collection
@@ -33,7 +33,7 @@ from .benchmarks import TASKS
 
 
 UNKNOWN_NORMAL = (0, 0, 0)
-# PIL's
+# PIL's default
 DEFAULT_COMPRESS_LEVEL = 6
 
 
@@ -43,7 +43,7 @@ class Source(Protocol):
     Attributes:
         title: name of the data set.
         terms: where it comes from and under which terms, in words.
-        columns: what is particular to the column of each task.
+        columns: task -> what its column holds.
         tasks: name -> `kind` and, for segmentation, `id2label`.
         ids: split ("train", "validation") -> image ids.
     """
@@ -67,7 +67,7 @@ class Source(Protocol):
 
 
 def named_tasks(names: tuple[str, ...], classes: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
-    """Tasks of this field by name, with the class names of those in `classes`."""
+    """Entries of [`TASKS`] by name, with the class names from `classes`."""
     tasks = {name: dict(TASKS[name]) for name in names}
     for name, labels in classes.items():
         tasks[name]["id2label"] = dict(enumerate(labels))
@@ -79,7 +79,7 @@ def features_for(tasks: dict[str, dict[str, Any]], arrays: Collection[str] = ())
 
     Args:
         tasks: name -> `kind` and optionally `id2label`, as in `DeGMixConfig.tasks`.
-        arrays: those whose maps are arrays of float16.
+        arrays: names of columns that hold float16 arrays.
     """
     return datasets.Features(
         {
@@ -123,8 +123,8 @@ def encode_maps(
     """The columns of the tasks in a row of [`features_for`].
 
     Args:
-        maps: task -> uint8 as the table above says, or for depth floating point metres, `(height, width)`; normals
-            `(height, width, 3)`. What is float16 becomes an array.
+        maps: task -> `(height, width)`, or `(height, width, 3)` for normals: uint8 as in the table above, or floating
+            point metres for depth. Maps of float16 are stored as arrays.
         size: (height, width) of the image.
         tasks: as for [`features_for`].
         compress_level: of the PNG files, 0 to 9.
@@ -149,10 +149,10 @@ def stored_prediction(prediction: np.ndarray, kind: TaskKind, unknown: np.ndarra
 
     Args:
         prediction: `(height, width)` or `(3, height, width)`, see [`TaskKind`]. Probabilities of two classes become
-            the likelier one.
-        unknown: boolean `(height, width)`, of the pixels to mark as unknown. There must be none of kinds whose codes
-            in 8 bits all are values ([`lacks_unknown`]), unless `as_array` is set.
-        as_array: whether to keep the values, as float16, rather than code them in 8 bits.
+            the likelier class.
+        unknown: boolean `(height, width)`: pixels to mark as unknown. There must be none if the kind [`lacks_unknown`]
+            and `as_array` is not set.
+        as_array: whether to keep the values as float16 rather than code them in 8 bits.
 
     Raises:
         ValueError: there are NaN or infinite values.
@@ -167,7 +167,7 @@ def stored_prediction(prediction: np.ndarray, kind: TaskKind, unknown: np.ndarra
     elif kind.value_range and not stores_numbers(kind):
         low, high = kind.value_range
         values = ((values - low) / (high - low) * 255).round().astype(np.uint8)
-    # Normals are padded by the zero vector, whose numbers are those of `UNKNOWN_NORMAL` too.
+    # The padding of normals is (0, 0, 0), like `UNKNOWN_NORMAL`.
     unknown = unknown.reshape(unknown.shape + (1,) * (values.ndim - 2))
     return np.where(unknown, values.dtype.type(kind.label_padding), values)
 
@@ -188,7 +188,7 @@ def encode_png(image: Image.Image, compress_level: int = DEFAULT_COMPRESS_LEVEL)
 
 
 def stores_numbers(kind: TaskKind) -> bool:
-    """Whether maps are stored as the numbers that they are, in 32 bits."""
+    """Whether maps are stored as 32-bit numbers, without a code."""
     return kind.image_modes == ("F",)
 
 
@@ -224,7 +224,7 @@ def _checked_depth(depth: np.ndarray) -> np.ndarray:
         raise ValueError("expected finite values, got NaN or infinity")
     if depth.min() < 0:
         raise ValueError(f"expected values of 0 or more, got {depth.min()}")
-    # 255 itself would be taken for `IGNORE_INDEX`; the float32 below it is 0.015 mm away.
+    # 255 itself would be read as `IGNORE_INDEX`; the next smaller float32 is 0.015 mm away.
     depth = depth.astype(np.float32)
     return np.where(depth == IGNORE_INDEX, np.nextafter(np.float32(IGNORE_INDEX), np.float32(0)), depth)
 
