@@ -1,4 +1,4 @@
-"""Rooms: a data set of indoor scenes, rendered on the spot, with exact labels for every kind of task."""
+"""Rooms: a data set of indoor scenes, rendered locally, with exact labels for every kind of task."""
 
 from .dataset import ROOMS_TASKS, load_rooms, render_room
 from .scene import sample_room

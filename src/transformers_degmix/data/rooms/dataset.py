@@ -1,7 +1,7 @@
-"""From the number of a room to its image and labels, and from many rooms to a data set.
+"""Renders rooms with their labels, and makes data sets of them.
 
-A room, furnished and peopled at random, is a set of convex primitives. One ray through the centre of each pixel finds
-what that pixel shows, and all labels derive from that one hit, so that they agree with each other pixel by pixel.
+A room, with random furniture and people, is a set of convex primitives. One ray through the centre of each pixel finds
+what the pixel shows. All labels derive from this one hit, and therefore agree in every pixel.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ ROOMS_TASKS: dict[str, dict[str, Any]] = {
     "edge": {"kind": "boundary", "pos_weight": 0.95},
 }
 
-# Part of the cache's key: to be raised with every change that alters a pixel.
+# Part of the cache's key. Raise this with every change that alters a pixel.
 RENDERER_VERSION = 1
 
 _NOT_SALIENT = [
@@ -46,7 +46,7 @@ _NOT_SALIENT = [
 
 
 def render_room(split: str, index: int, image_size: tuple[int, int] = (240, 320)) -> dict[str, np.ndarray]:
-    """Render one room and its labels. The room depends on `split` and `index` alone.
+    """Renders one room and its labels. The room depends only on `split` and `index`.
 
     Args:
         split: "train", "validation" or "test".
@@ -59,21 +59,22 @@ def render_room(split: str, index: int, image_size: tuple[int, int] = (240, 320)
         - `image`: RGB `(height, width, 3)` uint8.
         - `semseg`: uint8, positions in `SEMSEG_CLASSES`.
         - `human_parts`: uint8, positions in `HUMAN_PARTS`; above 0 exactly where `semseg` is "person".
-        - `sal`: uint8, 1 on the salient objects: all people who cover at least 0.5 % of the image. Failing these, it
-          is the one free-standing object (not the shell, a door, a window, a picture or a rug) that is largest when
-          each pixel counts by exp(-2 (x^2 + y^2)), for coordinates that run from -1 to 1 across the image.
-        - `depth`: float32 metres above 0, along the optical axis. A window's depth is its pane's.
+        - `sal`: uint8, 1 on the salient objects: all people who cover at least 0.5 % of the image. Without such
+          people, it is the one free-standing object (not the shell, a door, a window, a picture or a rug) that is
+          largest if pixels are weighted by exp(-2 (x^2 + y^2)), with coordinates from -1 to 1 across the image.
+        - `depth`: float32 metres above 0, along the optical axis. The depth of a window is that of its pane.
         - `normals`: `(height, width, 3)` float32 unit vectors that face the viewer, in the camera frame with x to the
           right, y down and z towards the camera: (0, 0, 1) for a wall that faces the camera, y < 0 for the floor.
           These are the axes of NYU Depth (Armeni et al. 2017, "Joint 2D-3D-Semantic Data for Indoor Scene
           Understanding", on surface normals: red to the right, green down, blue towards the camera).
-        - `edge`: uint8, 1 on boundaries. Of two pixels, side by side or one above the other, that show different
-          objects (among them each wall, the floor and the ceiling), the nearer one is a boundary, at equal depth the
-          left or upper one. So it is where an object hides part of itself: where two of its primitives meet in the
-          image and each pixel's point lies off the other's tangent plane by over 3 cm plus two pixels' width.
+        - `edge`: uint8, 1 on boundaries. If two neighbouring pixels (side by side, or one above the other) show
+          different objects, the nearer pixel is a boundary, or at equal depth the left or upper one. Each wall, the
+          floor and the ceiling are objects. The same applies where an object hides part of itself: two of its
+          primitives meet in the image, and each pixel's point is more than 3 cm plus the width of two pixels away from
+          the tangent plane of the other's.
 
     Raises:
-        ValueError: if an argument is none of the above.
+        ValueError: an argument is invalid.
     """
     _check(split, image_size)
     if index < 0:
@@ -126,7 +127,7 @@ def load_rooms(
     Returns:
         A data set with the columns `image_id` and, as images of that size, the arrays of [`render_room`]:
 
-        - `image` (RGB PNG), `semseg`, `human_parts`, `sal` (PNG of mode "L", holding the values as they are).
+        - `image` (RGB PNG), `semseg`, `human_parts`, `sal` (PNG of mode "L", with the values as they are).
         - `depth` (TIFF of mode "F", metres).
         - `normals` (RGB PNG, (n + 1) / 2 * 255 rounded, so that n = 2 * value / 255 - 1, as for NYU Depth).
         - `edge` (PNG of mode "L", 255 on boundaries and 0 elsewhere).
@@ -134,16 +135,16 @@ def load_rooms(
           `dataset.features["semseg_classes"].feature.names`.
 
     Raises:
-        ValueError: if an argument is none of the above.
+        ValueError: an argument is invalid.
     """
     _check(split, image_size)
     if num_images < 1:
         raise ValueError(f"`num_images` must be 1 or more, got {num_images}")
     arguments = {
         "split": split,
-        "indices": list(range(num_images)),  # a list, which is what num_proc divides
+        "indices": list(range(num_images)),  # `num_proc` divides lists
         "image_size": tuple(image_size),
-        "version": RENDERER_VERSION,  # for the cache alone
+        "version": RENDERER_VERSION,  # only for the cache
     }
     return datasets.Dataset.from_generator(
         _rows,
@@ -191,7 +192,7 @@ def _boundaries(depth, points, normals, hit, instance, pixel_width):
     for a, b in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1, :], np.s_[1:, :])):
         step = points[:, *b] - points[:, *a]
         offset = np.minimum(np.abs(dot(step, normals[:, *a])), np.abs(dot(step, normals[:, *b])))
-        # Primitives are convex, so that within one of them nothing hides anything.
+        # Primitives are convex, so none of them hides part of itself.
         hides_itself = (hit[a] != hit[b]) & (offset > 0.03 + 2 * np.minimum(pixel_width[a], pixel_width[b]))
         boundary = (instance[a] != instance[b]) | hides_itself
         edge[a] |= boundary & (depth[a] <= depth[b])

@@ -14,7 +14,7 @@ FABRICS = [(0.36, 0.43, 0.52), (0.6, 0.29, 0.25), (0.25, 0.42, 0.39), (0.76, 0.6
 FABRICS += [(0.75, 0.53, 0.25), (0.2, 0.26, 0.4), (0.82, 0.79, 0.74), (0.54, 0.36, 0.46), (0.4, 0.52, 0.3)]
 BRIGHT = [(0.85, 0.2, 0.17), (0.95, 0.75, 0.15), (0.15, 0.45, 0.75), (0.2, 0.6, 0.35), (0.95, 0.5, 0.15)]
 BRIGHT += [(0.93, 0.92, 0.9), (0.6, 0.3, 0.6), (0.12, 0.13, 0.16)]
-SHIRTS = [color for color in BRIGHT + FABRICS if color != (0.76, 0.66, 0.51)]  # not the colour of skin
+SHIRTS = [color for color in BRIGHT + FABRICS if color != (0.76, 0.66, 0.51)]  # without a colour like skin
 SKINS = [(0.93, 0.75, 0.64), (0.84, 0.63, 0.48), (0.65, 0.45, 0.32), (0.45, 0.3, 0.21), (0.96, 0.8, 0.7)]
 HAIRS = [(0.1, 0.08, 0.07), (0.3, 0.19, 0.11), (0.6, 0.45, 0.25), (0.45, 0.43, 0.42), (0.42, 0.2, 0.1)]
 
@@ -26,7 +26,7 @@ class Material:
     Attributes:
         pattern: surface coordinates `(2, n)` in metres -> linear RGB `(3, n)`.
         gloss: in 0..1, scales highlights.
-        emission: radiance given off per albedo.
+        emission: emitted radiance, per albedo.
         grain: whether the first coordinate runs along a face's longer side.
     """
 
@@ -49,7 +49,7 @@ _DICE = np.random.default_rng(1).random((64, 64), dtype=np.float32)
 
 
 def _clouds(u, v):
-    """Cloudy random values about 0, with a period of 1 in u and in v."""
+    """1/f noise around 0, with a period of 1 in u and in v."""
     return _CLOUDS[(v * 512).astype(np.int32) & 511, (u * 512).astype(np.int32) & 511]
 
 
@@ -96,7 +96,7 @@ def wood(color, gloss=0.25, plank=None) -> Material:
 
 
 def tiles(color, other, size, gloss=0.3) -> Material:
-    """Square tiles in two colours, chequered, with light joints."""
+    """Square tiles in two alternating colours, with light joints."""
     color, other, joint = _linear(color), _linear(other), _linear((0.7, 0.69, 0.66))
 
     def albedo(uv):

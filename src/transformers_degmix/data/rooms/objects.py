@@ -34,9 +34,10 @@ SEMSEG_CLASSES = (
 
 @dataclass(frozen=True)
 class Surface:
-    """One primitive of an object, with its look.
+    """One primitive of an object, with its material.
 
-    It has a semantic class `label` and a human `part`, may cast shadows, and knows the number of its object.
+    `label` is its position in `SEMSEG_CLASSES`, `part` in `HUMAN_PARTS`, and `instance` the number of its object. Only
+    `opaque` surfaces cast shadows.
     """
 
     shape: Shape
@@ -59,7 +60,7 @@ class Surface:
 
 @dataclass
 class Item:
-    """An object in a frame of its own: x to its right, y to its front, z up from the floor."""
+    """An object in its local frame: x to its right, y to its front, z up from the floor."""
 
     label: str
     surfaces: list[Surface] = field(default_factory=list)
@@ -321,7 +322,7 @@ def person(rng, seat: float | None = None) -> Item:
     lean = rng.uniform(-0.12, 0.05) if seat is not None else rng.uniform(0, 0.08)
 
     def swing(length, angle, outward=0.0):
-        """A limb's extent: `angle` 0 hangs down, pi/2 points to the front."""
+        """Vector along a limb: it hangs down at `angle` 0, and points to the front at pi/2."""
         return (
             s * length * np.array([np.sin(outward), np.cos(outward) * np.sin(angle), -np.cos(outward) * np.cos(angle)])
         )

@@ -1,8 +1,8 @@
 """Ray casting of convex primitives with NumPy: shapes, a pinhole camera, visibility and shadows.
 
 World coordinates are metres with z up. Vectors are stored component first, `(3, ...)`, in float32. All rays of one
-call share their origin (the camera or a light), so that everything about a shape that does not depend on the direction
-is worked out once, in float64.
+call share their origin (the camera or a light). What depends only on the shape and the origin is therefore computed
+once, in float64.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ _NEAR = 0.05  # metres; nothing comes closer to a camera
 def rotate(rotation: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """`rotation @ vectors` for vectors `(3, ...)`, element by element.
 
-    A vector's result depends on that vector alone. A BLAS product, blocked by the array's size, does not promise that.
+    The result for a vector depends only on that vector. A BLAS product, in blocks by the array's size, can differ.
     """
     x, y, z = rotation.T.astype(np.float32).reshape(3, 3, *[1] * (vectors.ndim - 1))
     return x * vectors[0] + y * vectors[1] + z * vectors[2]
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Sum of products over the first axis, of which there are two or three: `(3, ...) -> (...)`."""
+    """Dot product over the first axis, of length 2 or 3: `(3, ...) -> (...)`."""
     total = a[0] * b[0] + a[1] * b[1]
     return total + a[2] * b[2] if len(a) > 2 else total
 
@@ -45,7 +45,7 @@ class Shape:
     `centre` is `(3,)`, `rotation` `(3, 3)` has the local axes as columns, and `half` `(3,)` are the half extents of
     the bounding box along them. Subclasses give, in local coordinates, `_enter(origin, directions)`, the ray parameter
     where a ray enters the shape (inf for a miss), and `_normals(origin, directions, t)`, the outward normal there. The
-    origin has to lie outside of the shape.
+    origin must be outside the shape.
     """
 
     centre: np.ndarray
@@ -81,7 +81,7 @@ class Shape:
 
 
 class Box(Shape):
-    """A box: all of its bounding box."""
+    """A box, which fills its bounding box."""
 
     def _slabs(self, origin, directions):
         for o, d, h in zip(origin, 1 / directions, self.half):
@@ -141,11 +141,11 @@ class Frustum(Shape):
     top: float
 
     def _surfaces(self, origin, directions):
-        """Ray parameters of the entry through the mantle and through the flat ends."""
+        """Ray parameters of the entry through the side and through the flat ends."""
         height = np.float32(self.half[2])
         slope, middle = (self.top - self.bottom) / (2 * self.half[2]), (self.top + self.bottom) / 2
         dx, dy, dz = directions
-        # Starting at the point nearest to the centre keeps the quadratic's terms small, hence exact enough in float32.
+        # Starting at the point nearest to the centre keeps the quadratic's terms small, thus exact enough in float32.
         start = -dot(origin.astype(np.float32), directions) / dot(directions, directions)
         x, y, z = (np.float32(o) + start * d for o, d in zip(origin, directions))
         radius = np.float32(slope) * z + np.float32(middle)
@@ -153,25 +153,25 @@ class Frustum(Shape):
         b = x * dx + y * dy - np.float32(slope) * dz * radius
         c = x * x + y * y - radius * radius
         root = np.sqrt(b * b - a * c)
-        mantle = np.float32(np.inf)
+        side = np.float32(np.inf)
         for s in (-root, root):
             t = (s - b) / a
-            mantle = np.minimum(mantle, np.where(np.abs(z + t * dz) <= height, start + t, np.float32(np.inf)))
+            side = np.minimum(side, np.where(np.abs(z + t * dz) <= height, start + t, np.float32(np.inf)))
         upward = dz > 0
         t = (np.where(upward, -height, height) - np.float32(origin[2])) / dz
         x, y = (np.float32(o) + t * d for o, d in zip(origin[:2], directions))
         radius = np.where(upward, np.float32(self.bottom), np.float32(self.top))
-        return mantle, np.where(x * x + y * y <= radius * radius, t, np.float32(np.inf))
+        return side, np.where(x * x + y * y <= radius * radius, t, np.float32(np.inf))
 
     def _enter(self, origin, directions):
         return np.minimum(*self._surfaces(origin, directions))
 
     def _normals(self, origin, directions, t):
-        mantle, ends = self._surfaces(origin, directions)
+        side, ends = self._surfaces(origin, directions)
         slope, middle = (self.top - self.bottom) / (2 * self.half[2]), (self.top + self.bottom) / 2
         x, y, z = (np.float32(o) + t * d for o, d in zip(origin, directions))
         outward = np.float32(-slope) * (np.float32(slope) * z + np.float32(middle))
-        flat = ends <= mantle
+        flat = ends <= side
         return np.stack([np.where(flat, 0, x), np.where(flat, 0, y), np.where(flat, -np.sign(directions[2]), outward)])
 
 
@@ -180,7 +180,7 @@ def _enter_sphere(origin, directions, radius):
     origin = origin.astype(np.float32)
     squared = dot(directions, directions)
     nearest = -dot(origin, directions) / squared
-    # The discriminant from the nearest point rather than from |origin|^2 - radius^2, which cancels in float32.
+    # From the nearest point, because |origin|^2 - radius^2 in the discriminant cancels in float32.
     offset = [o + nearest * d for o, d in zip(origin, directions)]
     t = nearest - np.sqrt((np.float32(radius**2) - dot(offset, offset)) / squared)
     return np.where(np.isnan(t), np.float32(np.inf), t)
@@ -191,7 +191,7 @@ def between(kind: type[Shape], a, b, radius: float, top: float | None = None) ->
     a, b = np.asarray(a, float), np.asarray(b, float)
     length = np.sqrt(np.sum((b - a) ** 2))
     x, y, z = ((b - a) / length).tolist()
-    # The two further axes of Duff et al. 2017, "Building an Orthonormal Basis, Revisited".
+    # The two other axes of Duff et al. 2017, "Building an Orthonormal Basis, Revisited".
     sign = 1.0 if z >= 0 else -1.0
     p, q = -1 / (sign + z), -x * y / (sign + z)
     rotation = np.array([[1 + sign * x * x * p, q, x], [sign * q, sign + y * y * p, y], [-sign * x, -y, z]])
@@ -215,7 +215,7 @@ class Camera:
 
     @staticmethod
     def looking(position, yaw: float, pitch: float, roll: float, focal: float) -> "Camera":
-        """A camera that looks along `yaw` (radians from the x axis), `pitch` upward, and is rolled clockwise."""
+        """A camera that looks along `yaw` (radians from the x axis), `pitch` upward, rolled clockwise by `roll`."""
         forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
         right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
         down = np.cross(forward, right)
@@ -314,8 +314,7 @@ def sees(origin: np.ndarray, points: np.ndarray, clusters: list[Cluster], margin
         origin: `(3,)`, outside of all shapes.
         points: `(3, n)` float32.
         clusters: the shapes that block the view.
-        margin: a shape has to be this much (metres) nearer than a point to hide it, which keeps a point's own surface
-            from doing so.
+        margin: metres by which a shape must be nearer than a point to hide it, so that a point's own surface does not.
 
     Returns:
         `(n,)` bool.
@@ -340,11 +339,11 @@ def sees(origin: np.ndarray, points: np.ndarray, clusters: list[Cluster], margin
 
 
 def _in_shadow_cones(origin, centres, radii, units, limit):
-    """For each of k balls the points that it might hide, those far enough in its cone from `origin`: `(k, n)` bool."""
+    """For each of k balls the points that it could hide: far enough away, in its cone from `origin`. `(k, n)` bool."""
     offsets = centres - origin
     reach = np.sqrt(np.sum(offsets**2, axis=1))
     cosine = np.sqrt(np.maximum(1 - (radii / reach) ** 2, 0)) - 1e-6
-    cosine[reach <= radii] = -2  # the origin lies in the ball: any direction
+    cosine[reach <= radii] = -2  # the origin is in the ball: any direction
     axes = (offsets / reach[:, None]).astype(np.float32)
     in_cone = dot(axes.T[:, :, None], units[:, None]) >= cosine.astype(np.float32)[:, None]
     in_cone &= limit >= (reach - radii).astype(np.float32)[:, None]

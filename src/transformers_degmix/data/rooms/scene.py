@@ -34,7 +34,7 @@ SPLITS = ("train", "validation", "test")
 class Light:
     """A lamp of linear RGB `power` at `position`.
 
-    Its `radius` softens shadows. A lamp outdoors shines through the shape `portal` only.
+    Its `radius` softens shadows. A lamp outdoors shines only through the shape `portal`.
     """
 
     position: np.ndarray
@@ -67,7 +67,7 @@ class Room:
 
     @property
     def blockers(self) -> list[Cluster]:
-        """What casts shadows: the opaque parts of each object. The shell does not, as all that is lit lies inside."""
+        """What casts shadows: the opaque parts of each object. The shell does not: all that is lit is inside."""
         shell = [SEMSEG_CLASSES.index(name) for name in ("wall", "floor", "ceiling")]
         objects = {}
         for surface in self.surfaces:
@@ -79,7 +79,7 @@ class Room:
 class _Plan:
     """The floor plan of a room of the given size: what stands where, and what is on the walls.
 
-    Wall k is what wall 0 (at y = 0, facing +y) becomes after k quarter turns to the left.
+    Wall k is wall 0 (at y = 0, facing +y) after k quarter turns to the left.
     """
 
     def __init__(self, rng, size):
@@ -92,7 +92,7 @@ class _Plan:
         self.items += [item.moved(at, yaw) for item in items]
 
     def stand_against_wall(self, items):
-        """Put a group with its back to some free stretch of wall, if one is found."""
+        """Puts a group with its back to a free part of a wall, if one is found."""
         (x0, y0, _), (x1, y1, _) = bounds(items)
         height = bounds([item for item in items if item.bounds[0, 1] < y0 + 0.3])[1, 2]
         for _ in range(12):
@@ -110,7 +110,7 @@ class _Plan:
                 break
 
     def stand_freely(self, items):
-        """Put a group anywhere on the floor, if a free place is found."""
+        """Puts a group anywhere on the floor, if a free place is found."""
         (x0, y0, _), (x1, y1, _) = bounds(items)
         for _ in range(20):
             at, yaw = self.rng.uniform(0.3, self.size[:2] - 0.3), self.rng.uniform(0, 2 * np.pi)
@@ -143,7 +143,7 @@ class _Plan:
         return inside and not any(_overlap(footprint, other, gap) for other in self.footprints)
 
     def _claim(self, wall, left, right, bottom, top):
-        """Reserve part of a wall, unless that comes too close to what is there."""
+        """Reserves part of a wall, unless it is too close to what is there. Returns whether it did."""
         gap = 0.08
         for other, x0, x1, z0, z1 in self.on_walls:
             if wall == other and left < x1 + gap and right > x0 - gap and bottom < z1 + gap and top > z0 - gap:
@@ -194,7 +194,7 @@ def _shell(rng, size) -> list[Item]:
 
 
 def _camera(rng, plan, shell) -> Camera | None:
-    """Of a few views at eye height, the one that shows many objects, none of them too large, and much of the room."""
+    """The best of a few views at eye height: many objects, none of them too large, and much of the room."""
     items = shell + plan.items
     boxes = [
         Box(low_high.mean(0), np.eye(3), np.diff(low_high, axis=0)[0] / 2)
@@ -220,7 +220,7 @@ def _camera(rng, plan, shell) -> Camera | None:
 
 
 def sample_room(split: str, index: int) -> Room:
-    """The room number `index` of a split, the same on every call."""
+    """Room number `index` of a split, the same on every call."""
     rng = np.random.default_rng([SPLITS.index(split), index])
     while (room := _furnish(rng)) is None:
         pass
@@ -287,7 +287,7 @@ def _inward(yaw):
 
 
 def _sun(rng, at, yaw, opening, daylight) -> Light:
-    """A far lamp that shines through a window."""
+    """A distant lamp that shines through a window."""
     middle = np.array([*at, 0.9 + opening[1] / 2])
     position = middle + turn(yaw) @ rng.uniform((-15, -27, 12), (15, -12, 27))
     distance = np.linalg.norm(position - middle)

@@ -1,4 +1,4 @@
-"""Shading of the Rooms data set: from what each pixel sees to its colour."""
+"""Shading of the Rooms data set: the colour of what each pixel shows."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from .scene import Light, Room
 
 
 def shade(room: Room, rays, points, normals, hit) -> np.ndarray:
-    """Colour each pixel.
+    """Computes the colour of each pixel.
 
     Args:
         room: the room.
-        rays, points, normals: `(3, height, width)`: the pixels' directions, what they hit and its normals, in the
-            world frame.
+        rays, points, normals: `(3, height, width)`, in the world frame: directions through the pixels, the points that
+            they hit, and the normals there.
         hit: `(height, width)`, positions in `room.surfaces`.
 
     Returns:
@@ -41,7 +41,7 @@ def shade(room: Room, rays, points, normals, hit) -> np.ndarray:
         specular += power * (0.2 * gloss * np.maximum(dot(normals, halfway), 0) ** 40)
     radiance = albedo * (diffuse + emission) + specular
 
-    # A few bright pixels, such as windows, do not darken the picture.
+    # Bright pixels are cut off, so that a few of them, such as windows, do not darken the picture.
     luminance = radiance.mean(0)
     exposure = room.exposure / np.mean(np.minimum(luminance, np.quantile(luminance, 0.9)))
     image = (1 - np.exp(-radiance * exposure)) ** np.float32(1 / 2.2)
@@ -54,8 +54,8 @@ def shade(room: Room, rays, points, normals, hit) -> np.ndarray:
 def _visibility(light: Light, points, normals, hit, blockers: list[Cluster]) -> np.ndarray:
     """Share of the light's extent that each pixel sees, `(height, width)`.
 
-    Four points of the light take turns in blocks of 2 x 2 pixels; a 3 x 3 tent filter, which weighs the four alike,
-    then averages over the pixels of the same surface.
+    Each pixel of a block of 2 x 2 tests another one of four points of the light. A 3 x 3 tent filter, which gives the
+    four equal weight, then averages over the pixels of the same surface.
     """
     height, width = hit.shape
     seen = np.zeros((height, width), np.float32)
@@ -76,7 +76,7 @@ def _visibility(light: Light, points, normals, hit, blockers: list[Cluster]) -> 
 def _openness(points, normals) -> np.ndarray:
     """Ambient occlusion `(height, width)`: 1 where the surface near a pixel is flat or convex, less in concave places.
 
-    Twelve points that are visible on three rings about the pixel count by how far they rise above its tangent plane.
+    Twelve visible points, on three rings around the pixel, count by how far they rise above its tangent plane.
     """
     height, width = points.shape[1:]
     blocked = np.zeros((height, width), np.float32)
