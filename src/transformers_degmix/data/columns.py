@@ -25,14 +25,11 @@ from datasets import Features
 from datasets.utils.file_utils import xopen
 from PIL import ExifTags, Image
 from torch import Tensor
-from transformers.utils import logging
 
 from ..images_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
 from .collator import read_label
 
-
-logger = logging.get_logger(__name__)
 
 _NOT_NUMBERS = ("colors", "classes", "resize", "ignore_orientation")
 # Fields that users cannot give
