@@ -355,7 +355,11 @@ class RowReader:
                 raise ValueError(f"expected an array of numbers, got one of {values.dtype}")
             return values
         if isinstance(stored, str):
-            raise ValueError(_about_text(stored, column.column))
+            raise ValueError(
+                f"expected an image or an array, got the text {stored[:40]!r}. If it is the name of a file, call the "
+                f"column {column.column + '_file_name'!r} in metadata.jsonl, or save the data set after "
+                f"`cast_column({column.column!r}, datasets.Image())`; if it is base64, store the bytes"
+            )
         if not isinstance(stored, Image.Image):
             raise ValueError(
                 f"expected an image, an array, or a file as bytes or {{bytes, path}}, got a {type(stored).__name__}"
@@ -387,15 +391,6 @@ def _decode(stored: bytes | dict[str, Any], ignore_orientation: bool) -> Image.I
     except Exception as error:  # file systems raise any type
         source = f" {stored['path']}" if isinstance(stored, dict) and stored.get("path") else ""
         raise ValueError(f"cannot read the image{source}: {error}") from error
-
-
-def _about_text(text: str, column: str) -> str:
-    """What to do about a cell that holds a path, a URL or a file in base64."""
-    return (
-        f"expected an image or an array, got the text {text[:40]!r}. If it is the name of a file, call the column "
-        f"{column + '_file_name'!r} in metadata.jsonl, or save the data set after `cast_column({column!r}, "
-        "datasets.Image())`; if it is base64, store the bytes"
-    )
 
 
 def _read_file(stored: bytes | dict[str, Any]) -> bytes:
