@@ -112,15 +112,13 @@ class LabelInspector:
         return lines
 
 
-def find_suspicions(labels: list[np.ndarray] | Tensor, task: dict[str, Any]) -> list[Suspicion]:
+def find_suspicions(labels: list[np.ndarray], task: dict[str, Any]) -> list[Suspicion]:
     """What looks wrong about maps that are examined together.
 
     Args:
-        labels: as [`read_label`] gives them; or the values of one map, `(height, width)` or `(3, height, width)`.
+        labels: as [`read_label`] gives them.
         task: its fields, as in `DeGMixConfig.tasks`; `num_labels` may be missing.
     """
-    if isinstance(labels, Tensor):
-        labels = [labels.reshape(-1, *labels.shape[-2:]).numpy()]
     return TASK_KINDS[task["kind"]].find_suspicions(labels, task.get("num_labels") or IGNORE_INDEX)
 
 
