@@ -319,7 +319,7 @@ class RowReader:
         """The label of a task for an image of `size`, as [`~data.collator.read_label`] gives it, or `None`.
 
         Raises:
-            ValueError, TypeError: training would refuse it.
+            ValueError: training would refuse it.
         """
         label = self.read_label(row, task, size)
         if label is None:

@@ -155,7 +155,7 @@ def inspect_row(
     for name, kind in reader.kinds.items():
         try:
             good[name] = readable[name] = reader.read_checked(row, name, size)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             refused.append(f"training would stop: {error}")
             with suppress(TypeError, ValueError):
                 label = reader.read_label(row, name, size)
