@@ -36,11 +36,11 @@ class Material:
     grain: bool = False
 
 
-def _cloud_table(size: int = 512) -> np.ndarray:
-    """Periodic 1/f noise of unit variance, `(size, size)` float32."""
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
+def _cloud_table() -> np.ndarray:
+    """Periodic 1/f noise of unit variance, `(512, 512)` float32."""
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(512), np.fft.fftfreq(512)))
     frequency[0, 0] = np.inf
-    noise = np.fft.ifft2(np.fft.fft2(np.random.default_rng(0).standard_normal((size, size))) / frequency**1.1).real
+    noise = np.fft.ifft2(np.fft.fft2(np.random.default_rng(0).standard_normal((512, 512))) / frequency**1.1).real
     return (noise / noise.std()).astype(np.float32)
 
 
@@ -95,7 +95,7 @@ def wood(color, gloss=0.25, plank=None) -> Material:
     return Material(lambda uv: albedo(uv).astype(np.float32), gloss, grain=True)
 
 
-def tiles(color, other, size, gloss=0.3) -> Material:
+def tiles(color, other, size) -> Material:
     """Square tiles in two alternating colours, with light joints."""
     color, other, joint = _linear(color), _linear(other), _linear((0.7, 0.69, 0.66))
 
@@ -105,7 +105,7 @@ def tiles(color, other, size, gloss=0.3) -> Material:
         tile = _mix(color, other, (cell[0] + cell[1]) % 2) * (0.95 + 0.1 * _dice(*cell))
         return np.where(np.min(inner, axis=0) < 0.02, joint, tile * (1 + 0.04 * _clouds(*uv)))
 
-    return Material(albedo, gloss)
+    return Material(albedo, 0.3)
 
 
 def stripes(color, other, period) -> Material:
