@@ -314,18 +314,15 @@ def person(rng, seat: float | None = None) -> Item:
     person, s = Item("person"), rng.uniform(0.9, 1.06)
     skin, hair = plain(pick(rng, SKINS), grain=0.01), plain(pick(rng, HAIRS), grain=0.2)
     shirt, trousers = cloth(rng, SHIRTS), fabric(np.array(pick(rng, FABRICS)) * rng.uniform(0.35, 0.9))
-    shoes, short_sleeves = (
-        plain(pick(rng, [(0.12, 0.1, 0.1), (0.85, 0.85, 0.85), (0.4, 0.25, 0.15)])),
-        rng.random() < 0.5,
-    )
+    shoes = plain(pick(rng, [(0.12, 0.1, 0.1), (0.85, 0.85, 0.85), (0.4, 0.25, 0.15)]))
+    short_sleeves = rng.random() < 0.5
     walk = rng.uniform(0.3, 0.55) * (rng.random() < 0.5)
     lean = rng.uniform(-0.12, 0.05) if seat is not None else rng.uniform(0, 0.08)
 
     def swing(length, angle, outward=0.0):
         """Vector along a limb: it hangs down at `angle` 0, and points to the front at pi/2."""
-        return (
-            s * length * np.array([np.sin(outward), np.cos(outward) * np.sin(angle), -np.cos(outward) * np.cos(angle)])
-        )
+        sine, cosine = np.sin(outward), np.cos(outward)
+        return s * length * np.array([sine, cosine * np.sin(angle), -cosine * np.cos(angle)])
 
     legs = []  # hip, knee, ankle, with the hips' middle at the origin
     for side in (-1, 1):
@@ -343,13 +340,8 @@ def person(rng, seat: float | None = None) -> Item:
         hip, knee, ankle = hip + up, knee + up, ankle + up
         person.capsule(hip, knee, 0.075 * s, trousers, part="upper leg")
         person.capsule(knee + 0.02 * (ankle - knee), ankle, 0.052 * s, trousers, part="lower leg")
-        person.capsule(
-            ankle + s * np.array([0, -0.03, -0.033]),
-            ankle + s * np.array([0, 0.14, -0.035]),
-            0.04 * s,
-            shoes,
-            part="lower leg",
-        )
+        heel, toe = ankle + s * np.array([0, -0.03, -0.033]), ankle + s * np.array([0, 0.14, -0.035])
+        person.capsule(heel, toe, 0.04 * s, shoes, part="lower leg")
 
     def spine(height):
         return up + s * height * np.array([0, np.sin(lean), np.cos(lean)])
@@ -444,9 +436,8 @@ def dining(rng) -> list[Item]:
         if taken:
             items.append(person(rng, 0.46).moved(at, facing))
     if rng.random() < 0.7:
-        items.append(
-            pick(rng, [_table_lamp(rng), _plant(rng, 0.4), _plant(rng, 0.55)]).moved((0, 0, table.bounds[1, 2]))
-        )
+        top = pick(rng, [_table_lamp(rng), _plant(rng, 0.4), _plant(rng, 0.55)])
+        items.append(top.moved((0, 0, table.bounds[1, 2])))
     return items
 
 
