@@ -74,7 +74,11 @@ class DeGMixDataCollator:
             return BatchFeature(default_collate(list(rows)))
         samples = [self._read(row, _row_name(row, index)) for index, row in enumerate(rows)]
         if self.augmentation is None:
-            batch = self._process(samples)
+            batch = self.processor(
+                images=[pixels for pixels, _ in samples],
+                labels={task: [labels[task] for _, labels in samples] for task in self.kinds},
+                return_tensors="pt",
+            )
         else:
             batch = self._augment(samples, [row.get("repetition", 0) for row in rows], self.augmentation)
         for task, label in batch["labels"].items():
@@ -95,13 +99,6 @@ class DeGMixDataCollator:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`{task}` of {name}: {error}") from error
         return pixels, labels
-
-    def _process(self, samples: list[tuple[np.ndarray, dict[str, np.ndarray]]]) -> BatchFeature:
-        return self.processor(
-            images=[pixels for pixels, _ in samples],
-            labels={task: [labels[task] for _, labels in samples] for task in self.kinds},
-            return_tensors="pt",
-        )
 
     def _augment(
         self,

@@ -338,7 +338,9 @@ class RowReader:
     def _stored(self, row: dict[str, Any], column: Column) -> Image.Image | np.ndarray | None:
         """What a row has in a column: an image, an array, or nothing."""
         stored, feature = row.get(column.column), self.features.get(column.column)
-        if stored is None or (isinstance(stored, np.ndarray) and _is_nan(stored)):
+        # `datasets` makes NaN of null in NumPy's format.
+        is_nan = isinstance(stored, np.ndarray) and stored.dtype.kind == "f" and np.isnan(stored).all()
+        if stored is None or is_nan:
             return None
         if isinstance(stored, dict) and stored in ({"bytes": None, "path": None}, {"bytes": None}):
             return None
@@ -473,11 +475,6 @@ def _find(values: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray
     order = np.argsort(table)
     found = order[np.searchsorted(table, values, sorter=order).clip(max=len(table) - 1)]
     return found, table[found] == values
-
-
-def _is_nan(values: np.ndarray) -> bool:
-    """Whether all values are NaN, which `datasets` makes of null in NumPy's format."""
-    return values.dtype.kind == "f" and bool(np.isnan(values).all())
 
 
 def _equals_any(values: np.ndarray, numbers: tuple[float, ...]) -> np.ndarray:
