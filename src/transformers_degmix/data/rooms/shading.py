@@ -41,7 +41,7 @@ def shade(room: Room, rays, points, normals, hit) -> np.ndarray:
         specular += power * (0.2 * gloss * np.maximum(dot(normals, halfway), 0) ** 40)
     radiance = albedo * (diffuse + emission) + specular
 
-    # Bright pixels are cut off, so that a few of them, such as windows, do not darken the picture.
+    # Luminance is capped here, so that a few bright pixels, such as windows, do not darken the picture.
     luminance = radiance.mean(0)
     exposure = room.exposure / np.mean(np.minimum(luminance, np.quantile(luminance, 0.9)))
     image = (1 - np.exp(-radiance * exposure)) ** np.float32(1 / 2.2)
