@@ -189,8 +189,8 @@ def test_timm_model_of_one_size_is_refused():
     "fields, message",
     [
         ({"backbone": "hrnet_w18_small_v2", "size_divisor": 1}, "for 97 x 130 it says"),
-        ({"backbone": "no_such_model"}, "timm builds no 'no_such_model'"),
-        ({"backbone": "test_resnet", "model_args": {"no_such": 1}}, "timm builds no 'test_resnet' with .*no_such"),
+        ({"backbone": "no_such_model"}, "timm cannot build 'no_such_model'"),
+        ({"backbone": "test_resnet", "model_args": {"no_such": 1}}, "timm cannot build 'test_resnet' with .*no_such"),
     ],
 )
 def test_what_timm_cannot_build_is_refused_in_a_sentence(fields, message):

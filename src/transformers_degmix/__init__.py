@@ -30,7 +30,7 @@ from .pipeline_degmix import MultiTaskDensePredictionPipeline
 from .version import __version__
 
 
-# Of a backend that is not there, Transformers says so and takes the other.
+# If a backend is missing, Transformers says so and takes the other.
 image_processor_classes = {"pil": DeGMixImageProcessorPil}
 if is_torchvision_available():
     from .image_processing_degmix import DeGMixImageProcessor

@@ -18,19 +18,19 @@ from .configuration_degmix import DeGMixConfig
 
 Found = TypeVar("Found")
 
-# Side of an image on which a backbone is tried: a multiple of every patch in use (14, 16, 32), and of 7, 14 and 28 of
-# the largest.
+# Side of the image on which a backbone is tried: a multiple of every patch size in use (14, 16, 32). 14 patches of the
+# largest fill windows of 7 and of 14.
 TRIED_LENGTH = 448
-# No multiples of a stride, and what they are rounded up to is none of a larger divisor.
+# Rounded up to multiples of a divisor, the two lengths have no larger divisor in common.
 TRIED_SIZE = (97, 130)
 
 
 def build_backbone(config: DeGMixConfig) -> PreTrainedModel:
-    """The backbone of a model, with random weights, and the `size_divisor` that it needs where there is none.
+    """The backbone of a model, with random weights. A `size_divisor` of `None` becomes what the backbone needs.
 
     Raises:
-        ValueError: timm does not know it or one of its `model_args`; or it takes images of one size only, or not of
-            all multiples of `size_divisor`.
+        ValueError: timm does not know the backbone or one of its `model_args`; or it takes images of one size only, or
+            fails on multiples of `size_divisor`.
     """
     backbone_config: Any = config.backbone_config
     if backbone_config.model_type == "timm_backbone":
@@ -51,23 +51,23 @@ def _build_timm_backbone(backbone_config: Any) -> PreTrainedModel:
             # timm's transformers then take images of other sizes than their position embeddings are for.
             return AutoBackbone.from_config(backbone_config, **{"dynamic_img_size": True, **model_args})
         except TypeError:
-            # Other models do not know it.
+            # Other models do not have this argument.
             return AutoBackbone.from_config(backbone_config, **model_args)
     except (TypeError, RuntimeError) as error:
         raise ValueError(
-            f"`backbone_config`: timm builds no {backbone_config.backbone!r} with {model_args}: {error}"
+            f"`backbone_config`: timm cannot build {backbone_config.backbone!r} with {model_args}: {error}"
         ) from error
 
 
 def extract_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor, config: DeGMixConfig) -> tuple[Tensor, ...]:
-    """Images `(B, 3, H, W)`, which are padded -> maps `(B, c_i, h_i, w_i)`."""
+    """Pads images `(B, 3, H, W)` and returns their maps `(B, c_i, h_i, w_i)`."""
     if config.size_divisor > 1:
         pixel_values = pad(pixel_values, config.padded_size(pixel_values.shape[-2:]))
     return channels_first(backbone, backbone(pixel_values).feature_maps)
 
 
 def channels_first(backbone: PreTrainedModel, feature_maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Maps of a backbone -> maps `(B, c_i, h_i, w_i)`. Some of timm's have the channels last."""
+    """Maps of a backbone -> maps `(B, c_i, h_i, w_i)`. Some backbones of timm have the channels last."""
     channels_last = getattr(getattr(backbone, "_backbone", None), "output_fmt", "NCHW") == "NHWC"
     return tuple(x.movedim(-1, 1) for x in feature_maps) if channels_last else feature_maps
 
@@ -81,18 +81,18 @@ def pad(images: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def crop(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """What [`pad`] padded: `(..., height, width)` -> `(..., *size)`."""
+    """Undoes [`pad`]: `(..., height, width)` -> `(..., *size)`."""
     top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
     return maps[..., top : top + size[0], left : left + size[1]]
 
 
 def find_size_divisor(backbone: PreTrainedModel) -> int:
-    """What height and width must be multiples of, so that a backbone runs and sees the whole image.
+    """The number that must divide height and width, so that a backbone runs and sees the whole image.
 
-    It is found by trying, without weights and pixels (on the meta device).
+    It is found by trial on the meta device, without weights and pixels.
 
     Raises:
-        ValueError: there is none, as where the backbone takes images of one size only; the message is one line.
+        ValueError: there is none, for example if the backbone takes images of one size only; the message is one line.
     """
     strides = [TRIED_LENGTH // rows for rows, _ in _map_sizes(backbone, TRIED_LENGTH, TRIED_LENGTH)]
     running, failures = [], []
@@ -108,12 +108,12 @@ def find_size_divisor(backbone: PreTrainedModel) -> int:
         running.append(divisor)
     if not running:
         raise failures[-1]
-    # Convolutions without padding see the border at no size.
+    # Convolutions without padding lose the border at every size.
     return running[0]
 
 
 def _once_per_configuration(function: Callable[..., Found]) -> Callable[..., Found]:
-    """Remembers what was found out about a backbone. A pass through a large one takes seconds, without pixels too."""
+    """Remembers results by configuration: a pass through a large backbone takes seconds, even without pixels."""
     known: dict[tuple[Hashable, ...], Found] = {}
 
     @wraps(function)
@@ -128,7 +128,7 @@ def _once_per_configuration(function: Callable[..., Found]) -> Callable[..., Fou
 
 @_once_per_configuration
 def _map_sizes(backbone: PreTrainedModel, height: int, width: int) -> list[torch.Size]:
-    """The sizes of a backbone's maps of an image, or an error that says why there are none."""
+    """The sizes of a backbone's maps for an image, or a ValueError that says why there are none."""
     config, training = backbone.config, backbone.training
     state = {name: x.to("meta") for name, x in (*backbone.named_parameters(), *backbone.named_buffers())}
     pixel_values = torch.empty(1, getattr(config, "num_channels", 3), height, width, device="meta")
@@ -139,7 +139,7 @@ def _map_sizes(backbone: PreTrainedModel, height: int, width: int) -> list[torch
         raise ValueError(
             f"the backbone {getattr(config, 'backbone', config.model_type)!r} does not take images of any size, as "
             f"DeGMix does: for {height} x {width} it says {' '.join(str(error).split())[:300]!r}. If it takes "
-            "multiples of a number, set `size_divisor` to that"
+            "multiples of a number, set `size_divisor` to this number"
         ) from error
     finally:
         backbone.train(training)
@@ -152,7 +152,7 @@ def find_unread_parameters(backbone: PreTrainedModel, size: tuple[int, int]) -> 
 
     Swin ends in a LayerNorm that is not applied to the maps; stages may follow the last one that is fused.
     """
-    # Zeros in place of the weights, which may be on the meta device, and the graph of one pass, which tells all.
+    # The weights can be on the meta device. Zeros in their place give the same graph.
     with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
         parameters = {
             name: torch.zeros((), dtype=x.dtype).expand(x.shape).requires_grad_()

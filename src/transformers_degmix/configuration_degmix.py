@@ -14,7 +14,7 @@ from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
 if TYPE_CHECKING:
-    # `save_pretrained` copies what is imported relatively: all of `AUTO_MAP` is to lie there.
+    # `save_pretrained` copies modules that are imported relatively. It must copy all modules of `AUTO_MAP`.
     from .modeling_degmix_single_task import DeGMixForSingleTask  # noqa: F401
 
     # as they are after `__post_init__`
@@ -63,9 +63,9 @@ class DeGMixConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Any backbone that `AutoBackbone` builds and that takes images of any size; its `out_features` are the maps
-            that are fused, the first of them at the highest resolution. Defaults to Swin-T with its four stages. That
-            of timm's models may have `model_args`, further arguments of `timm.create_model`.
+            Any backbone that `AutoBackbone` builds and that takes images of any size. Its `out_features` are the maps
+            that are fused; the first has the highest resolution. Defaults to Swin-T with its four stages. The
+            configuration of a timm model can have `model_args`: further arguments of `timm.create_model`.
         tasks (`dict[str, dict]`, *optional*):
             The tasks in order, name -> fields (in `config.json` a list, each task with its `name`). Defaults to
             NYUD-v2's (`semseg`, `depth`, `normals`, `edge`). Fields:
@@ -76,16 +76,15 @@ class DeGMixConfig(PreTrainedConfig):
               normals 10, boundary 50);
             - `pos_weight`: boundary only, weight of boundary pixels against `1 - pos_weight` of the others,
               in (0, 1), default 0.95;
-            - `log_loss`: depth only, whether the loss is of the logarithms of metres rather than of metres, default
-              `False`;
-            - `gradient_weight`: depth only, weight of a loss of the differences between pixels, 0 or more, default 0;
-              the loss of the pixels has the weight 1, see [`~loss_degmix.depth_loss`];
+            - `log_loss`: depth only, whether the loss compares logarithms of metres, not metres, default `False`;
+            - `gradient_weight`: depth only, weight of a loss on the differences between pixels, 0 or more, default 0;
+              the loss on the pixels has the weight 1, see [`~loss_degmix.depth_loss`];
             - `id2label`: segmentation only, names of the classes;
-            - `ignore_empty`: segmentation only, whether training and evaluation ignore an image that has no other
-              label than class 0, default `False`; for body parts, which are not annotated in every image that shows
-              a person;
-            - `attends_to`: names of the tasks that its interaction and query attend to, itself among them, and with
-              each the tasks that that one attends to; default all. Its output does not depend on the others.
+            - `ignore_empty`: segmentation only, whether training and evaluation ignore images whose only label is
+              class 0, default `False`; for body parts, which are not annotated in every image of a person;
+            - `attends_to`: names of the tasks that its interaction and query attend to, default all. The list must
+              contain the task itself and, for each task in it, all tasks that this one attends to. The output does not
+              depend on tasks outside the list.
         hidden_size (`int`, *optional*, defaults to 256):
             Channels of the fused features and of every block after them.
         num_mixer_layers (`int`, *optional*, defaults to 2):
@@ -93,7 +92,7 @@ class DeGMixConfig(PreTrainedConfig):
         num_attention_heads (`int`, *optional*, defaults to 2):
             Heads of the task interaction and task query attention. DeMT has 4.
         use_decoder (`bool`, *optional*, defaults to `True`):
-            Whether the task-aware gating transformer decoder stands between mixers and heads. Without it and without
+            Whether there is a task-aware gating transformer decoder between mixers and heads. Without it and without
             mixers the model is the plain multi-task baseline: backbone, fusion and heads.
         use_gating (`bool`, *optional*, defaults to `True`):
             Whether the task-aware gating follows the task queries. DeMT has none.
@@ -107,24 +106,24 @@ class DeGMixConfig(PreTrainedConfig):
             Scope `"image"` only: keys and values are averaged over squares of this side, which divides the cost by
             its square.
         head_hidden_size (`int`, *optional*):
-            Channels of the task heads. Defaults to an eighth of the backbone's channels, all maps together.
+            Channels of the task heads. Defaults to an eighth of the channels of all backbone maps together.
         offset_position (`str`, *optional*, defaults to `"absolute"`):
-            What of a pixel's position enters the offsets at which the deformable mixers sample: `"absolute"` its row
-            and column, counted from 1, as in the released code and its checkpoints; `"normalized"` the same in the
-            range from -1 to 1, which does not depend on the size of the image; `"none"` nothing.
+            How a pixel's position enters the offsets at which the deformable mixers sample: `"absolute"` as row and
+            column, counted from 1, as in the released code and its checkpoints; `"normalized"` in the range from -1
+            to 1, which does not depend on the size of the image; `"none"` not at all.
         attention_norm_eps (`float`, *optional*, defaults to 1e-5):
-            What the LayerNorms behind task interaction and task query add to the variance. A small value, as in the
-            released code, makes a jump of the place where an attention's output passes through zero; 1 is smooth.
+            Epsilon of the LayerNorms after task interaction and task query. With a small value, as in the released
+            code, their output jumps where an attention's output passes through zero; with 1 it is smooth.
         size_divisor (`int`, *optional*):
             The model pads images on all sides, with 0, to heights and widths that are multiples of it, and crops the
-            logits. Defaults to what the backbone needs to run and to see the whole image, which is found out when a
-            model is built, for example 1 for Swin, 14 or 16 for vision transformers, 32 for ConvNeXt.
+            logits. Defaults to what the backbone needs to run and to see the whole image, found when a model is built:
+            for example 1 for Swin, 14 or 16 for vision transformers, 32 for ConvNeXt.
         single_task (`str`, *optional*):
-            The task that the models of one task predict, such as [`DeGMixForSemanticSegmentation`]; needed where
-            several are of their kind. The model of all tasks does not read it.
+            The task that a single-task model, such as [`DeGMixForSemanticSegmentation`], predicts; needed if several
+            tasks are of its kind. The multi-task model does not read it.
 
     Raises:
-        ValueError: a field has a value that is not allowed; the message names the field, the value and what is.
+        ValueError: a field has a value that is not allowed; the message names field, value and what is allowed.
 
     Example:
     ```python
@@ -136,7 +135,7 @@ class DeGMixConfig(PreTrainedConfig):
     """
 
     model_type = "degmix"
-    # `Trainer` then takes the logits alone for predictions.
+    # `Trainer` then takes only the logits as predictions.
     keys_to_ignore_at_inference = ["losses", "hidden_states", "attentions"]
     sub_configs = {"backbone_config": AutoConfig}
 
@@ -166,21 +165,21 @@ class DeGMixConfig(PreTrainedConfig):
             tasks = {task["name"]: {field: task[field] for field in task if field != "name"} for task in tasks}
         self.tasks = complete_fields(tasks)
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # This package has registered its pipeline; for this field, Transformers would want to trust remote code.
+            # The pipeline is registered already. With this field, Transformers would ask to trust remote code.
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
-        # Set afterwards, it chooses the eager attention. With another, such a configuration cannot be saved.
+        # The setter chooses the eager attention. With another, a configuration with this option cannot be saved.
         self.output_attentions = self.output_attentions
         self._check_sizes()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "DeGMixConfig":
-        """As in the base class, but fields among `kwargs` are completed and checked, as the dictionary's are."""
+        """As in the base class, but fields among `kwargs` are completed and checked, like the dictionary's."""
         names = kwargs.keys() & DeGMixConfig.__annotations__.keys() - {"backbone_config"}  # the base class merges that
         return super().from_dict({**config_dict, **{name: kwargs.pop(name) for name in names}}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the base class, with the code's places, and tasks as a list: JSON sorts keys, tasks have an order."""
+        """As in the base class, with where the code is, and tasks as a list to keep their order: JSON sorts keys."""
         output = {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
         output["tasks"] = [{"name": name, **task} for name, task in output["tasks"].items()]
         return output
@@ -197,7 +196,7 @@ class DeGMixConfig(PreTrainedConfig):
         return self.tasks[task]["attends_to"] or list(self.tasks)
 
     def attended_columns(self) -> list[slice | list[int]]:
-        """For each task the numbers of the tasks that it attends to, a slice if these are all, which needs no copy."""
+        """For each task the indices of the tasks that it attends to; for all tasks a slice, which needs no copy."""
         names = list(self.tasks)
         attended = [[names.index(other) for other in self.attended(task)] for task in names]
         return [slice(None) if len(columns) == len(names) else columns for columns in attended]
@@ -240,7 +239,7 @@ class DeGMixConfig(PreTrainedConfig):
 def _backbone_config_from_dict(backbone_config: dict) -> PreTrainedConfig:
     model_type = backbone_config.get("model_type")
     if model_type == EfficientNetLiteConfig.model_type:
-        # Beside the weights, without the package, this is the class of the code there, which nobody registers.
+        # In the code beside the weights, without the package, nobody registers this class.
         return EfficientNetLiteConfig.from_dict(backbone_config)
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"`backbone_config` needs the `model_type` of a Transformers model, got {model_type!r}")
@@ -251,7 +250,7 @@ def complete_fields(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
     """Tasks with every field that their kinds have.
 
     Raises:
-        ValueError: there are none, or a field has a value that is not allowed; the message names all three.
+        ValueError: there are none, or a field has a value that is not allowed. The message names task, field, value.
     """
     if not tasks:
         raise ValueError("`tasks` is empty: name at least one task")
@@ -264,7 +263,7 @@ def complete_fields(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
         if len(attended) < len(task["attends_to"]) or not needed.issubset(attended):
             raise ValueError(
                 f"`tasks[{name!r}]['attends_to']` must be some of the tasks {list(completed)}, with {name!r} and "
-                f"whatever these attend to, got {task['attends_to']!r}"
+                f"all tasks that these attend to, got {task['attends_to']!r}"
             )
         task["attends_to"] = attended if len(attended) < len(completed) else None
     return completed
@@ -282,7 +281,7 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(task) - set(completed))
     if unknown:
         raise ValueError(
-            f"`tasks[{name!r}]` has the fields {unknown}; a {task['kind']} task may have {sorted(completed)}"
+            f"`tasks[{name!r}]` has the fields {unknown}; a {task['kind']} task can have {sorted(completed)}"
         )
     completed.update(task)
 
@@ -292,7 +291,7 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     num_labels = completed["num_labels"]
     if kind.num_logits is not None and num_labels != kind.num_logits:
         raise invalid("num_labels", f"{kind.num_logits} for a {task['kind']} task")
-    # Class ids are stored in 8 bits beside the ignore label.
+    # Class ids share 8 bits with the ignore label.
     if not isinstance(num_labels, int) or not 1 <= num_labels <= IGNORE_INDEX:
         raise invalid("num_labels", f"an integer from 1 to {IGNORE_INDEX}")
     for field in ("loss_weight", "gradient_weight"):

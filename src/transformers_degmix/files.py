@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 
-# In the names of files and directories that are being written; what has it afterwards was left by a killed process.
+# In the names of files and directories that are being written. If it is there later, a killed process left it.
 UNFINISHED = ".unfinished"
 
 
@@ -31,7 +31,7 @@ def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[P
     check_writable(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.name}{UNFINISHED}", dir=path.parent) as scratch:
-        # Not the temporary directory itself, which only its owner may read.
+        # Not the temporary directory itself, which only its owner can read.
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         yield new
@@ -47,7 +47,7 @@ def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[P
 
 
 def remove_unfinished(directory: str | PathLike):
-    """Removes what killed processes left in a directory. None may be writing there."""
+    """Removes what killed processes left in a directory. No process may be writing there."""
     for path in list(Path(directory).rglob(f"*{UNFINISHED}*")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
@@ -75,7 +75,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]):
 
 @contextmanager
 def hub_errors() -> Iterator[None]:
-    """Whatever fails inside, on the way to the Hub or there, becomes an OSError whose reason is one line."""
+    """Turns every error inside, from the Hub or on the way there, into an OSError with a message of one line."""
     try:
         yield
     except Exception as error:  # of every type: the Hub's, its HTTP client's, RuntimeError around either

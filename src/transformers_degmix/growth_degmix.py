@@ -6,24 +6,24 @@ from .configuration_degmix import complete_fields
 
 
 class GrowingTasksMixin:
-    """For a model with `task_parts`: the modules that hold a part of each task, and what makes such a part."""
+    """For a model with `task_parts`: the modules that hold a part of each task, each with what builds such a part."""
 
     def add_task(self, name: str, task: dict[str, Any], train_only_new: bool = True):
         """Gives the model a further task, with a mixer, a task query attention and a head of its own.
 
-        The new task attends to all tasks, unless its `attends_to` says otherwise, and none of the others attends to
-        it: their outputs stay the same to the last bit. The image processor needs to know too:
+        The new task attends to all tasks, unless its `attends_to` says otherwise. No other task attends to it, so that
+        their outputs stay the same to the last bit. The image processor needs the new tasks too:
         `DeGMixImageProcessor.from_pretrained(path, tasks=model.config.tasks)`.
 
         Args:
             name: of the task.
             task: its fields, see [`DeGMixConfig`].
-            train_only_new: whether everything else is frozen. A training on labels of the new task alone then leaves
-                the other tasks' outputs as they are; `num_parameters(only_trainable=True)` counts what it trains.
-                Of several new tasks that are to be trained together, only the first is added with `True`.
+            train_only_new: whether everything else is frozen. Training on labels of the new task alone then leaves
+                the other tasks' outputs as they are; `num_parameters(only_trainable=True)` counts what is trained.
+                To train several new tasks together, set it for the first only.
 
         Raises:
-            ValueError: there is such a task, or a field has a value that is not allowed. The model is as it was.
+            ValueError: there is such a task, or a field has a value that is not allowed. The model is unchanged.
         """
         config = self.config
         if name in config.tasks:
@@ -37,16 +37,16 @@ class GrowingTasksMixin:
         self.train(self.training)
 
     def remove_task(self, name: str, keep_outputs: bool = True):
-        """Takes a task from the model, with its mixer, task query attention and head.
+        """Removes a task from the model, with its mixer, task query attention and head.
 
         Args:
             name: of the task.
-            keep_outputs: whether to refuse to remove a task that others attend to, which would change their outputs.
+            keep_outputs: whether to refuse if other tasks attend to it, because their outputs would change.
                 Outputs of tasks that do not attend to it stay the same to the last bit.
 
         Raises:
-            ValueError: there is no such task or no other, or others attend to it and are to keep their outputs. The
-                model is as it was.
+            ValueError: there is no such task, it is the only one, or others attend to it and `keep_outputs` is set.
+                The model is unchanged.
         """
         config = self.config
         if name not in config.tasks:
