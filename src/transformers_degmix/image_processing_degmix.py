@@ -15,7 +15,7 @@ from .images_degmix import to_pixels
 class DeGMixImageProcessor(DeGMixImageProcessingMixin, TorchvisionBackend):
     """Image processor of DeGMix that resizes and normalises with torchvision.
 
-    It does so on `device` if given, else where a tensor is already. Arguments and results are as for
+    It runs on `device` if given, else on the device of a tensor. Arguments and results are as for
     [`DeGMixImageProcessorPil`].
     """
 
@@ -32,7 +32,7 @@ class DeGMixImageProcessor(DeGMixImageProcessingMixin, TorchvisionBackend):
         return torch.from_numpy(to_pixels(image, do_convert_rgb, input_data_format)).to(device)
 
     def resize(self, image: Tensor, size: SizeDict, resample: PILImageResampling, **kwargs) -> Tensor:
-        """The filters that torchvision lacks for tensors, on any device or in any version, are PIL's own."""
+        """Uses PIL for filters that torchvision does not have for tensors on all devices and in all versions."""
         if resample in (PILImageResampling.BILINEAR, PILImageResampling.BICUBIC):
             return super().resize(image, size, resample, **kwargs)
         return torch.from_numpy(resize_with_pil(image.cpu().numpy(), size, resample)).to(image.device)

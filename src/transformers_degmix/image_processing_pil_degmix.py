@@ -38,7 +38,7 @@ from .tasks import IGNORE_INDEX, TASK_KINDS, task_of_kind
 
 
 if TYPE_CHECKING:
-    # `save_pretrained` copies what is imported relatively; these too are to lie there for `trust_remote_code=True`.
+    # `save_pretrained` copies modules that are imported relatively. `trust_remote_code=True` needs these too.
     from .image_processing_degmix import DeGMixImageProcessor  # noqa: F401
     from .pipeline_degmix import MultiTaskDensePredictionPipeline  # noqa: F401
 
@@ -92,13 +92,13 @@ def padded_size(sizes: list[Size], pad_size: SizeDict | None, size_divisor: int 
 
 
 def resize_with_pil(image: np.ndarray, size: SizeDict, resample: PILImageResampling) -> np.ndarray:
-    """`(channels, height, width)` in float32, channel by channel: PIL rounds images of several channels to 8 bits."""
+    """`(channels, height, width)` in float32, channel by channel, because PIL rounds several channels to 8 bits."""
     channels = (Image.fromarray(channel).resize((size.width, size.height), resample) for channel in image)
     return np.stack([np.array(channel) for channel in channels])
 
 
 def to_resampling(resample: Any) -> PILImageResampling:
-    """PIL's filter for a filter of PIL's, its number, or the `InterpolationMode` of torchvision that has its name.
+    """PIL's filter for one of PIL's filters, its number, or torchvision's `InterpolationMode` of the same name.
 
     Raises:
         ValueError: it is none of these.
@@ -110,8 +110,8 @@ def to_resampling(resample: Any) -> PILImageResampling:
     except (AttributeError, KeyError, ValueError):
         filters = ", ".join(f"{number.name} ({number:d})" for number in PILImageResampling)
         raise ValueError(
-            f"`resample` must be one of PIL's filters {filters}, or torchvision's `InterpolationMode` of such a name, "
-            f"got {resample!r}"
+            f"`resample` must be one of PIL's filters {filters}, or torchvision's `InterpolationMode` of the same "
+            f"name, got {resample!r}"
         ) from None
 
 
@@ -130,9 +130,9 @@ class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
     resample (`PILImageResampling`, `int` or torchvision's `InterpolationMode`, *optional*):
         Filter for images. Labels take the nearest pixel.
     size_divisor (`int`, *optional*):
-        Images are padded to multiples of it. `pad_size` goes before.
+        Without `pad_size`, images are padded to multiples of it.
     tasks (`dict` or `list`, *optional*):
-        Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is, or the list of them in `config.json`.
+        Tasks in order: name -> kind, or `DeGMixConfig.tasks` as it is, or the list in `config.json`.
     """  # noqa: D205, D212 (the form that Transformers reads)
 
     resample: Any  # checked by `to_resampling`; the base class refuses an `InterpolationMode`
@@ -143,7 +143,7 @@ class DeGMixImageProcessorKwargs(ImagesKwargs, total=False):
 class DeGMixImageProcessingMixin:
     """Everything about DeGMix' image processors that does not depend on the backend.
 
-    A backend class adds `process_image` and its `resize` of one image, with a filter of [`to_resampling`].
+    A backend class adds `process_image` and `resize`, both for one image; filters come from [`to_resampling`].
     """
 
     valid_kwargs = DeGMixImageProcessorKwargs
@@ -176,17 +176,17 @@ class DeGMixImageProcessingMixin:
         Args:
             images:
                 One image or a list of images: PIL image, path, `http(s):` or `data:` URL, array or tensor
-                `(height, width)`, `(channels, height, width)` or `(height, width, channels)`, or a batch of those
-                with four axes. See [`to_pixels`] for what is made of modes and dtypes. As everywhere in Transformers,
+                `(height, width)`, `(channels, height, width)` or `(height, width, channels)`, or a batch of these
+                with four axes. [`to_pixels`] says how modes and dtypes are converted. As everywhere in Transformers,
                 arrays are expected in 0..255; for values in [0, 1] set `do_rescale=False`.
             labels:
-                Any of the tasks -> one label map per image (or the one map of the one image), of the image's size:
+                For any of the tasks, one label map per image (for a single image, a single map), of the image's size:
                 PIL image, array or tensor, `(height, width)`; three channels first or last for normals. 8-bit maps
                 are decoded as the task's kind says, other dtypes hold class ids, metres, unit vectors or strengths;
                 255 is ignored. See [`to_label`].
             kwargs:
-                Settings for this call in place of the processor's own. `post_process_dense_prediction` knows only the
-                processor's own, so set `do_resize` and `size` there if it is to undo them.
+                Settings for this call. `post_process_dense_prediction` uses the processor's own settings: to have the
+                resizing undone, set `do_resize` and `size` on the processor.
 
         Returns:
             `pixel_values` `(batch, 3, height, width)`, float32, and with labels `labels`, a dictionary: per task
@@ -194,8 +194,8 @@ class DeGMixImageProcessingMixin:
             pixels that are padding or unknown.
 
         Raises:
-            ValueError: an image cannot be read or used, a label map does not fit its image, a task is unknown, the
-                number of maps is not that of the images, or an image is larger than `pad_size`. The message names
+            ValueError: an image cannot be read or used, a label map does not fit its image, a task is unknown, there
+                are not as many maps as images, or an image is larger than `pad_size`. The message names
                 the image by its index, and the task.
         """
         return super().preprocess(images, labels, **kwargs)
@@ -330,14 +330,14 @@ class DeGMixImageProcessingMixin:
     ) -> list[dict[str, Tensor]] | list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
         """Logits -> predictions, one dictionary per image, in the images' own sizes.
 
-        An image of `(height, width)` fills the middle `(h, w)` of its logits `(H, W)`: `(h, w)` is its size resized
-        as the processor's `do_resize` and `size` say, and starts at row `(H - h) // 2`, column `(W - w) // 2`. That
-        part is cut out, interpolated bilinearly to `(height, width)` if it has another size, and only then activated.
+        An image of `(height, width)` fills the middle `(h, w)` of its logits `(H, W)`, from row `(H - h) // 2` and
+        column `(W - w) // 2`. `(h, w)` is its size after resizing by the processor's `do_resize` and `size`. This part
+        is cut out, interpolated bilinearly to `(height, width)` if it has another size, and then activated.
 
         Args:
             outputs: the model's, with `logits`, task -> `(batch, num_labels, H, W)`, of any floating dtype.
             target_sizes: (height, width) of each image as it went into the processor (after EXIF rotation), as a list
-                or a tensor `(batch, 2)`. Without, the whole padded maps are returned.
+                or a tensor `(batch, 2)`. Without them, the whole padded maps are returned.
             return_confidence: whether to return, for each image, a pair: the predictions and their confidences.
 
         Returns:
@@ -345,14 +345,14 @@ class DeGMixImageProcessingMixin:
             float32 `(height, width)`, metres, at least 0; normals float32 `(3, height, width)`, unit length; saliency
             and boundary float32 `(height, width)` in [0, 1].
 
-            Confidences, of the same tasks, are float32 `(height, width)` in [0, 1]: of segmentation, the probability
-            of the predicted class; of saliency and boundary, of the likelier side. Depth and normals have no
-            probability: theirs, from the predictions around a pixel, only order pixels, and the larger the surer. How
-            well each does it on your data, `degmix evaluate --calibration` measures.
+            Confidences of the same tasks are float32 `(height, width)` in [0, 1]. For segmentation, they are the
+            probability of the predicted class; for saliency and boundary, of the likelier side. Depth and normals have
+            no probabilities: their confidences, from the predictions around a pixel, only order pixels, the surest
+            with the largest values. `degmix evaluate --calibration` measures how good they are on your data.
 
         Raises:
             ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, or an image of
-                that size cannot have been in these logits.
+                such a size does not fit into the logits.
         """
         kinds = self._kinds(outputs)
         sizes = _target_sizes(target_sizes, len(next(iter(outputs.logits.values()))))
@@ -376,14 +376,15 @@ class DeGMixImageProcessingMixin:
         Args:
             outputs: with the logits of all tasks, or with one map `predicted_depth` `(batch, H, W)`.
             target_sizes: (height, width) of each image, as in `post_process_dense_prediction`.
-            task: which of several depth tasks, where there are logits of all.
+            task: the depth task, if `outputs` has the logits of several.
 
         Returns:
             Per image `{"predicted_depth": depth}`, float32 `(height, width)`, metres, at least 0: the map of
             `post_process_dense_prediction`.
 
         Raises:
-            ValueError: as there, or no task is a depth task, or several are and `task` is none of them.
+            ValueError: as in `post_process_dense_prediction`; no task is a depth task; or several are and `task` is
+                none of them.
         """
         depth = getattr(outputs, "predicted_depth", None)
         logits = self._logits_of_kind("depth", outputs, task) if depth is None else depth.unsqueeze(1)
@@ -395,10 +396,11 @@ class DeGMixImageProcessingMixin:
     ) -> list[dict[str, Tensor]]:
         """Unit vectors of one task of surface normals, as Transformers' normal estimators return them.
 
-        Ours have x to the right, y down and z towards the camera. Those of TIPSv2 have x to the left and y up, as the
+        x points to the right, y down and z towards the camera. Normals of TIPSv2 have x to the left and y up, as the
         pictures in its authors' notebook show (github.com/google-deepmind/tips, `TIPS_decoder_inference.ipynb`).
 
-        Arguments and errors are those of `post_process_depth_estimation`; one map is `normals` `(batch, 3, H, W)`.
+        Arguments and errors are as in `post_process_depth_estimation`, with `normals` `(batch, 3, H, W)` in place of
+        `predicted_depth`.
 
         Returns:
             Per image `{"normals": normals}`, float32 `(3, height, width)`, unit length: the map of
@@ -419,15 +421,15 @@ class DeGMixImageProcessingMixin:
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Class ids of one segmentation task, as Transformers' semantic segmenters return them.
 
-        Other arguments and errors are those of `post_process_depth_estimation`; one map is a tensor `logits`
-        `(batch, num_labels, H, W)`.
+        Other arguments and errors are as in `post_process_depth_estimation`, with a tensor `logits`
+        `(batch, num_labels, H, W)` in place of `predicted_depth`.
 
         Args:
             return_segmentation_scores: whether to return the logits too.
 
         Returns:
             Per image int64 `(height, width)`, class ids: the map of `post_process_dense_prediction`; with scores, an
-            output whose `segmentation` is that, and `segmentation_scores` float32 `(num_labels, height, width)`.
+            output with this map as `segmentation`, and `segmentation_scores` float32 `(num_labels, height, width)`.
         """
         logits = outputs.logits
         if isinstance(logits, dict):
@@ -442,14 +444,14 @@ class DeGMixImageProcessingMixin:
         return results
 
     def _kinds(self, outputs: ModelOutput) -> dict[str, str]:
-        """The kind of each task of the model of all tasks."""
+        """The kind of each task in the outputs of the multi-task model."""
         unknown = [task for task in outputs.logits if task not in self.tasks]
         if unknown:
             raise ValueError(f"`outputs` has logits of {unknown}; the tasks of the processor are {list(self.tasks)}")
         return {task: self.tasks[task] for task in outputs.logits}
 
     def _logits_of_kind(self, kind: str, outputs: ModelOutput, task: str | None) -> Tensor:
-        """The logits of the task of a kind, from the outputs of the model of all tasks."""
+        """The logits of the one or the chosen task of a kind, from the outputs of the multi-task model."""
         return outputs.logits[task_of_kind(kind, self._kinds(outputs), task, "task")]
 
     def _in_target_sizes(self, logits: Tensor, target_sizes: list[Size] | Tensor | None) -> Iterator[Tensor]:
@@ -458,7 +460,7 @@ class DeGMixImageProcessingMixin:
             yield self._to_target_size(logits[index : index + 1].float(), size)
 
     def _to_target_size(self, logits: Tensor, target_size: Size | Tensor | None) -> Tensor:
-        """Logits `(1, num_labels, H, W)` of one image -> those of its own size."""
+        """Logits `(1, num_labels, H, W)` of one image -> logits of its own size."""
         if target_size is None:
             return logits
         height, width = (int(length) for length in target_size)
@@ -474,7 +476,7 @@ class DeGMixImageProcessingMixin:
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the base class, with both backends, and the tasks as a list: JSON sorts keys, tasks have an order."""
+        """As in the base class, with both backends, and tasks as a list to keep their order: JSON sorts keys."""
         tasks = [{"name": name, "kind": kind} for name, kind in self.tasks.items()]
         return {**super().to_dict(), "tasks": tasks, "auto_map": AUTO_MAP}
 
@@ -502,13 +504,13 @@ def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -
 class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
     """Image processor of DeGMix that works with PIL and NumPy on the CPU.
 
-    Its tensors equal [`DeGMixImageProcessor`]'s but for float rounding.
+    Its tensors equal [`DeGMixImageProcessor`]'s except for float rounding.
 
     Args:
         do_resize (`bool`, *optional*, defaults to `False`): whether to resize images to `size`.
         size (`dict[str, int]`, *optional*):
-            `{"height", "width"}`; or, keeping the aspect ratio, `{"shortest_edge"}`, with `"longest_edge"` as a limit
-            if wanted, or `{"max_height", "max_width"}`.
+            `{"height", "width"}`; or, keeping the aspect ratio, `{"shortest_edge"}`, with an optional
+            `"longest_edge"` as a limit, or `{"max_height", "max_width"}`.
         resample (`PILImageResampling`, `int` or torchvision's `InterpolationMode`, *optional*, defaults to bilinear):
             Filter for images; labels take the nearest pixel, as images do with NEAREST.
         do_convert_rgb (`bool`, *optional*, defaults to `True`): whether to make three channels of any image.
@@ -518,7 +520,7 @@ class DeGMixImageProcessorPil(DeGMixImageProcessingMixin, PilBackend):
         image_mean (`tuple[float, float, float]`, *optional*, defaults to ImageNet's): mean of each channel.
         image_std (`tuple[float, float, float]`, *optional*, defaults to ImageNet's): deviation of each channel.
         do_pad (`bool`, *optional*, defaults to `True`):
-            Whether to pad images, in their centre, with 0 after normalisation; labels with the kind's `label_padding`.
+            Whether to pad images on all sides with 0 after normalisation; labels with the kind's `label_padding`.
         pad_size (`dict[str, int]`, *optional*):
             `{"height", "width"}` to pad to. Defaults to the largest height and the largest width in the batch.
         size_divisor (`int`, *optional*): without `pad_size`, heights and widths are rounded up to multiples of it.
