@@ -1,4 +1,4 @@
-"""Photos and label maps: read, decoded, turned upright, and brought to the size of others."""
+"""Reads, decodes, turns upright, resizes and pads photos and label maps."""
 
 import math
 import os
@@ -35,11 +35,11 @@ Size = tuple[int, int]
 LabelMap: TypeAlias = Image.Image | np.ndarray | Tensor
 
 
-# In `Image.info`: the value that stands for white in the file, in the units of [`to_pixels`], which takes it for 255;
-# and what makes doubt whether the values are meant as they are read.
+# Keys of `Image.info`: the value that means white in the file, in the units of [`to_pixels`], which maps it to 255; a
+# warning that the values can be meant in another range.
 WHITE, DOUBT = "transformers_degmix.white", "transformers_degmix.doubt"
 
-# TIFF's tags for the largest value: WhiteLevel (of DNG), SMaxSampleValue, MaxSampleValue; and for the bits of a value
+# TIFF's tags for the largest value: WhiteLevel (of DNG), SMaxSampleValue, MaxSampleValue; and for the number of bits
 _MAXIMUM_TAGS, _BITS_TAG = (50717, 341, 281), 258
 
 _TURNS = {
@@ -56,7 +56,7 @@ _TURNS = {
 def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image.Image:
     """Reads a photo from a path or an `http:`, `https:` or `data:` URL, see [`decode_image`].
 
-    A warning names photos whose values may be meant in another range than that in which they are read.
+    A warning names photos whose values can be meant in another range.
 
     Args:
         source: where the image is.
@@ -92,9 +92,9 @@ def decode_image(
 
     Args:
         file: its path or content.
-        formats: PIL's names of those that are allowed.
-        before_decoding: is called with the image when its size is known and none of its pixels are decoded.
-        ignore_orientation: whether it stays as it is stored, without EXIF.
+        formats: PIL's names of the allowed formats.
+        before_decoding: is called with the image when its size is known, before its pixels are decoded.
+        ignore_orientation: whether to keep the image as it is stored, and drop its EXIF.
 
     Raises:
         ValueError: there is no readable image; the message is one line, which does not name the file.
@@ -114,7 +114,7 @@ def decode_image(
     if before_decoding:
         before_decoding(image)
     try:
-        white = _white(image)
+        white = _white_candidates(image)
         image.load()
         image = _without_exif(image.copy()) if ignore_orientation else upright(image)
         if white:
@@ -128,16 +128,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _white(image: Any) -> tuple[float, float] | None:
-    """The largest value that an image of more than 8 bits can hold, and the one that its file says it uses, or 0.
+def _white_candidates(image: Any) -> tuple[float, float] | None:
+    """The largest value that an image of more than 8 bits can hold, and the largest that its file states, or 0.
 
-    The image is not decoded yet. For others, `None`.
+    For other images, `None`. The image must not be decoded yet.
     """
     if image.mode != "F" and not image.mode.startswith("I") and ";16" not in str(image.tile):
         return None
     largest = 255 if image.mode == "F" else 65535
     if image.format == "PNG":
-        # It knows no such chunk. The file is read up to the pixels.
+        # PIL skips the chunk sBIT. It has read the file up to the pixels.
         place = image.fp.tell()
         image.fp.seek(0)
         bits = image.fp.read(place).partition(b"sBIT")[2][:1]
@@ -146,17 +146,17 @@ def _white(image: Any) -> tuple[float, float] | None:
     stated = next((float(np.max(tags[tag])) for tag in _MAXIMUM_TAGS if tag in tags), 0)
     if image.mode != "F" and not stated and np.max(tags.get(_BITS_TAG, 16)) < 16:
         stated = 2 ** int(np.max(tags[_BITS_TAG])) - 1
-    # Or it is the largest value of this image.
+    # Rounded up to full bits, because it can also be the largest value of this image.
     return largest, 2 ** math.ceil(math.log2(stated + 1)) - 1 if stated else 0
 
 
 def _describe_range(image: Image.Image, largest: float, stated: float) -> dict[str, Any]:
-    """[`WHITE`] or [`DOUBT`], for `Image.info`, of an image of which [`_white`] says this."""
+    """[`WHITE`], [`DOUBT`] or nothing, for `Image.info`, from the values of [`_white_candidates`]."""
     unit = largest / 255
     found = np.max(image.getextrema()) * (1 if len(image.getbands()) == 1 else unit)
     if 0 < found <= stated:
         return {WHITE: stated / unit}
-    if not 0 < found < math.inf:  # nor NaN
+    if not 0 < found < math.inf:  # or NaN
         return {}
     bits = math.ceil(math.log2(max(found, 1) + 1))
     used = 2**bits - 1
@@ -164,7 +164,7 @@ def _describe_range(image: Image.Image, largest: float, stated: float) -> dict[s
         return {}
     return {
         DOUBT: f"no value is above {found:g}, but {largest} is taken for white: is {used} meant? Then write it into "
-        "the file (TIFF: MaxSampleValue or, of floats, SMaxSampleValue; PNG: the bits, as sBIT) or, for a data set, "
+        "the file (TIFF: MaxSampleValue, for floats SMaxSampleValue; PNG: the bits, as sBIT) or, for a data set, "
         f"`columns: {{image: {{scale: {largest / used:.5g}}}}}`"
     }
 
@@ -178,8 +178,8 @@ def to_pixels(
 
     - PIL images are turned upright as their EXIF orientation says.
     - 16-bit values (modes `I;16`, `I`; uint16) are divided by 257, so that 65535 becomes 255, and not clipped.
-    - Values of all other kinds, floats (mode `F` too) included, are kept.
-    - What stands for white in a file, as [`decode_image`] has found it, becomes 255.
+    - All other values are kept, floats (mode `F` too) included.
+    - The value that means white, if [`decode_image`] has found one in the file, becomes 255.
     - With `do_convert_rgb`, palettes, CMYK and the like become RGB, one channel becomes three, and transparency is
       composited over white: 255, or 1 in float arrays.
 
@@ -244,7 +244,7 @@ def image_size(image: Image.Image | np.ndarray) -> Size:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says, and without EXIF then. EXIF that cannot be read is taken for none.
+    """Turns an image as its EXIF says, and then drops the EXIF. Unreadable EXIF is ignored.
 
     `ImageOps.exif_transpose` writes the other tags again, and fails where they cannot be written.
     """
@@ -277,8 +277,8 @@ def _pil_to_array(image: Image.Image, do_convert_rgb: bool) -> np.ndarray:
 def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
     """Label map of an image of `size` -> `(kind.label_channels, height, width)` of dtype `kind.label_dtype`.
 
-    8-bit maps (uint8; PIL modes L, P and RGB) are decoded by `kind.decode`; in mode P they are the palette's indices,
-    or the levels of a palette that is grey. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
+    8-bit maps (uint8; PIL modes L, P and RGB) are decoded by `kind.decode`; in mode P, values are the palette's
+    indices or, if the palette is grey, its levels. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
 
     Raises:
         ValueError: the map has another shape, or NaN or infinite values.
@@ -287,7 +287,7 @@ def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
 
 
 def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
-    """[`to_label`] without the decoding: an array that owns its memory, uint8 or else `kind.array_dtype`."""
+    """[`to_label`] without decoding: an array that owns its memory, uint8 if the map is, else `kind.array_dtype`."""
     if isinstance(label, Tensor):
         # NumPy has no bfloat16.
         label = (label.detach().float() if label.is_floating_point() else label).cpu()
@@ -320,10 +320,9 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
 
 
 def necessary_channels(image: Image.Image, kind: TaskKind) -> Image.Image:
-    """A label image without channels that say nothing.
+    """A label image without redundant channels.
 
-    These are opaque alpha and, where the kind has one channel, colours that are all grey. Tools that know no other
-    images add them.
+    These are opaque alpha and, if the kind has one channel, RGB that is grey everywhere. Some tools always add them.
     """
     if len(image.getbands()) == kind.label_channels:
         return image
@@ -344,7 +343,7 @@ def stored_values(label: Image.Image | np.ndarray | Tensor, kind: TaskKind) -> n
     indices = np.asarray(label)
     if label.mode != "P":
         return indices
-    # Tools and optimisers that store grey maps with a palette number its entries anew.
+    # Tools and optimisers that store grey maps with a palette renumber its entries.
     colors = np.array(label.getpalette(), np.uint8).reshape(-1, 3)
     used = np.unique(indices)
     is_grey = used[-1] < len(colors) and (colors == colors[:, :1]).all()
@@ -364,7 +363,7 @@ def pad_centred(maps: Tensor, size: Size, value: float = 0) -> Tensor:
 
 
 def crop_centred(maps: Maps, size: Sequence[int]) -> Maps:
-    """What [`pad_centred`] padded: `(..., height, width)` -> `(..., *size)`."""
+    """Undoes [`pad_centred`]: `(..., height, width)` -> `(..., *size)`."""
     top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
     return maps[..., top : top + size[0], left : left + size[1]]
 
@@ -372,7 +371,7 @@ def crop_centred(maps: Maps, size: Sequence[int]) -> Maps:
 def resize_nearest(maps: Tensor, size: Size) -> Tensor:
     """`(..., height, width)` -> `(..., *size)`, each pixel from the one whose centre is nearest.
 
-    Where two are equally near, PIL and torchvision take either, as they happen to round; here it is the later one.
+    If two are equally near, it is the later one. In PIL and torchvision, that depends on rounding.
     """
     rows, columns = (torch.from_numpy(nearest(old, new)) for old, new in zip(maps.shape[-2:], size))
     return maps[..., rows[:, None], columns]

@@ -40,16 +40,16 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         """The predictions of all tasks.
 
         Args:
-            inputs: path, `http(s):` or `data:` URL, or PIL image, or a list of those.
+            inputs: path, `http(s):` or `data:` URL, or PIL image, or a list of them.
             batch_size (`int`, *optional*, defaults to 1):
-                Images handed to the model at once. The model sees no image at another size than alone, so that its
-                predictions do not depend on the batch. Of a batch, images of one size run together.
+                Images handed to the model at once. Within a batch, only images of one size run together, so that
+                predictions do not depend on the batch.
             do_resize (`bool`, *optional*):
-                In place of the processor's own, such as `False` to predict images at their own size, as a whole.
+                Replaces the processor's own. `False` predicts images at their own size, as a whole.
             window_size (`tuple[int, int]`, *optional*):
                 Height and width of overlapping windows. Images are predicted in them at their own size: the processor
-                neither resizes nor pads them. For images that are larger than the training's, or than memory allows;
-                see [`predict_maps_in_windows`]. Of a batch, as many windows run together as it has images.
+                neither resizes nor pads them. For images that are larger than in training, or than memory allows; see
+                [`predict_maps_in_windows`]. As many windows run together as a batch has images.
             window_overlap (`float`, *optional*, defaults to 0.25): share of a window in common with the next.
             timeout (`float`, *optional*): seconds to wait for a server.
             return_confidence (`bool`, *optional*, defaults to `False`):
@@ -60,7 +60,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
             the CPU, in the image's size after EXIF rotation; with `return_confidence`, its pair of dictionaries.
 
         Raises:
-            ValueError: an image cannot be read, the message names the file; or a window is out of range.
+            ValueError: an image cannot be read (the message names the file), or a window is out of range.
         """
         return super().__call__(inputs, **kwargs)
 
@@ -87,7 +87,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         return preprocess, forward, postprocess
 
     def _processor(self, do_resize: bool | None) -> ImageProcessingMixin:
-        """The image processor, or one that resizes or not: it undoes what its own `do_resize` says."""
+        """The image processor, or a copy with this `do_resize`, which post-processing undoes."""
         if do_resize is None:
             return self.image_processor
         processor = copy(self.image_processor)
@@ -104,7 +104,7 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         image = upright(image) if isinstance(image, Image.Image) else load_image(image, timeout)
         options = {"do_resize": False, "do_pad": False} if window_size else {}
         inputs = self._processor(do_resize)(image, return_tensors="pt", **options).to(self.dtype)
-        # Wrapped, because the pipeline's collation concatenates plain tensors, which need one size; it lists the rest.
+        # Nested, because the pipeline concatenates plain tensors of a batch, which need one size, and lists the rest.
         return {"inputs": inputs, "target_size": (image.height, image.width)}
 
     def _forward(
@@ -114,10 +114,10 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         window_overlap: float = DEFAULT_OVERLAP,
         return_confidence: bool = False,
     ) -> dict[str, Any]:
-        """Logits; in windows the maps, so that no image's logits are ever there as a whole, but for confidences."""
+        """Logits, or the maps in windows: memory then never holds all logits of an image. Confidences need all."""
         inputs, target_size = model_inputs["inputs"], model_inputs["target_size"]
         batch_size = len(inputs) if isinstance(inputs, list) else 1
-        in_bands = window_size is not None and not return_confidence  # which is also about the pixels around each
+        in_bands = window_size is not None and not return_confidence  # which also depend on the pixels around each
 
         def predict(pixel_values: Tensor) -> list[dict[str, Tensor]]:
             if window_size and in_bands:

@@ -23,24 +23,24 @@ def predict_in_windows(
     """Logits of images, blended from the logits of windows that overlap.
 
     The weight of a window falls linearly from its middle to its border, so that predictions that disagree leave no
-    seam where windows overlap. A model sees in each window the positions and distances that it was trained with if
-    the windows have the size of its training images; what it sees of the scene ends at the window's border.
+    seam where windows overlap. In windows of the size of its training images, a model sees the positions and distances
+    that it was trained with. It sees nothing of the scene outside the window.
 
     The logits of large images take much memory, for 40 classes 160 bytes a pixel. [`predict_maps_in_windows`] never
-    has them all.
+    holds all of them.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` in eval mode.
-        pixel_values: normalised images `(batch, 3, height, width)` on the model's device, in its dtype. Those of one
-            image as it is come from the processor with `do_resize=False` and `do_pad=False`.
-        window_size: height and width, 32 or more. Where images are smaller, windows are as small. For backbones that
-            cut off what does not fill a patch, multiples of it.
-        overlap: share of the height or width that windows have in common with the next one, in [0, 1), or more, as the
-            windows are spread evenly from border to border. 0 leaves seams.
+        pixel_values: normalised images `(batch, 3, height, width)` on the model's device, in its dtype. The processor
+            gives them for an image at its own size with `do_resize=False` and `do_pad=False`.
+        window_size: height and width, 32 or more. Smaller images have smaller windows. Backbones that cut off
+            incomplete patches need multiples of the patch size.
+        overlap: least share of the height or width that neighbouring windows have in common, in [0, 1). Windows are
+            spread evenly from border to border. 0 leaves seams.
         batch_size: windows handed to the model at once, of any of the images.
 
     Returns:
-        `logits` as the model's own of whole images, float32, on the CPU.
+        `logits` as the model gives them for whole images, but float32 on the CPU.
 
     Raises:
         ValueError: the window or the overlap is outside of its range.
@@ -61,12 +61,12 @@ def predict_maps_in_windows(
 ) -> list[dict[str, Tensor]]:
     """[`predict_in_windows`], and what the processor makes of the logits, band by band.
 
-    The rows that no further window reaches are post-processed before the next windows are predicted. Memory is that
-    of the images, their maps, the model with one batch of windows, and the logits of one row of windows and of what
-    the next has in common with it: however high the images are.
+    The rows that no further window reaches are post-processed before the next windows are predicted. Memory
+    holds the images, their maps, the model with one batch of windows, and the logits of one row of windows and of its
+    overlap with the next, however high the images are.
 
     Args:
-        post_process: a processor's `post_process_dense_prediction`: each pixel's values from its own logits.
+        post_process: a processor's `post_process_dense_prediction`, which predicts each pixel from its own logits.
         model, pixel_values, window_size, overlap, batch_size: see [`predict_in_windows`].
 
     Returns:
@@ -102,7 +102,7 @@ def _predict_bands(
         place_windows(length, min(length, window), overlap) for length, window in zip(size, window_size)
     )
     height, width = row_weights.shape[1], column_weights.shape[1]
-    unfinished = {}  # the rows that the windows before have in common with the next
+    unfinished = {}  # the rows that the last row of windows has in common with the next
     for top, next_top, rows in zip(tops, [*tops[1:], size[0]], row_weights):
         blended = {}
         windows = list(product(range(len(pixel_values)), zip(lefts, column_weights)))
@@ -125,7 +125,7 @@ def _predict_bands(
 
 
 def check_window(window_size: tuple[int, int], overlap: float):
-    """Raises ValueError unless windows of this size and overlap can be predicted in."""
+    """Raises ValueError unless windows can have this size and overlap."""
     if len(window_size) != 2 or min(window_size) < 32:
         raise ValueError(f"`window_size` must be (height, width), 32 or more each, got {tuple(window_size)}")
     if not 0 <= overlap < 1:
@@ -135,7 +135,7 @@ def check_window(window_size: tuple[int, int], overlap: float):
 def place_windows(length: int, window: int, overlap: float) -> tuple[list[int], Tensor]:
     """Where windows start along an axis, and how much each counts.
 
-    They are as few as overlap by the given share, spread evenly from the first pixel to the last.
+    As few windows as overlap by at least the given share, spread evenly from the first pixel to the last.
 
     Args:
         length: of the axis.
