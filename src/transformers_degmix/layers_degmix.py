@@ -27,6 +27,6 @@ class DeGMixOffsetConv(nn.Conv2d):
         """`(B, c, h, w)` -> `(B, c', h, w)`."""
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
-        # The meta device knows no autocast.
+        # The meta device has no autocast.
         with nullcontext() if hidden_states.is_meta else torch.autocast(hidden_states.device.type, enabled=False):
             return self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), bias)

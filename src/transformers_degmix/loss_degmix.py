@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from .tasks import IGNORE_INDEX, TASK_KINDS
 
 
-# Gradients grow as one over the length of the predicted vector, which is 0 where a new head's features are. PyTorch's
-# own limit is 1e-12.
+# Gradients grow with one over the length of the predicted vector. A new head predicts 0 where its features are 0.
+# PyTorch's default is 1e-12.
 SHORTEST_NORMAL = 1e-3
-# Of the logarithm of depth, in metres; it bounds the gradient.
+# In metres. Below it, the logarithm of depth is linear, which bounds the gradient.
 SHORTEST_DEPTH = 0.1
 # Distances in pixels over which gradients of depth are compared.
 GRADIENT_STEPS = (1, 2, 4, 8, 16)
@@ -124,13 +124,13 @@ def depth_loss(logits: Tensor, label: Tensor, task: dict[str, Any], counts: Tens
 
 
 def _log_metres(depth: Tensor) -> Tensor:
-    """The logarithm; its tangent below `SHORTEST_DEPTH`, where predictions of any value have a gradient."""
+    """The logarithm; below `SHORTEST_DEPTH` its tangent, so that predictions of any value have a gradient."""
     near = depth.clamp(min=SHORTEST_DEPTH)
     return near.log() + (depth - near) / SHORTEST_DEPTH
 
 
 def _slice_pairs(maps: Tensor, step: int, dim: int) -> tuple[Tensor, Tensor]:
-    """The first and the second pixels of all pairs that are `step` apart, none if a map is not longer than that."""
+    """The first and the second pixels of all pairs that are `step` apart; none if the map is not longer."""
     length = max(0, maps.shape[dim] - step)
     return maps.narrow(dim, 0, length), maps.narrow(dim, maps.shape[dim] - length, length)
 

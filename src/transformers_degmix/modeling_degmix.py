@@ -153,7 +153,7 @@ class DeGMixDeformableConv(GradientCheckpointingLayer):
 class DeGMixMixerLayer(nn.Module):
     """One deformable mixer block: channel-aware mixing, then spatial-aware deformable mixing with a residual.
 
-    Gradient checkpointing recomputes the deformable part only: recomputed, a BatchNorm would count its batch twice.
+    Gradient checkpointing recomputes the deformable part only: a recomputed BatchNorm would count its batch twice.
     """
 
     def __init__(self, config: DeGMixConfig):
@@ -179,7 +179,7 @@ class DeGMixMixer(nn.Sequential):
 def _linear_part(layer: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs `(n, c')` of a layer without its bias, for inputs `(n, c)`, and the bias `(c')`, its output for zero.
 
-    Adapters, quantisers or offloading, whatever wraps the layer, see it called with an input.
+    The layer is called, its weights are not read, so that adapters, quantisers and offloading keep working.
     """
     outputs = layer(torch.cat((inputs, torch.zeros_like(inputs[:1]))))
     return outputs[:-1] - outputs[-1], outputs[-1]
@@ -189,7 +189,7 @@ class DeGMixAttention(nn.Module):
     """A multi-head attention, and the Linear and LayerNorm that follow it, for the few tokens of a pixel.
 
     With a token per task, projections of all tokens to keys and values would cost far more than the attention itself.
-    All projections are linear, so they are merged into one before the softmax and one behind it.
+    All projections are linear, so they are merged into one before the softmax and one after it.
 
     The projections stay packed as in `nn.MultiheadAttention`: query and key of scope "token", which have no influence,
     get zero gradients instead of none, so that weight decay and distributed training treat them as the released code
@@ -241,7 +241,7 @@ class DeGMixAttention(nn.Module):
         """Attention weights `(B, h, w, heads, S)` of queries `(B, h, w, heads * C)` over tokens `(B, h, w, S, C)`."""
         query = query.unflatten(-1, (self.num_heads, -1))
         if torch.compiler.is_dynamo_compiling():
-            # Inductor fuses a product with its sum; batches of small matrix products it calls one by one.
+            # Inductor fuses a product with its sum; it calls batches of small matrix products one by one.
             return (query.unsqueeze(-2) * tokens.unsqueeze(-3)).sum(dim=-1).softmax(dim=-1)
         return (query @ tokens.mT).softmax(dim=-1)
 
@@ -327,7 +327,7 @@ class DeGMixTaskInteraction(GradientCheckpointingLayer):
 class DeGMixTaskQuery(GradientCheckpointingLayer):
     """Task query block: each task's token asks the interaction tokens of the tasks it attends to, at its pixel.
 
-    Tasks without an attention do not ask; a model of one task has no other.
+    Tasks without an attention do not ask. In a single-task model, only its task has one.
     """
 
     def __init__(self, config: DeGMixConfig):
@@ -348,7 +348,7 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
             prepared: what `prepare` returned.
 
         Returns:
-            Attention weights `(B, T, heads, T, h, w)` and the tokens of each task `(B, h, w, C)`, of those that ask.
+            Of the tasks that ask: attention weights `(B, T, heads, T, h, w)` and the tokens of each `(B, h, w, C)`.
         """
         asking = [list(self.config.tasks).index(task) for task in self.attentions]
         attentions, columns = list(self.attentions.values()), self.config.attended_columns()
@@ -360,7 +360,7 @@ class DeGMixTaskQuery(GradientCheckpointingLayer):
         # zero for the tasks that a task does not attend to
         spread = torch.eye(len(answers)).to(weights[0])
         weights = [x if attended == slice(None) else x @ spread[attended] for x, attended in zip(weights, columns)]
-        # Tokens are averaged by the weights that are returned, so that gradients pass through these.
+        # Tokens are averaged by the weights that are returned, so that gradients pass through them.
         returned = torch.stack(weights, dim=1).permute(0, 1, 4, 5, 2, 3)
         weights = [x.permute(0, 3, 4, 1, 2)[..., attended] for x, attended in zip(returned.unbind(1), columns)]
         queried = [
@@ -408,7 +408,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _supports_sdpa = True  # of the backbone, and in scope "image"; other attentions are too short to gain by it
+    _supports_sdpa = True  # for the backbone, and in scope "image"; other attentions are too short to gain by it
     _no_split_modules = [
         "DeGMixFeatureFusion",
         "DeGMixMixerLayer",
@@ -419,33 +419,33 @@ class DeGMixPreTrainedModel(PreTrainedModel):
     ]
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
-        # For classes outside Transformers the base class passes over modules without parameters of their own, in case
-        # `_init_weights` overwrites loaded weights. Ours does not, and such modules know how their parts start.
+        # For classes outside Transformers the base class skips modules without parameters of their own, in case
+        # `_init_weights` overwrites loaded weights. Ours does not, and it initialises the parts of such modules.
         super()._initialize_weights(module)
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
         super()._set_gradient_checkpointing(enable, outside_transforms(gradient_checkpointing_func), **kwargs)
 
     def train(self, mode: bool = True):
-        """As in `nn.Module`, but what is frozen, parts without a parameter that takes gradients, keeps evaluating.
+        """As in `nn.Module`, but frozen parts, in which no parameter takes gradients, stay in eval mode.
 
-        Otherwise training would go on to change the statistics of its batch norms. Parameters of the backbone that
+        Otherwise training would still change the statistics of their batch norms. Parameters of the backbone that
         nothing reads never take gradients.
         """
         super().train(mode)
-        # Here too, as `from_pretrained` replaces parameters, and ends with this.
+        # Here too, because `from_pretrained` replaces parameters before it calls this.
         self.base_model.freeze_unread_parameters()
         if mode:
             _evaluate_frozen(self)
         return self
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False):
-        """As in `nn.Module`; parameters may also have the names that they have in files of `save_pretrained`.
+        """As in `nn.Module`, but also takes parameters under their names in files of `save_pretrained`.
 
-        For some backbones (Swin, in newer versions of Transformers) those differ, and `Trainer` hands files over as
+        For some backbones (Swin in newer versions of Transformers) these differ, and `Trainer` hands files over as
         they are when it resumes or returns to its best model: parameters would silently keep their values. Not needed
-        once the oldest supported version has https://github.com/huggingface/transformers/pull/49022, which mends issue
-        48805 there; 5.24 has not.
+        once the oldest supported version has https://github.com/huggingface/transformers/pull/49022, which fixes issue
+        48805; 5.24 does not have it.
         """
         own = self.state_dict()
         if any(name not in own for name in state_dict):
@@ -457,7 +457,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """PyTorch's defaults, but for the attentions, offsets, gates and classifiers (released code)."""
+        """PyTorch's defaults, except for the attentions, offsets, gates and classifiers (released code)."""
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
         elif isinstance(module, DeGMixFeatureFusion):
@@ -482,7 +482,7 @@ class DeGMixPreTrainedModel(PreTrainedModel):
 
 
 def _evaluate_frozen(module: nn.Module) -> set[bool]:
-    """`requires_grad` of all parameters of a module, which goes to eval mode if it has any and all are frozen."""
+    """Puts parts whose parameters are all frozen into eval mode; returns which values `requires_grad` has."""
     found = {parameter.requires_grad for parameter in module.parameters(recurse=False)}
     found.update(*(_evaluate_frozen(child) for child in module.children()))
     if found == {False}:
@@ -510,7 +510,7 @@ class DeGMixModel(DeGMixPreTrainedModel):
         self.post_init()
 
     def freeze_unread_parameters(self):
-        """Distributed training would wait for gradients of the backbone's parameters that nothing reads."""
+        """Freezes backbone parameters that nothing reads: distributed training would wait for their gradients."""
         for name in self.unread_parameters:
             self.backbone.get_parameter(name).requires_grad_(False)
 
@@ -565,11 +565,11 @@ class DeGMixModel(DeGMixPreTrainedModel):
         )
 
     def decode(self, features: dict[str, Tensor], output_attentions: bool) -> tuple[dict[str, Tensor], Tensor]:
-        """Maps of each task `(B, C, h, w)` -> such maps, and attention weights `(B, T, heads, T, h, w)`.
+        """Maps of each task `(B, C, h, w)` -> decoded maps of the same shape, and attentions `(B, T, heads, T, h, w)`.
 
-        Only the interaction looks beyond a pixel. On a CPU, a few rows at a time therefore go through all blocks, so
-        that they stay in its cache. Captured graphs have to hold for all sizes, and attentions through which gradients
-        are to pass must be one tensor: these take all rows at once.
+        Only the interaction looks beyond a pixel. On a CPU, a few rows at a time therefore go through all blocks and
+        stay in its cache. Captured graphs must hold for all sizes, and attentions through which gradients pass must be
+        one tensor: both cases take all rows at once.
         """
         prepared = self.interaction.prepare(features), self.query.prepare(features)
         first, *_ = features.values()
@@ -612,7 +612,7 @@ def _select(hidden_states: list[Tensor], selection: bool | int | list[int]) -> t
 
 
 def _stack_tasks(features: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Maps of each task `(B, C, h, w)` as one tensor `(B, T, C, h, w)`, and as parts of it, in their memory format."""
+    """Maps of each task `(B, C, h, w)` as parts of one tensor, in their memory format; and the tensor."""
     stacked = torch.cat(list(features.values())).unflatten(0, (len(features), -1)).transpose(0, 1)
     return dict(zip(features, stacked.unbind(1))), stacked
 
@@ -634,7 +634,7 @@ class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel
         return DeGMixHead(self.config, head_hidden_size, self.config.tasks[task]["num_labels"])
 
     def task_parts(self) -> list[tuple[nn.ModuleDict, Callable[[str], nn.Module]]]:
-        """The modules that hold a part of each task, and what makes such a part."""
+        """The modules that hold a part of each task, each with what builds such a part."""
         parts = [(self.model.mixers, lambda task: DeGMixMixer(self.config)), (self.heads, self.build_head)]
         if self.config.use_decoder:
             parts.append((self.model.query.attentions, lambda task: DeGMixAttention(self.config)))

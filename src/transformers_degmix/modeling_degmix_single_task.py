@@ -42,11 +42,11 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
     """Base class of the models of one task.
 
     They load checkpoints of [`DeGMixForMultiTaskDensePrediction`] and predict the same to the last bit. They leave out
-    the heads and task queries of other tasks, and the mixers of tasks that theirs does not attend to. `attentions`
-    have its query only.
+    the heads and task queries of other tasks, and the mixers of tasks that their task does not attend to.
+    `attentions` has only the query of their task.
 
     Args:
-        config: of the checkpoint; `single_task` names the task where several are of the class' kind. The model's own
+        config: of the checkpoint; `single_task` names the task if several are of the class' kind. The model's own
             configuration is a copy without the tasks that it does not need.
 
     Raises:
@@ -84,10 +84,10 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
         Args:
             pixel_values, output_hidden_states, output_attentions:
                 See [`DeGMixForMultiTaskDensePrediction`].
-            labels (`torch.Tensor`, *optional*): ground truth of the task, as there.
+            labels (`torch.Tensor`, *optional*): ground truth of the task.
 
         Raises:
-            ValueError: as there.
+            ValueError: see [`DeGMixForMultiTaskDensePrediction`].
         """
         task = self.config.single_task
         outputs = super().forward(
@@ -109,7 +109,7 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
 class DeGMixForDepthEstimation(DeGMixForSingleTask):
     """DeGMix for one depth task: `predicted_depth`, metres `(batch_size, height, width)`, at the size of the input.
 
-    Values are the head's. The image processor's `post_process_depth_estimation` turns negative ones into 0.
+    Values can be negative. The image processor's `post_process_depth_estimation` turns these into 0.
     """
 
     kind = "depth"
@@ -132,7 +132,7 @@ class DeGMixForNormalEstimation(DeGMixForSingleTask):
 class DeGMixForSemanticSegmentation(DeGMixForSingleTask):
     """DeGMix for one segmentation task: `logits` `(batch_size, num_labels, height, width)`, at the size of the input.
 
-    `config.id2label` has the task's names of classes.
+    `config.id2label` has the class names of the task.
     """
 
     kind = "segmentation"
@@ -150,7 +150,7 @@ class DeGMixForSemanticSegmentation(DeGMixForSingleTask):
         return SemanticSegmenterOutput(logits=logits, **others)
 
 
-# Of other classes, Transformers' pipelines report that they are not supported.
+# Transformers' pipelines report that classes without an entry here are not supported.
 MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES[DeGMixConfig.model_type] = DeGMixForDepthEstimation.__name__
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[DeGMixConfig.model_type] = DeGMixForSemanticSegmentation.__name__
 

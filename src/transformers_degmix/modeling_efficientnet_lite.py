@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
 
-# Expansion, kernel size and stride of the first block of each group. Those that follow it have stride 1.
+# Expansion, kernel size and stride of the first block of each group. The other blocks have stride 1.
 GROUPS = ((1, 3, 1), (6, 3, 2), (6, 5, 2), (6, 3, 2), (6, 5, 1), (6, 5, 2), (6, 3, 1))
 
 
@@ -58,7 +58,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class EfficientNetLiteConv(nn.Module):
-    """Convolution, BatchNorm and, but for projections, ReLU6."""
+    """Convolution, BatchNorm and, except in projections, ReLU6."""
 
     NORM_MOMENTUM = 0.01
 
@@ -74,7 +74,7 @@ class EfficientNetLiteConv(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`(B, in_channels, h, w)` -> `(B, out_channels, ceil(h / stride), ceil(w / stride))`."""
         if self.stride == 2:
-            # TensorFlow's "SAME": what the last window needs, half of it, rounded down, before the first pixel.
+            # TensorFlow's "SAME" adds what the last window needs: half of it, rounded down, before the first pixel.
             top, left = (self.margin - 1 + size % 2 for size in hidden_states.shape[-2:])
             hidden_states = F.pad(hidden_states, (left, self.margin, top, self.margin))
         hidden_states = self.norm(self.conv(hidden_states))
@@ -102,10 +102,10 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
     """EfficientNet-Lite up to its last block.
 
     It ([code](https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite)) is an EfficientNet
-    ([paper](https://huggingface.co/papers/1905.11946)) without squeeze-and-excitation and with ReLU6. Images have any
-    size.
+    ([paper](https://huggingface.co/papers/1905.11946)) without squeeze-and-excitation and with ReLU6. Images can
+    have any size.
 
-    Gradient checkpointing is not supported: recomputed, a BatchNorm would count its batch twice.
+    Gradient checkpointing is not supported, because a recomputed BatchNorm would count its batch twice.
     """
 
     config: EfficientNetLiteConfig
@@ -154,7 +154,7 @@ class EfficientNetLiteBackbone(BackboneMixin, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module):
         if isinstance(module, nn.Conv2d):
-            # The outputs that an input has influence on: its own channel's alone in a depthwise convolution.
+            # Outputs that an input influences: in a depthwise convolution, only outputs of its own channel.
             fan_out = module.weight[:, 0].numel() / module.groups
             init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
         else:

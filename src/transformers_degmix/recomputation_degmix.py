@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def _is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work, for which there are no hooks on saved tensors."""
+    """Whether a transform of `torch.func` is active. Transforms do not allow hooks on saved tensors."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
@@ -21,7 +21,7 @@ def _may_recompute() -> bool:
 
 
 def outside_transforms(checkpoint_function: Callable) -> Callable:
-    """A function like `torch.utils.checkpoint.checkpoint` that inside of `torch.func` transforms just calls."""
+    """Wraps a function like `torch.utils.checkpoint.checkpoint`: inside `torch.func` transforms, it just calls."""
 
     @wraps(checkpoint_function)
     def call(function: Callable, *args):
@@ -31,7 +31,7 @@ def outside_transforms(checkpoint_function: Callable) -> Callable:
 
 
 def recomputed(module: nn.Module, inputs: Tensor) -> Tensor:
-    """`module(inputs)`. Only the inputs are kept for the backward pass. The module must not be random."""
+    """`module(inputs)`. Only the inputs are kept for the backward pass. The module must be deterministic."""
     if not _may_recompute():
         return module(inputs)
     return checkpoint(module, inputs, use_reentrant=False, preserve_rng_state=False)
