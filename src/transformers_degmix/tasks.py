@@ -31,15 +31,15 @@ _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What looks wrong about label maps that were looked at together.
+    """What looks wrong in several label maps together.
 
     Attributes:
-        what: in words, the same for all maps of which it can be said.
-        shares: share of its pixels that this is about, of each map.
-        setting: fields of [`~data.columns.Column`] that would make it right, on top of those that the column has;
-            none if no setting can.
+        what: in words, the same for all maps that it applies to.
+        shares: for each map, the share of its pixels that this is about.
+        setting: fields of [`~data.columns.Column`] that would mend it, in addition to the fields that the column has;
+            empty if no setting can.
         detail: what it is based on.
-        only: the values that occur, where they can have no other meaning than with this setting.
+        only: the values that occur, if they make sense only with this setting.
     """
 
     what: str
@@ -65,7 +65,7 @@ def format_fields(fields: dict[str, Any]) -> str:
 
 
 def format_number(value: float) -> str:
-    """A stored value: whole numbers in full, as single precision has only seven digits of them."""
+    """A stored value: whole numbers in full, because single precision keeps only seven digits."""
     if abs(value) < 2**53 and value == int(value):
         return str(int(value))
     return np.format_float_positional(np.float32(value), trim="-")
@@ -83,40 +83,40 @@ def _is_ignored(label: Maps) -> Maps:
 class TaskKind:
     """What the maps of one kind of task mean. Maps are `(..., channels, height, width)`.
 
-    Labels are NumPy arrays until they are batched: comparing and masking them takes PyTorch ten times as long.
+    Labels are NumPy arrays until they are batched, because PyTorch takes ten times as long to compare and mask them.
 
     Attributes:
-        num_logits: channels the model predicts; `None` where the task itself says (its `num_labels`).
+        num_logits: channels that the model predicts; `None` if the task's `num_labels` says it.
         label_dtype: dtype of labels, `(batch, height, width)`, or `(batch, 3, height, width)` for normals.
         label_channels: 3 for normals, else 1.
         defaults: fields a task of this kind may set, with their defaults; `loss_weight` is the paper's.
-        label_padding: label of the pixels by which an image is padded.
+        label_padding: label of the pixels that padding adds.
         activation: logits `(batch, num_logits, height, width)` -> prediction, `(batch, height, width)` or
             `(batch, 3, height, width)`.
         confidence: logits -> `(batch, height, width)` float32 in [0, 1], larger where smaller errors are expected.
-        confidence_is_probability: whether it is the model's probability that the class, or side, is right. If not,
-            it only orders pixels.
+        confidence_is_probability: whether `confidence` is the model's probability that the class, or side, is
+            right. If not, it only orders pixels.
         decode: an 8-bit label image as stored in data sets -> label values, `IGNORE_INDEX` kept where the kind has it.
         image_modes: PIL modes of label images in data sets.
-        offences: label `(channels, height, width)` as stored, 8-bit ones not decoded, and number of classes -> the
-            values that cannot be, `(n,)`.
-        expected: what they should have been, in words; `{highest}` stands for the largest class id.
-        largest: value that a label may have; `None` for the largest class id.
+        offences: label `(channels, height, width)` as stored, 8-bit labels not decoded, and number of classes ->
+            the impossible values, `(n,)`.
+        expected: the possible values, in words; `{highest}` stands for the largest class id.
+        largest: largest value of a label; `None` for the largest class id.
         find_suspicions: labels `(channels, height, width)` as for `offences`, and number of classes -> what looks
-            wrong about them, taken together: what cannot be, and what can but is not likely to be meant.
+            wrong in all labels together: impossible values, and possible values that are unlikely to be meant.
         unknown: label values, array or tensor -> boolean mask, broadcastable to them, of pixels that carry no
             measurement.
         flip: values of a map, array or tensor, that was mirrored left to right.
         rescale: values of a map, array or tensor, whose image was enlarged by a factor.
         colorize: prediction `(height, width)` or `(3, height, width)`, and the values shown as first and last
             colour -> uint8 `(3, height, width)`.
-        value_range: those values by default; `None` takes them from the map.
+        value_range: the values of first and last colour by default; `None` takes them from the map.
         legend: what explains the colours: `"classes"`, `"scale"` or `"directions"`.
         unit: of the values on a scale, "" where they have none.
         prediction: what a pixel of the prediction says, in words.
         pipeline_tag: what the Hub calls tasks of this kind.
-        mode_hint: what helps where an image is of another mode.
-        thin: whether the map is of thin lines, which pictures smaller than the map must not lose.
+        mode_hint: what to do if an image has another mode.
+        thin: whether the map shows thin lines, which must not get lost in smaller pictures.
     """
 
     num_logits: int | None
@@ -146,7 +146,7 @@ class TaskKind:
     thin: bool = False
 
     def __reduce__(self) -> tuple:
-        """Pickled by name: processes that are not forked, such as loaders on macOS, have a table of their own."""
+        """Pickled by name: processes that are not forked, such as loaders on macOS, have their own table."""
         return _get_kind, (next(name for name, kind in TASK_KINDS.items() if kind is self),)
 
     @property
@@ -164,7 +164,7 @@ def _outside(label: np.ndarray, lowest: float, highest: float) -> np.ndarray:
 
 
 def _wrong_lengths(normals: np.ndarray, _) -> np.ndarray:
-    """Lengths that are not nearly 0 or 1, if of more than 5 % of all vectors.
+    """Lengths far from 0 and 1, if more than 5 % of all vectors have them.
 
     Maps that were resized have shorter vectors at creases; 8-bit maps hold the zero vector to 1/255 only.
     """
@@ -180,15 +180,15 @@ def _wrong_lengths(normals: np.ndarray, _) -> np.ndarray:
 def _decode_normals(image: np.ndarray) -> np.ndarray:
     """8-bit codes `(3, height, width)` -> vectors.
 
-    (0, 0, 0), far from the code of any unit vector, is the zero vector. So are the codes around 127.5, which stand for
-    it in many data sets.
+    (0, 0, 0), far from the code of any unit vector, is the zero vector. So are the codes around 127.5, which mean it
+    in many data sets.
     """
     normals = image.astype(np.float32)
     normals /= 127.5
     normals -= 1
     red, green, blue = image
     np.copyto(normals, 0, where=(red | green | blue) == 0)
-    red, green, blue = image - np.uint8(126)  # below 126, it turns over
+    red, green, blue = image - np.uint8(126)  # below 126, it wraps around
     np.copyto(normals, 0, where=(red | green | blue) < 4)
     return normals
 
@@ -208,7 +208,7 @@ def _mirror_x(normals: Maps) -> Maps:
 
 
 def _mean_around(maps: Tensor, share: float) -> Tensor:
-    """Mean of `(..., height, width)` in the square window around each pixel that takes a share of the longer side.
+    """Mean of `(..., height, width)` in a square window around each pixel, as wide as a share of the longer side.
 
     From running sums, whose cost does not depend on the window; pooling takes a minute for 12 megapixels.
     """
@@ -226,9 +226,9 @@ def _mean_around(maps: Tensor, share: float) -> Tensor:
 def _nearness_and_evenness(logits: Tensor) -> Tensor:
     """1 / (1 + m + 4 s), with mean m and deviation s of the predicted metres within a fifth of the longer side.
 
-    Far surfaces, and those beside a jump in depth, have the larger errors. Of the quantities tried on Rooms (depth,
-    its gradient, Laplacian, range, deviation, maximum, and sums of them, in windows of several sizes) none ordered
-    them notably better.
+    Far surfaces, and surfaces beside a jump in depth, have larger errors. Nothing else that was tried on Rooms (depth,
+    its gradient, Laplacian, range, deviation, maximum, and sums of them, in windows of several sizes) ordered errors
+    notably better.
     """
     depth = logits[:, 0].clamp(min=0)
     mean, mean_square = (_mean_around(values, 0.2) for values in (depth, depth**2))
@@ -238,8 +238,8 @@ def _nearness_and_evenness(logits: Tensor) -> Tensor:
 def _smoothness(logits: Tensor) -> Tensor:
     """1 - s / 90 degrees, where cos s is the length of the mean unit vector within 1/25 of the longer side.
 
-    For small s, that is the vectors' root mean square angle to their mean. It ordered errors on Rooms a little better
-    than the length of the logits does.
+    For small s, this is the vectors' root mean square angle to their mean. It ordered errors on Rooms a little better
+    than the length of the logits.
     """
     length = _mean_around(F.normalize(logits, dim=1), 0.04).norm(dim=1)
     return 1 - length.clamp(max=1).acos() / (torch.pi / 2)
@@ -249,7 +249,7 @@ def label_palette(num_labels: int) -> Tensor:
     """Colours of class ids, the same whatever the number of classes; black only for `IGNORE_INDEX`.
 
     Slate for class 0 (background, wall); then hues that turn by the golden angle, so that neighbours differ most, in
-    saturations and values that take turns.
+    alternating saturations and values.
 
     Returns:
         uint8 tensor `(num_labels, 3)`.
@@ -286,20 +286,20 @@ def _color_normals(prediction: Tensor, value_range: tuple[float, float]) -> Tens
     return (_unit(prediction, value_range) * 255).round().to(torch.uint8)
 
 
-# No indoor or street scene is this far away at the median; in millimetres, all are.
+# In metres. The median depth of an indoor or street scene is never this large; in millimetres, it always is.
 FARTHEST_MEDIAN = 100
-# From this many maps on, it says something that a class occurs in none.
+# In this many maps or more, classes that are missing are suspicious.
 ENOUGH_MAPS = 16
-# The 48 orders and signs of the components of normals, the least changes first.
+# The 48 orders and signs of the components of normals, the fewest changes first.
 _CONVENTIONS = sorted(
     product(permutations(range(3)), product((1, -1), repeat=3)),
     key=lambda c: (c[0] != (0, 1, 2), c[0] != (2, 1, 0), c[1].count(-1)),
 )
 _FULL_16_BITS = 65535 / np.array([1, 100, 256, 1000, 5000])
-# Of maps of grey levels; 255 times it is not above 1.
+# For grey levels. 255 times this scale is not above 1.
 _LEVELS = {"scale": 0.00392}
 JPEG_IDS = Suspicion("JPEG, which changes class ids", [1.0], detail="save maps as PNG")
-TWO_LEVELS = "0 and 255 are the only values, of which 255 can hardly mean unlabelled"
+TWO_LEVELS = "0 and 255 are the only values, and 255 can hardly mean unlabelled"
 
 
 def _shares(masks: list[np.ndarray]) -> list[float]:
@@ -330,17 +330,17 @@ def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion
         elif len(values) <= 2 and all(value < 0 or value > 200 for value in values):
             setting = {"ignore": values}
         else:
-            detail += "; `classes` in `columns`, such as {7: 0, 8: 1}, makes class ids of those that are stored"
-        return [Suspicion("no class ids", _shares(wrong), setting, detail)]
+            detail += "; `classes` in `columns`, such as {7: 0, 8: 1}, turns stored ids into class ids"
+        return [Suspicion("not class ids", _shares(wrong), setting, detail)]
     found = []
     if stored == [0, IGNORE_INDEX]:
         shares = _shares([label == IGNORE_INDEX for label in labels])
         found.append(Suspicion(TWO_LEVELS, shares, _LEVELS, only=(0, IGNORE_INDEX) if num_labels == 2 else ()))
-    between = [_lies_between(label[0]) for label in labels]
+    between = [_count_between(label[0]) for label in labels]
     if sum(inside for inside, _ in between) > 0.08 * max(1, sum(total for _, total in between)):
         shares = [inside / label.size for (inside, _), label in zip(between, labels)]
         if np.mean(shares) > 0.001:
-            what = "ids between those of their neighbours, as JPEG and smooth resizing make them"
+            what = "ids between the ids of their neighbours, as JPEG and smooth resizing make them"
             found.append(Suspicion(what, shares, detail="save maps as PNG, and resize them to the nearest"))
     is_given = num_labels < IGNORE_INDEX
     if len(labels) >= ENOUGH_MAPS and is_given and known and 2 * (known[-1] + 1) <= num_labels:
@@ -349,10 +349,10 @@ def _suspicious_ids(labels: list[np.ndarray], num_labels: int) -> list[Suspicion
     return found
 
 
-def _lies_between(ids: np.ndarray) -> tuple[int, int]:
-    """How many pixels of `(height, width)` have a value strictly between their neighbours' on opposite sides.
+def _count_between(ids: np.ndarray) -> tuple[int, int]:
+    """How many pixels of `(height, width)` have a value strictly between two different opposite neighbours.
 
-    Second, how many have different values there. True classes lie in order by chance only.
+    Second, how many have two different opposite neighbours. True class ids are in order by chance only.
     """
     inside = total = 0
     ids = ids.astype(np.int32)
@@ -400,35 +400,35 @@ def _suspicious_normals(labels: list[np.ndarray], _) -> list[Suspicion]:
     lengths = [np.sqrt(np.square(normals).sum(axis=0)) for normals in maps]
     medians = [np.median(length[mask]) if mask.any() else 1.0 for length, mask in zip(lengths, known)]
     wrong = [mask & (np.abs(length - 1) > 0.2) for length, mask in zip(lengths, known)]
-    # Maps that were resized have shorter vectors at creases; 8 bits leave of length 1 what is within 0.01.
+    # Maps that were resized have shorter vectors at creases; 8 bits keep length 1 to within 0.01.
     worst = float(max(medians, key=lambda median: abs(median - 1)))
     if abs(worst - 1) > 0.05 or np.mean(_shares(wrong)) > 0.01:
         off = [mask & (np.abs(length - 1) > 0.05) for length, mask in zip(lengths, known)]
-        setting, detail = _mends_lengths(labels, off), f"a map's median length is {worst:.4g}"
+        setting, detail = _length_setting(labels, off), f"a map's median length is {worst:.4g}"
         return [Suspicion("vectors are not of length 1", _shares(off), setting, detail)]
     turned_away = {convention: np.zeros(len(maps)) for convention in _CONVENTIONS}
     for index, (normals, mask) in enumerate(zip(maps, known)):
         rays = np.indices(mask.shape) - (np.array(mask.shape).reshape(2, 1, 1) - 1) / 2
-        y, x = rays / max(mask.shape) * 2 * np.tan(np.pi / 6)  # across 60 degrees, as most cameras have about
+        y, x = rays / max(mask.shape) * 2 * np.tan(np.pi / 6)  # across 60 degrees, about as most cameras have
         step = max(1, max(mask.shape) // 64)
         part = (slice(None, None, step),) * 2
         normals, mask, x, y = normals[(slice(None), *part)], mask[part], x[part], y[part]
         for order, signs in _CONVENTIONS:
             to_right, down, to_camera = (sign * normals[channel] for channel, sign in zip(order, signs))
-            # What is seen faces the camera.
+            # Visible surfaces face the camera.
             turned_away[order, signs][index] = (mask & (to_camera - to_right * x - down * y < -0.1)).mean()
     own = turned_away[_CONVENTIONS[0]]
     order, signs = min(_CONVENTIONS, key=lambda convention: round(float(turned_away[convention].mean()), 3))
     if own.mean() > 0.01 and turned_away[order, signs].mean() < own.mean() / 3:
-        what = "vectors that face away from the camera: x is to point to the right, y down, z towards the camera"
+        what = "vectors that face away from the camera: x must point to the right, y down, z towards the camera"
         setting = {} if order == (0, 1, 2) else {"channel_order": list(order)}
         setting |= {} if min(signs) > 0 else {"scale": list(signs)}
         return [Suspicion(what, own.tolist(), setting)]
     return []
 
 
-def _mends_lengths(labels: list[np.ndarray], wrong: list[np.ndarray]) -> dict[str, Any]:
-    """The setting that makes vectors of length 1 of the wrong ones, or leaves them out."""
+def _length_setting(labels: list[np.ndarray], wrong: list[np.ndarray]) -> dict[str, Any]:
+    """The setting that gives the wrong vectors length 1, or leaves them out."""
     vectors = np.concatenate([label[:, mask] for label, mask in zip(labels, wrong)], axis=1)
     if vectors.dtype != np.uint8:
         for white in (1, 255, 65535):
@@ -450,7 +450,7 @@ def _suspicious_strengths(labels: list[np.ndarray], _) -> list[Suspicion]:
     if labels[0].dtype != np.uint8:
         if not 0 <= smallest <= largest <= 1:
             wrong = _shares([((label < 0) | (label > 1)) & (label != IGNORE_INDEX) for label in labels])
-            return [Suspicion("no strengths", wrong, _LEVELS if 0 <= smallest <= largest < 256 else {})]
+            return [Suspicion("not strengths", wrong, _LEVELS if 0 <= smallest <= largest < 256 else {})]
         if values == [0, IGNORE_INDEX]:
             return [Suspicion(TWO_LEVELS, positive, _LEVELS, only=(0, IGNORE_INDEX))]
         full = 1
@@ -515,7 +515,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         activation=lambda logits: logits[:, 0].clamp(min=0),
         confidence=_nearness_and_evenness,
         confidence_is_probability=False,
-        image_modes=("F",),  # integers would be of an unknown unit
+        image_modes=("F",),  # the unit of integers would be unknown
         mode_hint="integers need the `scale` of their column: 0.001 (millimetres), 0.01 (centimetres), 0.00390625 "
         "(1/256, as in KITTI) or 0.0002 (1/5000, as in TUM)",
         offences=lambda depth, _: depth[depth < 0],
@@ -584,13 +584,13 @@ def task_of_kind(kind: str, kinds: dict[str, str], task: str | None, setting: st
     """The only task of a kind, or the chosen one of several.
 
     Args:
-        kind: that it must be of.
+        kind: of the task.
         kinds: task -> kind, of all tasks.
-        task: the chosen one, if one is.
-        setting: by which it is chosen.
+        task: the chosen task, or `None`.
+        setting: name of the setting that chooses it.
 
     Raises:
-        ValueError: no task is of that kind, or several are and none is chosen, or one of another kind is.
+        ValueError: no task is of this kind, or several are and none is chosen, or the chosen one is of another kind.
     """
     candidates = [name for name, other in kinds.items() if other == kind]
     if not candidates:

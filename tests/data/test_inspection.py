@@ -97,7 +97,7 @@ def test_conclusions_that_a_later_row_contradicts_are_refused():
 
 
 def test_ids_with_gaps_lead_to_a_table():
-    with pytest.raises(ValueError, match=r"got 7 \(no class ids, 7, 8, 11; `classes` in `columns`, such as \{"):
+    with pytest.raises(ValueError, match=r"got 7 \(not class ids, 7, 8, 11; `classes` in `columns`, such as \{"):
         make([np.array([7, 8, 11], np.uint8)[np.indices(SIZE).sum(0) % 3]], SEMSEG | {"num_labels": 3})
 
 
