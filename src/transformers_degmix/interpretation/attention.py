@@ -1,8 +1,8 @@
 """What happens inside of a model: which task attends to which, and where the deformable mixers sample.
 
 Attention is no measure of importance. It says how a task's query mixes the tokens of all tasks, not what a prediction
-would lose without one of them: a token may be attended to and change little, and each task's own token also goes past
-the attention, on a residual path. Nor does the deviation between images say how another training would turn out.
+would lose without one of them: a token can get attention and change little, and each task's own token also bypasses
+the attention, on a residual path. The deviation between images does not say how another training would turn out.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,8 +32,8 @@ class Inspection:
             (third axis) pays to each task (fourth axis, sums to 1).
         distances: `(images, layers, tasks, 2)`: median and 90th percentile, over pixels and channels, of how far a
             sampling point lies from its pixel, in pixels of the mixers' map.
-        outside: `(images, layers, tasks)`: the share of sampling points that lie outside of the map. Those more than
-            half a pixel outside read nothing but zeros.
+        outside: `(images, layers, tasks)`: the share of sampling points that lie outside of the map. Points more
+            than half a pixel outside read only zeros.
     """
 
     shares: Tensor
@@ -95,7 +95,7 @@ def inspect_images(model: DeGMixForMultiTaskDensePrediction, processor, data: Ma
                 crop_attentions(values, padded, size).cpu().numpy()
                 for values in (away.norm(dim=-1), (grid[0].abs() > 1).any(dim=-1))
             )
-            # NumPy's, since torch.quantile refuses more than 2 ** 24 values.
+            # NumPy's, because torch.quantile refuses more than 2 ** 24 values.
             distances[-1][layer, task] = torch.from_numpy(np.quantile(lengths, [0.5, 0.9]))
             outside[-1][layer, task] = float(beyond.mean())
 
@@ -115,7 +115,7 @@ def find_sampling_points(
         model: in eval mode, with mixer layers.
         processor: its image processor.
         image: the photo.
-        pixels: (x, y) of each of them, upright.
+        pixels: (x, y) of each pixel in the upright photo.
 
     Raises:
         ValueError: the model has no mixer layers, the photo cannot be used, or a pixel is outside of it.
@@ -210,9 +210,9 @@ def describe_affinity(shares: Tensor, tasks: list[str]) -> dict[str, Any]:
         tasks: their names.
 
     Returns:
-        `mean` and `std` over the images, of the mean over the `heads` and of each of them; every image counts the
-        same. Of a single image, there is no deviation. `uniform` is what each task gets from a query that does not
-        discriminate.
+        `mean` and `std` over the images: of the mean over the heads and, in `heads`, of each head. Every image counts
+        the same. `std` is `None` for a single image. `uniform` is what each task gets from a query that treats all
+        tasks alike.
     """
 
     def describe(matrices: Tensor) -> dict[str, Any]:

@@ -27,15 +27,15 @@ from ..visualization.layout import (
 
 NUM_COLUMNS = 3
 
-# Bright and far apart, on a photo that is paler and darker than it was.
+# Bright and far apart, on a photo that is made paler and darker.
 POINT_COLORS = ((255, 225, 25), (0, 200, 255), (255, 90, 60), (60, 230, 110), (255, 120, 230), (170, 150, 255))
 POINT_OPACITY = 170  # of 255
 PADDING = (70, 70, 76)
 SUPERSAMPLING = 3
 SAMPLING_EXPLANATION = (
-    "For each pixel, every channel of a task is sampled at a point of its own. Rings: pixels; dots of their colour: "
+    "For each pixel, every channel of a task is sampled at its own point. Rings: pixels; dots of the same colour: "
     "where the channels are sampled for them. One half of the channels has offsets made from rows, the other from "
-    "columns. Points outside, which are not seen here, read zeros."
+    "columns. Points outside are not shown; they read zeros."
 )
 
 

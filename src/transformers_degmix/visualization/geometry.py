@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from ..tasks import TASK_KINDS
 
 
-# Across the longer side, in degrees. What a photo was taken with is unknown; phones and depth cameras have 57 to 70.
+# Across the longer side, in degrees. The camera of a photo is unknown; phones and depth cameras have 57 to 70.
 FIELD_OF_VIEW = 60.0
 
-# Predicted depth has less detail than pixels: of a map this many times as long, differences are taken over one pixel.
-# The heads' maps are a quarter of the images' size; models were trained on images of 128 to 560 pixels.
+# Differences of depth are taken over the longer side divided by this, because predicted depth has less detail than
+# pixels. The heads' maps are a quarter of the images' size; models were trained on images of 128 to 560 pixels.
 CONSISTENCY_STEPS = 32
 
 
 def viewing_rays(size: Sequence[int], field_of_view: float = FIELD_OF_VIEW) -> Tensor:
-    """X / z and y / z of what each pixel of an image of (height, width) shows, x to the right, y down, z the depth.
+    """X / z and y / z of the point that each pixel shows, with x to the right, y down and z the depth.
 
     Args:
         size: (height, width).
@@ -47,17 +47,17 @@ def _focal_length(size: Sequence[int], field_of_view: float) -> float:
 def normals_from_depth(depth: Tensor, field_of_view: float = FIELD_OF_VIEW, step: int = 1) -> Tensor:
     """Normals of the surface that a depth map shows, exact on planes.
 
-    A plane's inverse depth is linear in the image, so that its differences give the normal. Of those to the pixels on
-    both sides the smaller one counts, so that at an edge a pixel takes the normal of the surface that it lies on.
+    A plane's inverse depth is linear in the image, so that its differences give the normal. Of the differences to
+    the pixels on both sides, the smaller one counts: at an edge, a pixel takes the normal of the surface it lies on.
 
     Args:
         depth: metres along the optical axis, `(..., height, width)`, of any floating dtype; unknown where not above 0.
         field_of_view: see [`viewing_rays`].
-        step: distance of the pixels that are compared. Larger ones see less of the noise and of the details.
+        step: distance of the compared pixels. A larger step shows less of the noise and of the details.
 
     Returns:
-        float32 `(..., 3, height, width)`, unit vectors with x to the right, y down and z towards the camera, as those
-        of the kind `"normals"`; zero vectors where they are unknown.
+        float32 `(..., 3, height, width)`, unit vectors with x to the right, y down and z towards the camera, as in
+        the kind `"normals"`; zero vectors where they are unknown.
     """
     depth = depth.float()
     inverse = torch.where(depth > 0, 1 / depth, torch.nan)
@@ -71,7 +71,7 @@ def normals_from_depth(depth: Tensor, field_of_view: float = FIELD_OF_VIEW, step
 
 
 def _smaller_differences(values: Tensor, dim: int, step: int) -> Tensor:
-    """Per pixel, of the differences to the pixels `step` before and after; NaN where neither is known."""
+    """Per pixel, the smaller difference to the pixels `step` before and after; NaN where neither is known."""
     length = values.shape[dim]
     margins = [step, step] if dim == -1 else [0, 0, step, step]
     padded = F.pad(values, margins, value=torch.nan)
@@ -88,7 +88,7 @@ def first_of_kind(tasks: dict[str, dict[str, Any]], kind: str) -> str | None:
 def depth_normals_angles(
     predictions: dict[str, Tensor], tasks: dict[str, dict[str, Any]], field_of_view: float = FIELD_OF_VIEW
 ) -> Tensor | None:
-    """How far the predicted normals are from those of the predicted depth: 0 where the two tasks agree.
+    """Angles between the predicted normals and the normals of the predicted depth: 0 where the tasks agree.
 
     Differences of depth are taken over a 32nd of the longer side, see [`normals_from_depth`].
 
@@ -98,7 +98,7 @@ def depth_normals_angles(
         field_of_view: see [`viewing_rays`].
 
     Returns:
-        Degrees `(height, width)`, float32, NaN where a normal is unknown; `None` if there are no two such tasks.
+        Degrees `(height, width)`, float32, NaN where a normal is unknown; `None` without one of the two tasks.
     """
     depth_task, normals_task = (first_of_kind(tasks, kind) for kind in ("depth", "normals"))
     if depth_task is None or normals_task is None:

@@ -20,19 +20,19 @@ PANEL_WIDTH = 300
 
 
 def panel_size(size: tuple[int, int], width: int = PANEL_WIDTH) -> tuple[int, int]:
-    """(height, width) of the largest panel of this aspect ratio, at most `width` wide and a third more high."""
+    """(height, width) of the largest panel of this aspect ratio, at most `width` wide and 4/3 as high."""
     scale = min(width / size[1], width * 4 / 3 / size[0])
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """The font inside of Pillow, which every machine has. It covers ASCII."""
-    return ImageFont.load_default(size)  # type: ignore[return-value]  # a font of this type, as there is a size
+    """Pillow's own font, which every machine has. It covers ASCII."""
+    return ImageFont.load_default(size)  # type: ignore[return-value]  # of this type, because a size is given
 
 
 def text_line(text: str, size: int = TEXT_SIZE, color: Color = INK) -> Image.Image:
-    """One line, as high as the font whatever the letters."""
+    """One line. Its height does not depend on the letters."""
     font = load_font(size)
     canvas = Image.new("RGB", (max(1, round(font.getlength(text))), sum(font.getmetrics())), PAPER)
     ImageDraw.Draw(canvas).text((0, 0), text, color, font)
@@ -45,7 +45,7 @@ def heading(text: str, note: str = "") -> Image.Image:
 
 
 def paragraph(text: str, width: int) -> Image.Image:
-    """Lines of at most `width`, broken at blanks."""
+    """Lines of at most `width`, broken at spaces."""
     font = load_font(TEXT_SIZE)
     lines = [""]
     for word in text.split():
@@ -71,8 +71,8 @@ def swatch(color: Color) -> Image.Image:
     return Image.new("RGB", (SWATCH_SIZE, SWATCH_SIZE), color)
 
 
-def entry(swatch: Image.Image, text: str) -> Image.Image:
-    return side_by_side([swatch, text_line(text)], LINE_GAP)
+def entry(picture: Image.Image, text: str) -> Image.Image:
+    return side_by_side([picture, text_line(text)], LINE_GAP)
 
 
 def side_by_side(images: list[Image.Image], gap: int = GAP) -> Image.Image:

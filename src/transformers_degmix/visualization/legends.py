@@ -39,7 +39,7 @@ class Legend:
 
     Attributes:
         value_range: values shown as first and last colour.
-        picture: that explains it.
+        picture: explains the colours.
     """
 
     value_range: ValueRange
@@ -47,7 +47,7 @@ class Legend:
 
 
 def draw_legend(task: dict[str, Any], maps: list[Tensor], width: int = PANEL_WIDTH) -> Legend:
-    """The values that maps of a task have in common, and what their colours mean, at most `width` wide."""
+    """The range of values that maps of a task share, and a picture of their colours, at most `width` wide."""
     kind, value_range = TASK_KINDS[task["kind"]], shown_range(task, *maps)
     lines = LEGENDS[kind.legend](task, maps, value_range, width)
     if any(kind.unknown(values).any() for values in maps):
@@ -71,9 +71,9 @@ def fit_legend(widths: list[int], line_width: int, max_lines: int, more_width: i
 
     Args:
         widths: of the entries, gaps included.
-        line_width: of the lines; a wider entry has a line of its own.
+        line_width: of the lines; a wider entry gets its own line.
         max_lines: number of lines.
-        more_width: width of the entry "+n more" that follows the last where not all fit.
+        more_width: width of the entry "+n more" that follows the last if not all fit.
     """
     for kept in range(len(widths), -1, -1):
         tail = [] if kept == len(widths) else [more_width]
@@ -111,7 +111,7 @@ def _draw_scale_legend(task: dict[str, Any], _, value_range: ValueRange, width: 
 
 
 def scale_bar(kind: str, value_range: ValueRange, ends: list[str], width: int) -> Image.Image:
-    """The colours between the two values of the range, and what to say at both ends."""
+    """The colours of the range, between the texts for both ends."""
     low, high = map(text_line, ends)
     length = width - low.width - high.width - 2 * LINE_GAP
     colors = TASK_KINDS[kind].colorize(torch.linspace(*value_range, length).expand(SWATCH_SIZE, -1), value_range)

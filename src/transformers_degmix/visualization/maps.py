@@ -1,4 +1,4 @@
-"""One map -> a picture in colours. What its values mean, the kind of its task says."""
+"""One map -> a picture in colours, as the kind of its task says."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +25,8 @@ CONSISTENCY_RANGE = (0.0, 60.0)
 def shown_range(task: dict[str, Any], *maps: Tensor) -> ValueRange:
     """Values shown as first and last colour, as the task's kind says.
 
-    Where it leaves them to the maps (depth), they are the 2nd and the 98th percentile of all known pixels, so that a
-    few outliers do not use up the colours.
+    If the kind leaves them to the maps (depth), they are the 2nd and 98th percentile of all known pixels. A few
+    outliers then do not use up the colours.
 
     Args:
         task: the task's fields, as in `config.tasks`.
@@ -38,7 +38,7 @@ def shown_range(task: dict[str, Any], *maps: Tensor) -> ValueRange:
     known = torch.cat([values[~kind.unknown(values)].float().cpu() for values in maps]).numpy()
     if not known.size:
         return 0.0, 1.0
-    # NumPy's, since torch.quantile refuses more than 2 ** 24 values.
+    # NumPy's, because torch.quantile refuses more than 2 ** 24 values.
     low, high = np.quantile(known, [0.02, 0.98])
     return float(low), float(high)
 
@@ -53,14 +53,14 @@ def draw_prediction(
 
     Args:
         prediction: class ids, metres, strengths or probabilities `(height, width)`, or unit vectors
-            `(3, height, width)`. References are drawn just the same.
+            `(3, height, width)`. References are drawn in the same way.
         task: the task's fields, as in `config.tasks`.
         value_range: values shown as first and last colour, by default [`shown_range`] of this map.
         size: (height, width) of the picture, by default the map's. Pixels are picked, not mixed, so that every colour
-            stands for a value of the map; of thin lines, the strongest pixel is picked.
+            is a value of the map; of thin lines, the strongest pixel is picked.
 
     Raises:
-        ValueError: the map has not the shape that the task's kind asks for.
+        ValueError: the map does not have the shape of its task's kind.
     """
     kind = TASK_KINDS[task["kind"]]
     channels = () if kind.label_channels == 1 else (kind.label_channels,)
@@ -80,7 +80,7 @@ def draw_prediction(
 
 
 def draw_consistency(angles: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
-    """Colours what [`depth_normals_angles`] gives, `(height, width)`, from 0 to 60 degrees; NaN is hatched.
+    """Colours angles of [`depth_normals_angles`], `(height, width)`, from 0 to 60 degrees; NaN is hatched.
 
     Args:
         size: (height, width) of the picture, by default the map's.
@@ -110,7 +110,7 @@ def confidence_range(confidence: Tensor, task: dict[str, Any]) -> ValueRange:
 
 
 def _resize_lines(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """As `resize_nearest`, but where it shrinks, the largest value of all those that become one pixel."""
+    """As `resize_nearest`, but shrinking keeps the largest of the values that become one pixel."""
     smaller = [min(old, new) for old, new in zip(values.shape, size)]
     return resize_nearest(F.adaptive_max_pool2d(values[None].float(), smaller)[0], size)
 

@@ -27,7 +27,8 @@ def draw_overview(
     """One image and all that was predicted from it, side by side.
 
     From top to bottom: the image and the predictions; the references; legends; the confidences; the tasks' attention
-    to each other. Of a depth and a normals task, one more panel at the right shows where they contradict each other.
+    to each other. If there are a depth and a normals task, one more panel at the right shows where they
+    contradict each other.
 
     Args:
         image: the input, upright.
@@ -38,8 +39,8 @@ def draw_overview(
         references: maps to compare with, of any of the tasks, in the predictions' form. They share the predictions'
             colours and, where there is one, the range of values.
         panel_width: width of each map in pixels; high maps are narrower.
-        legends: of each task, by default [`draw_legend`] of the maps shown. Those of more maps make overviews that
-            can be compared, such as the frames of a video.
+        legends: of each task, by default [`draw_legend`] of the maps shown. Legends of more maps make several
+            overviews comparable, such as the frames of a video.
         confidences: of any of the tasks, `(height, width)` in [0, 1], as `post_process_dense_prediction` gives them.
         field_of_view: of the camera, see [`depth_normals_angles`].
 
