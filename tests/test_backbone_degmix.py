@@ -13,7 +13,8 @@ from small_models import ALL_KINDS, BACKBONES, STAGES, random_labels, randomize,
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, TimmBackboneConfig, pipeline
 
 from transformers_degmix import DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil, backbone_degmix
-from transformers_degmix.backbone_degmix import build_backbone, crop, find_unread_parameters, pad
+from transformers_degmix.backbone_degmix import build_backbone, find_unread_parameters
+from transformers_degmix.layers_degmix import crop_centred, pad_centred
 from transformers_degmix.modeling_degmix import DeGMixModel
 
 
@@ -81,16 +82,16 @@ def test_padding_is_that_of_a_padded_image(height, width):
     padded = model.config.padded_size((height, width))
     assert all(size % 32 == 0 and 0 <= size - length < 32 for size, length in zip(padded, (height, width)))
     with torch.no_grad():
-        logits, expected = model(pixel_values).logits, model(pad(pixel_values, padded)).logits
+        logits, expected = model(pixel_values).logits, model(pad_centred(pixel_values, padded)).logits
     for task in logits:
-        assert torch.equal(logits[task], crop(expected[task], (height, width)))
+        assert torch.equal(logits[task], crop_centred(expected[task], (height, width)))
 
 
 @given(st.integers(0, 7), st.integers(0, 7))
-def test_crop_undoes_pad(rows, columns):
+def test_crop_centred_undoes_pad_centred(rows, columns):
     images = torch.arange(1.0, 31).view(2, 3, 5)
-    padded = pad(images, (3 + rows, 5 + columns))
-    assert torch.equal(crop(padded, (3, 5)), images) and padded.sum() == images.sum()
+    padded = pad_centred(images, (3 + rows, 5 + columns))
+    assert torch.equal(crop_centred(padded, (3, 5)), images) and padded.sum() == images.sum()
     # in the middle, the odd pixel below and at the right
     assert padded[0, rows // 2, columns // 2] == 1
 

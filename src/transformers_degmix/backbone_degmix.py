@@ -4,16 +4,16 @@ Some backbones take images of any size. Others fail unless height and width are 
 does not fill their last patch. The model therefore pads images to multiples of `DeGMixConfig.size_divisor`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedModel
 
 from .configuration_degmix import DeGMixConfig
+from .layers_degmix import pad_centred
 
 
 Found = TypeVar("Found")
@@ -62,7 +62,7 @@ def _build_timm_backbone(backbone_config: Any) -> PreTrainedModel:
 def extract_feature_maps(backbone: PreTrainedModel, pixel_values: Tensor, config: DeGMixConfig) -> tuple[Tensor, ...]:
     """Pads images `(B, 3, H, W)` and returns their maps `(B, c_i, h_i, w_i)`."""
     if config.size_divisor > 1:
-        pixel_values = pad(pixel_values, config.padded_size(pixel_values.shape[-2:]))
+        pixel_values = pad_centred(pixel_values, config.padded_size(pixel_values.shape[-2:]))
     return channels_first(backbone, backbone(pixel_values).feature_maps)
 
 
@@ -70,20 +70,6 @@ def channels_first(backbone: PreTrainedModel, feature_maps: tuple[Tensor, ...]) 
     """Maps of a backbone -> maps `(B, c_i, h_i, w_i)`. Some backbones of timm have the channels last."""
     channels_last = getattr(getattr(backbone, "_backbone", None), "output_fmt", "NCHW") == "NHWC"
     return tuple(x.movedim(-1, 1) for x in feature_maps) if channels_last else feature_maps
-
-
-def pad(images: Tensor, size: Sequence[int]) -> Tensor:
-    """`(..., height, width)` -> `(..., *size)`, with 0 on all sides, the odd pixel below and at the right."""
-    (top, bottom), (left, right) = (
-        ((outer - inner) // 2, outer - inner - (outer - inner) // 2) for outer, inner in zip(size, images.shape[-2:])
-    )
-    return F.pad(images, (left, right, top, bottom))
-
-
-def crop(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Undoes [`pad`]: `(..., height, width)` -> `(..., *size)`."""
-    top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
-    return maps[..., top : top + size[0], left : left + size[1]]
 
 
 def find_size_divisor(backbone: PreTrainedModel) -> int:

@@ -33,7 +33,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import ModelOutput, TensorType, logging
 
 from .configuration_degmix import NYUD_TASKS
-from .images_degmix import LabelMap, Size, crop_centred, load_image, pad_centred, resize_nearest, to_label, to_pixels
+from .images_degmix import LabelMap, Size, load_image, resize_nearest, to_label, to_pixels
+from .layers_degmix import crop_centred, pad_centred
 from .tasks import IGNORE_INDEX, TASK_KINDS, task_of_kind
 
 

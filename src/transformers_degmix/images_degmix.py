@@ -1,8 +1,8 @@
-"""Reads, decodes, turns upright, resizes and pads photos and label maps."""
+"""Reads, decodes, turns upright and resizes photos and label maps."""
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any, TypeAlias
 from urllib.request import urlopen
@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
-from .tasks import Maps, TaskKind
+from .tasks import TaskKind
 
 
 try:
@@ -353,19 +352,6 @@ def stored_values(label: Image.Image | np.ndarray | Tensor, kind: TaskKind) -> n
 def decode_label(label: np.ndarray, kind: TaskKind) -> np.ndarray:
     """What [`to_coded_label`] gives -> the values, of dtype `kind.array_dtype`."""
     return kind.decode(label).astype(kind.array_dtype, copy=False) if label.dtype == np.uint8 else label
-
-
-def pad_centred(maps: Tensor, size: Size, value: float = 0) -> Tensor:
-    """Pads `(..., height, width)` to `size`, the odd pixel at the bottom and at the right."""
-    vertical, horizontal = (outer - inner for outer, inner in zip(size, maps.shape[-2:]))
-    top, left = vertical // 2, horizontal // 2
-    return F.pad(maps, (left, horizontal - left, top, vertical - top), value=value)
-
-
-def crop_centred(maps: Maps, size: Sequence[int]) -> Maps:
-    """Undoes [`pad_centred`]: `(..., height, width)` -> `(..., *size)`."""
-    top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
-    return maps[..., top : top + size[0], left : left + size[1]]
 
 
 def resize_nearest(maps: Tensor, size: Size) -> Tensor:

@@ -1,9 +1,13 @@
-"""Convolutions that are faster or more exact than PyTorch's own, and otherwise the same."""
+"""Centred padding, and convolutions that are faster or more exact than PyTorch's own and otherwise the same."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .tasks import Maps
 
 
 class DeGMixPointwiseConv(nn.Conv2d):
@@ -30,3 +34,16 @@ class DeGMixOffsetConv(nn.Conv2d):
         # The meta device has no autocast.
         with nullcontext() if hidden_states.is_meta else torch.autocast(hidden_states.device.type, enabled=False):
             return self._conv_forward(hidden_states.to(dtype), self.weight.to(dtype), bias)
+
+
+def pad_centred(maps: Tensor, size: Sequence[int], value: float = 0) -> Tensor:
+    """Pads `(..., height, width)` to `size`, the odd pixel at the bottom and at the right."""
+    vertical, horizontal = (outer - inner for outer, inner in zip(size, maps.shape[-2:]))
+    top, left = vertical // 2, horizontal // 2
+    return F.pad(maps, (left, horizontal - left, top, vertical - top), value=value)
+
+
+def crop_centred(maps: Maps, size: Sequence[int]) -> Maps:
+    """Undoes [`pad_centred`]: `(..., height, width)` -> `(..., *size)`."""
+    top, left = ((outer - inner) // 2 for outer, inner in zip(maps.shape[-2:], size))
+    return maps[..., top : top + size[0], left : left + size[1]]

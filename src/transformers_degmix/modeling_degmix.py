@@ -19,10 +19,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbone_degmix import build_backbone, crop, extract_feature_maps, find_unread_parameters
+from .backbone_degmix import build_backbone, extract_feature_maps, find_unread_parameters
 from .configuration_degmix import DeGMixConfig
 from .growth_degmix import GrowingTasksMixin
-from .layers_degmix import DeGMixOffsetConv, DeGMixPointwiseConv
+from .layers_degmix import DeGMixOffsetConv, DeGMixPointwiseConv, crop_centred
 from .loss_degmix import multi_task_loss
 from .recomputation_degmix import gelu_and_norm, outside_transforms, recomputed
 
@@ -682,7 +682,7 @@ class DeGMixForMultiTaskDensePrediction(GrowingTasksMixin, DeGMixPreTrainedModel
         padded, logits = self.config.padded_size(size), {}
         for task, head in self.heads.items():
             maps = head(outputs.task_features[task]).to(device)
-            logits[task] = crop(F.interpolate(maps, size=padded, mode="bilinear", align_corners=False), size)
+            logits[task] = crop_centred(F.interpolate(maps, size=padded, mode="bilinear", align_corners=False), size)
         loss, losses = (
             (None, None) if labels is None else multi_task_loss(logits, labels, self.config.tasks, pixel_counts)
         )

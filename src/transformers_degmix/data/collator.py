@@ -12,7 +12,8 @@ from torch.utils.data import default_collate
 from transformers import BatchFeature
 
 from ..image_processing_pil_degmix import resized_size
-from ..images_degmix import LabelMap, Size, crop_centred, necessary_channels, to_coded_label, to_pixels
+from ..images_degmix import LabelMap, Size, necessary_channels, to_coded_label, to_pixels
+from ..layers_degmix import crop_centred
 from ..tasks import IGNORE_INDEX, JPEG_IDS, TASK_KINDS, TaskKind, format_fields, format_number
 from .augmentation import Augmentation
 

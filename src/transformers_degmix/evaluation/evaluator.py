@@ -20,7 +20,7 @@ from ..data.collator import DeGMixDataCollator
 from ..data.mapping import MappedDataset
 from ..hub.onnx import OnnxModel
 from ..image_processing_pil_degmix import DeGMixImageProcessorPil, resized_size
-from ..images_degmix import crop_centred
+from ..layers_degmix import crop_centred
 from ..loss_degmix import count_pixels
 from ..modeling_degmix import DeGMixDensePredictionOutput, DeGMixForMultiTaskDensePrediction
 from ..sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows

@@ -5,7 +5,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images_degmix import crop_centred
+from ..layers_degmix import crop_centred
 from ..tasks import label_palette
 from .layout import LINE_GAP, PAPER, SWATCH_SIZE, Color, heading, paragraph, shorten, stack, text_line, to_image
 
