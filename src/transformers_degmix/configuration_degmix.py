@@ -160,10 +160,7 @@ class DeGMixConfig(PreTrainedConfig):
             self.backbone_config = CONFIG_MAPPING["swin"](out_features=["stage1", "stage2", "stage3", "stage4"])
         elif isinstance(self.backbone_config, dict):
             self.backbone_config = _backbone_config_from_dict(self.backbone_config)
-        tasks = NYUD_TASKS if self.tasks is None else self.tasks
-        if isinstance(tasks, list):
-            tasks = {task["name"]: {field: task[field] for field in task if field != "name"} for task in tasks}
-        self.tasks = complete_fields(tasks)
+        self.tasks = complete_fields(NYUD_TASKS if self.tasks is None else self.tasks)
         if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
             # The pipeline is registered already. With this field, Transformers would ask to trust remote code.
             kwargs.pop("custom_pipelines", None)
@@ -246,12 +243,17 @@ def _backbone_config_from_dict(backbone_config: dict) -> PreTrainedConfig:
     return CONFIG_MAPPING[model_type].from_dict(backbone_config)
 
 
-def complete_fields(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Tasks with every field that their kinds have.
+def complete_fields(tasks: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Tasks, by name or as a list with their names, with every field that their kinds have.
 
     Raises:
         ValueError: there are none, or a field has a value that is not allowed. The message names task, field, value.
     """
+    if isinstance(tasks, list):
+        names = [task.get("name") for task in tasks]
+        if None in names or len(set(names)) < len(names):
+            raise ValueError(f"`tasks` as a list needs a different `name` in each, got {names}")
+        tasks = {task["name"]: {field: task[field] for field in task if field != "name"} for task in tasks}
     if not tasks:
         raise ValueError("`tasks` is empty: name at least one task")
     completed = {name: _complete_task(name, task) for name, task in tasks.items()}
@@ -262,8 +264,8 @@ def complete_fields(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
         needed = {name}.union(*(completed[other]["attends_to"] or completed for other in attended))
         if len(attended) < len(task["attends_to"]) or not needed.issubset(attended):
             raise ValueError(
-                f"`tasks[{name!r}]['attends_to']` must be some of the tasks {list(completed)}, with {name!r} and "
-                f"all tasks that these attend to, got {task['attends_to']!r}"
+                f"`tasks[{name!r}]['attends_to']` must be some of the tasks {list(completed)}, each once, with "
+                f"{name!r} and all tasks that these attend to, got {task['attends_to']!r}"
             )
         task["attends_to"] = attended if len(attended) < len(completed) else None
     return completed
@@ -271,10 +273,10 @@ def complete_fields(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     """A task with every field that its kind has, or an error that names the task, the field and the value."""
+    # Task names become parameter names.
     if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
-        # Task names become parameter names.
         raise ValueError(f"`tasks` has the name {name!r}: names must be identifiers that `nn.ModuleDict` can hold")
-    if task.get("kind") not in TASK_KINDS:
+    if task.get("kind") not in list(TASK_KINDS):  # the list, because a value can be unhashable
         raise ValueError(f"`tasks[{name!r}]['kind']` must be one of {sorted(TASK_KINDS)}, got {task.get('kind')!r}")
     kind = TASK_KINDS[task["kind"]]
     completed = {"kind": None, "num_labels": kind.num_logits, "attends_to": None, **kind.defaults}
@@ -292,27 +294,31 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     if kind.num_logits is not None and num_labels != kind.num_logits:
         raise invalid("num_labels", f"{kind.num_logits} for a {task['kind']} task")
     # Class ids share 8 bits with the ignore label.
-    if not isinstance(num_labels, int) or not 1 <= num_labels <= IGNORE_INDEX:
+    if not isinstance(num_labels, int) or isinstance(num_labels, bool) or not 1 <= num_labels <= IGNORE_INDEX:
         raise invalid("num_labels", f"an integer from 1 to {IGNORE_INDEX}")
     for field in ("loss_weight", "gradient_weight"):
         weight = completed.get(field, 0)
-        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+        if not _is_number(weight) or not 0 <= weight < float("inf"):
             raise invalid(field, "a number of at least 0")
-    if "pos_weight" in completed and not (
-        isinstance(completed["pos_weight"], int | float) and 0 < completed["pos_weight"] < 1
-    ):
+    pos_weight = completed.get("pos_weight", 0.5)
+    if not _is_number(pos_weight) or not 0 < pos_weight < 1:
         raise invalid("pos_weight", "a number between 0 and 1")
     for field in ("ignore_empty", "log_loss"):
         if not isinstance(completed.get(field, False), bool):
             raise invalid(field, "true or false")
     if not isinstance(completed["attends_to"], list | None):
         raise invalid("attends_to", "a list of tasks, or none for all of them")
-    if completed.get("id2label") is not None:
+    id2label = completed.get("id2label")
+    if id2label is not None:
         # JSON turns integer keys into strings.
-        completed["id2label"] = {int(index): label for index, label in completed["id2label"].items()}
-        if sorted(completed["id2label"]) != list(range(num_labels)):
-            raise invalid("id2label", f"a name for each class from 0 to {num_labels - 1}")
+        if not isinstance(id2label, dict) or set(map(str, id2label)) != set(map(str, range(num_labels))):
+            raise invalid("id2label", f"a dictionary with a name for each class from 0 to {num_labels - 1}")
+        completed["id2label"] = {int(index): label for index, label in id2label.items()}
     return completed
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 __all__ = ["DeGMixConfig"]
