@@ -118,6 +118,18 @@ def test_trying_leaves_the_backbone_as_it_is():
     assert all(map(torch.equal, backbone.state_dict().values(), expected.state_dict().values()))
 
 
+def test_building_a_model_draws_nothing_but_its_weights():
+    backbone_config = copy.deepcopy(BACKBONES["swin"])
+    backbone_config.drop_path_rate = 0.5  # of no other test: a configuration that is known is not tried again
+    config, weights = small_config(backbone_config=backbone_config), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = DeGMixModel(config)
+        assert model.backbone.training
+        weights.append(model.state_dict().values())
+    assert all(map(torch.equal, *weights))
+
+
 def test_a_backbone_of_one_size_is_refused_in_a_sentence():
     config = AutoConfig.for_model("vitpose_backbone", **TRANSFORMER, image_size=[64, 48], patch_size=[16, 16])
     with pytest.raises(ValueError, match=r"backbone 'vitpose_backbone' .* for 448 x 448 it says .*64\*48") as error:
@@ -176,6 +188,12 @@ def test_at_their_own_size_timms_transformers_compute_the_same(name):
         for feature_map, expected in zip(maps, fixed(pixel_values), strict=True):
             expected = expected.movedim(-1, 1) if name.startswith("swin") else expected
             assert torch.equal(feature_map, expected)
+
+
+@pytest.mark.vision
+def test_timm_models_that_cannot_train_with_a_single_image_are_built():
+    config = TimmBackboneConfig(backbone="resnest14d", out_indices=[1, 2, 3, 4])  # batch norms after global pooling
+    assert DeGMixModel(small_config(backbone_config=config)).config.size_divisor == 1
 
 
 @pytest.mark.vision

@@ -98,7 +98,7 @@ def test_backbone_as_dict():
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 256}}}, r"\['num_labels'\].*256"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": True}}}, r"\['num_labels'\].*True"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 2, "id2label": {0: "a"}}}}, r"\['id2label'\]"),
-        ({"tasks": {"s": {"kind": "segmentation", "num_labels": 1, "id2label": ["a"]}}}, r"\['id2label'\].*dictionary"),
+        ({"tasks": {"s": {"kind": "segmentation", "num_labels": 1, "id2label": ["a"]}}}, r"id2label.*dictionary"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 1, "id2label": {"a": "b"}}}}, r"\['id2label'\]"),
         ({"tasks": {"d": {"kind": "depth", "loss_weight": True}}}, r"\['loss_weight'\].*True"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 2, "ignore_empty": 1}}}, r"\['ignore_empty'\].*got 1"),

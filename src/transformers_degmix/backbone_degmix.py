@@ -98,41 +98,46 @@ def find_size_divisor(backbone: PreTrainedModel) -> int:
     return running[0]
 
 
-def _once_per_configuration(function: Callable[..., Found]) -> Callable[..., Found]:
-    """Remembers results by configuration: a pass through a large backbone takes seconds, even without pixels."""
+def _tried_once(function: Callable[..., Found]) -> Callable[..., Found]:
+    """Calls with the backbone in evaluation mode, where it draws nothing at random and takes a single image.
+
+    Results are remembered by configuration: a pass through a large backbone takes seconds, even without pixels.
+    """
     known: dict[tuple[Hashable, ...], Found] = {}
 
     @wraps(function)
     def find(backbone: PreTrainedModel, *args: Hashable) -> Found:
         key = (type(backbone), backbone.config.to_json_string(), *args)
         if key not in known:
-            known[key] = function(backbone, *args)
+            training = backbone.training
+            try:
+                known[key] = function(backbone.eval(), *args)
+            finally:
+                backbone.train(training)
         return known[key]
 
     return find
 
 
-@_once_per_configuration
+@_tried_once
 def _map_sizes(backbone: PreTrainedModel, height: int, width: int) -> list[torch.Size]:
     """The sizes of a backbone's maps for an image, or a ValueError that says why there are none."""
-    config, training = backbone.config, backbone.training
+    config = backbone.config
     state = {name: x.to("meta") for name, x in (*backbone.named_parameters(), *backbone.named_buffers())}
     pixel_values = torch.empty(1, getattr(config, "num_channels", 3), height, width, device="meta")
     try:
         with torch.no_grad():
-            maps = torch.func.functional_call(backbone.eval(), state, (pixel_values,)).feature_maps
+            maps = torch.func.functional_call(backbone, state, (pixel_values,)).feature_maps
     except Exception as error:  # of many types: each backbone checks in its own way, or fails somewhere
         raise ValueError(
             f"the backbone {getattr(config, 'backbone', config.model_type)!r} does not take images of any size, as "
             f"DeGMix does: for {height} x {width} it says {' '.join(str(error).split())[:300]!r}. If it takes "
             "multiples of a number, set `size_divisor` to this number"
         ) from error
-    finally:
-        backbone.train(training)
     return [x.shape[-2:] for x in channels_first(backbone, maps)]
 
 
-@_once_per_configuration
+@_tried_once
 def find_unread_parameters(backbone: PreTrainedModel, size: tuple[int, int]) -> list[str]:
     """Names of the parameters that a backbone's maps of images of `size` do not depend on.
 
