@@ -224,7 +224,7 @@ def test_what_looks_wrong_is_in_the_report_and_one_bad_sample_is_not_all(evaluat
     model_dir = save_small_model(tmp_path / "model", tasks={"depth": ROOMS_TASKS["depth"]})
     arguments = ("--dataset", tmp_path / "data", "--split", "test", "--output", tmp_path / "out")
     message = evaluate("--model", model_dir, *arguments)
-    assert message.startswith(f"error: {tmp_path / 'out'} is complete but for 1: '{rows[1]['image_id']}' could not be")
+    assert message.startswith(f"error: {tmp_path / 'out'} is complete except for 1: '{rows[1]['image_id']}' could not")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["protocol"]["num_images"] == 3 and report["failed"][0]["image_id"] == rows[1]["image_id"]
     assert len(report["warnings"]) == 1 and "`columns: {depth: {scale: 0.001}}`" in report["warnings"][0]

@@ -132,4 +132,4 @@ def test_onnx_files_are_refused(explain, photo, tmp_path):
     helper.set_model_props(model, {"tasks": '[{"name": "depth", "kind": "depth"}]', "preprocessor": "{}"})
     onnx.save(model, tmp_path / "model.onnx")
     message = explain("--model", tmp_path / "model.onnx", "--image", photo, "--output", tmp_path / "out")
-    assert message == f"error: {tmp_path / 'model.onnx'} is an ONNX file, which gives nothing but logits"
+    assert message == f"error: {tmp_path / 'model.onnx'} is an ONNX file, which gives only logits"

@@ -238,7 +238,7 @@ def test_all_photos_of_a_directory_are_predicted_or_named(predict, model_dir, tm
 
 
 def test_what_is_left_out_is_printed(mixed_run, predict, model_dir, tmp_path):
-    assert "left out, as their names are not of images or videos: notes.txt" in mixed_run[2].stdout
+    assert "left out, because their names are not of images or videos: notes.txt" in mixed_run[2].stdout
     (tmp_path / "a.cr2").touch()
     code, errors = predict("--model", model_dir, "--input", tmp_path, "--output", tmp_path / "out")
     assert code == 1 and errors == [f"error: there are no images or videos in {tmp_path}, only a.cr2"]

@@ -20,17 +20,17 @@ class Command:
 
     Attributes:
         summary: its line in `degmix --help`.
-        extra: the extra of the package with what it imports, if it needs one.
+        extra: the extra of the package that it needs, if any.
     """
 
     summary: str
     extra: str | None = None
 
 
-# By the names of their modules.
+# By module name.
 COMMANDS = {
     "predict": Command("predicts all tasks of images, videos and data sets"),
-    "demo": Command("serves a page on which a model is tried out in the browser", "demo"),
+    "demo": Command("serves a page for trying out a model in the browser", "demo"),
     "prepare": Command("makes a data set from the archives of a benchmark, or renders one", "train"),
     "inspect": Command("shows samples of a data set and warns of what looks wrong", "train"),
     "train": Command("trains or fine-tunes a model", "train"),
@@ -44,16 +44,16 @@ COMMANDS = {
 
 
 def main(command: str | None = None):
-    """Runs a subcommand with the arguments of the command line. If it is not given here, it is the first of them.
+    """Runs a subcommand with the arguments of the command line. Without `command`, the first argument names it.
 
-    The exit code is 0; 1 after an error or Ctrl-C, which one line reports; or 2 if the arguments are wrong.
+    The exit code is 0, 1 after an error or Ctrl-C (one line reports it), or 2 if the arguments are wrong.
     """
     if command is None:
         parser = ArgumentParser(
             "degmix",
             description="DeGMix: multi-task dense prediction.",
             epilog="\n".join(f"  {name:10} {known.summary}" for name, known in COMMANDS.items())
-            + "\n\n`degmix COMMAND --help` has the options of a command.",
+            + "\n\n`degmix COMMAND --help` lists the options of a command.",
             formatter_class=RawDescriptionHelpFormatter,
         )
         parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
@@ -71,13 +71,13 @@ def _run(command: str):
         extra = COMMANDS[command].extra
         sys.exit(f"error: {error.name} is missing: pip install transformers-degmix" + (f"[{extra}]" if extra else ""))
     except (ImportError, OSError, ValueError) as error:
-        # What a loader process raises comes with its traceback.
+        # An error of a loader process has its traceback in the message.
         message = str(error)
         sys.exit(f"error: {message.strip().splitlines()[-1] if 'Original Traceback' in message else message}")
 
 
 def run_script(main: Callable[[], None]):
-    """Runs the main function of a script, which Ctrl-C ends at once, with one line and exit code 1."""
+    """Runs the main function of a script. Ctrl-C ends it at once, with one line and exit code 1."""
     try:
         main()
     except KeyboardInterrupt:
@@ -85,12 +85,11 @@ def run_script(main: Callable[[], None]):
 
 
 def end_at_once() -> NoReturn:
-    """Ends the process. What the command has opened is closed by now.
+    """Ends the process. By now, the command has closed what it opened.
 
-    Python would clear away all modules and objects one by one, which takes seconds, and a minute where other processes
-    take the cores.
+    Python's own exit deletes all modules and objects one by one. That takes seconds, or a minute on busy cores.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's raises an error where a loader ends
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error when a loader process ends
     for child in multiprocessing.active_children():
         child.terminate()
     print("interrupted", file=sys.stderr)

@@ -23,52 +23,52 @@ def add_model_argument(parser: ArgumentParser):
 def add_window_arguments(parser: ArgumentParser):
     """The options `--window`, `--window-overlap` and `--max-pixels` of a command that predicts images.
 
-    The last is for [`allow_pixels`].
+    `--max-pixels` is for [`allow_pixels`].
     """
     parser.add_argument(
         "--window",
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="predict in overlapping windows of this size, best that of the training images: images are neither "
-        "resized nor padded then (default: whole images, as the processor says)",
+        help="predict in overlapping windows, best of the size of the training images; images are then neither "
+        "resized nor padded (default: whole images, as the processor says)",
     )
     parser.add_argument(
         "--window-overlap",
         type=float,
         default=DEFAULT_OVERLAP,
         metavar="SHARE",
-        help=f"of a window in common with the next (default {DEFAULT_OVERLAP})",
+        help=f"share of a window that the next one covers too (default {DEFAULT_OVERLAP})",
     )
     parser.add_argument(
         "--max-pixels",
         type=int,
         default=2 * Image.MAX_IMAGE_PIXELS,  # type: ignore[operator]
-        help="images of more are refused, as they may be made to fill the memory (default %(default)s)",
+        help="refuse larger images, which could fill the memory (default %(default)s)",
     )
 
 
 def allow_pixels(max_pixels: int):
-    """Lets this process and its forks open images of up to so many pixels."""
-    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # PIL refuses images of more than twice as many
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns from this number on
+    """Lets this process and its forks open images of up to `max_pixels` pixels."""
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # PIL refuses images of more than twice this number
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # and warns of more than this number
 
 
 def add_data_arguments(parser: ArgumentParser | _ArgumentGroup, required: bool = True):
-    """The options that say which images of which data set; check them with [`check_data_arguments`]."""
+    """The options that choose images of a data set; check them with [`check_data_arguments`]."""
     parser.add_argument(
         "--dataset",
         required=required,
-        help="folder or name on the Hugging Face Hub, or `rooms`; or the name of a source of `--config`",
+        help="folder, name on the Hugging Face Hub, `rooms`, or a source of `--config`",
     )
     parser.add_argument("--split", required=required, help="name of the data set's split")
     parser.add_argument("--config", type=Path, help="YAML file of a training run, for its `columns`")
-    parser.add_argument("--num-images", type=int, help="the first so many (default: all); rooms need it")
-    parser.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the rooms to render")
+    parser.add_argument("--num-images", type=int, help="how many, from the first (default: all; needed for rooms)")
+    parser.add_argument("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="size of rendered rooms")
 
 
 def check_data_arguments(parser: ArgumentParser, args: Namespace):
-    """Ends the command with the parser's error where options of [`add_data_arguments`] contradict each other."""
+    """Ends the command with the parser's error if options of [`add_data_arguments`] contradict each other."""
     if args.dataset == "rooms" and (args.num_images is None or args.image_size is None):
         parser.error("rooms are rendered: give --num-images and --image-size")
     if args.dataset != "rooms" and args.image_size is not None:

@@ -1,6 +1,6 @@
-"""Puts reports of degmix evaluate into one table, the best scores bold, and prints and writes it.
+"""Puts reports of degmix evaluate into one table, with the best scores in bold; prints and writes it.
 
-Refuses reports that were not made under one protocol and on the same data.
+Reports of different protocols or different data are refused.
 """
 
 import argparse

@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--dataset",
         choices=list(BENCHMARKS),
-        help="what it was trained on; read off the tasks and class counts where they tell",
+        help="what it was trained on (default: the only one that fits the tasks and class counts, if there is one)",
     )
     return parser.parse_args()
 

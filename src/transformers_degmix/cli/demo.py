@@ -1,9 +1,9 @@
-"""Serves a page on which a model is tried out in the browser, on this machine.
+"""Serves a page for trying out a model in the browser, on this machine.
 
     degmix demo
 
-It shows all tasks side by side, what they say at a point, the depth as a surface and the attention, and offers the
-arrays for download. Nothing leaves the machine.
+The page shows all tasks side by side, their values at a point, the depth as a surface and the attention. The arrays
+can be downloaded. Nothing leaves the machine.
 """
 
 import argparse
@@ -25,18 +25,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parser.add_argument(
-        "--examples", type=Path, help="folder of photos to choose from (default: one, and three rendered rooms)"
+        "--examples", type=Path, help="folder of photos to choose from (default: one photo and three rendered rooms)"
     )
     parser.add_argument(
-        "--max-pixels", type=int, default=MAX_PIXELS, help=f"photos of more are refused (default {MAX_PIXELS})"
+        "--max-pixels", type=int, default=MAX_PIXELS, help=f"refuse larger photos (default {MAX_PIXELS})"
     )
-    parser.add_argument("--server-port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument("--server-port", type=int, help="default: the first free port from 7860 on")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     return parser.parse_args()
 
 
 def read_examples(folder: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """The photos in a folder; what else is in it is named."""
+    """The photos in a folder. Its other files are named on stderr."""
     for path in sorted(folder.iterdir()):
         try:
             yield read_photo(path, max_pixels)
@@ -47,7 +47,7 @@ def read_examples(folder: Path, max_pixels: int) -> Iterator[Image.Image]:
 def main():
     args = parse_args()
     logging.disable_progress_bar()
-    Image.MAX_IMAGE_PIXELS = args.max_pixels  # PIL refuses images of twice that, and warns of those that we refuse
+    Image.MAX_IMAGE_PIXELS = args.max_pixels  # PIL then warns only of photos that we refuse
     if args.examples:
         examples = list(read_examples(args.examples, args.max_pixels))
     else:
@@ -55,4 +55,4 @@ def main():
         examples = [Image.fromarray(image) for image in (coffee(), *rooms)]
     demo = build_demo(*load_model_directory(args.model, args.device), examples, args.max_pixels)
     demo.launch(server_port=args.server_port, **LAUNCH_OPTIONS)
-    raise KeyboardInterrupt  # which Gradio takes for a reason to return
+    raise KeyboardInterrupt  # on Ctrl-C, Gradio just returns

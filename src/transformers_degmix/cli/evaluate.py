@@ -6,7 +6,7 @@
     accelerate launch --num_processes 8 -m transformers_degmix evaluate --model MODEL --dataset data/nyud \
         --split validation --edge-tolerance 0.011 --flip --output outputs/report
 
-Predictions are scored in the size of the labels. On a machine with a GPU, that is where the model runs.
+Predictions are scored in the size of the labels. The model runs on the GPU if there is one.
 """
 
 import argparse
@@ -50,36 +50,38 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        help="tasks to evaluate (default: all of the model's that the data has labels of)",
+        help="tasks to evaluate (default: all tasks of the model that the data has labels for)",
     )
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="average over resized images")
+    parser.add_argument(
+        "--scales", type=float, nargs="+", default=[1.0], help="average over images resized by these factors"
+    )
     add_window_arguments(parser)
     parser.add_argument(
         "--edge-tolerance",
         type=float,
         default=0.0075,
-        help="of matching boundaries, as a fraction of the diagonal (default 0.0075; 0.011 on NYUD-v2)",
+        help="largest distance of matching boundaries, as a fraction of the diagonal (default 0.0075; NYUD-v2: 0.011)",
     )
     parser.add_argument(
         "--depth-crop",
         choices=DEPTH_CROPS,
-        help="score depth in KITTI's region of this name only; for images of 480 x 640, eigen is NYU Depth V2's",
+        help="score depth only in this region, defined for KITTI; in images of 480 x 640, eigen is NYU Depth V2's",
     )
-    parser.add_argument("--max-depth", type=float, help="score depth below so many metres only, and clamp predictions")
+    parser.add_argument("--max-depth", type=float, help="score depth only below this many metres, clamp predictions")
     parser.add_argument("--median-scaling", action="store_true", help="scale each predicted depth to the true median")
     parser.add_argument(
-        "--calibration", action="store_true", help="compare confidences, and depth with normals, with the errors"
+        "--calibration", action="store_true", help="compare confidences, and how depth fits normals, with the errors"
     )
     parser.add_argument(
         "--field-of-view",
         type=float,
         default=FIELD_OF_VIEW,
-        help="of the cameras across the longer side, in degrees, to compare depth with normals (default: assumes "
-        f"{FIELD_OF_VIEW:g}; cameras of Rooms have 60 to 80)",
+        help="of the cameras across the longer side, in degrees, to compare depth with normals (default: "
+        f"{FIELD_OF_VIEW:g} is assumed; cameras of Rooms have 60 to 80)",
     )
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that read, and that score, samples")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that read samples, and that score them")
     parser.add_argument(
         "--single-task-reports", type=Path, nargs="+", default=[], help="reports of models for one task, for the gain"
     )
@@ -96,9 +98,9 @@ def parse_args() -> argparse.Namespace:
 
 @contextmanager
 def start_executor(num_workers: int) -> Iterator[Executor]:
-    """Processes that score samples, or a thread. Not forked: the model's threads would be missing in them.
+    """Processes that score samples, or one thread without workers. Forked processes would lack the model's threads.
 
-    What still waits at the end, after an error, is left undone; Ctrl-C does not wait for what is being done either.
+    After an error, samples that wait are dropped. Ctrl-C does not wait for those that are being scored either.
     """
     executor: Executor
     if num_workers:
@@ -116,7 +118,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
     """Evaluates and writes the report.
 
     Raises:
-        ValueError, OSError: something that was given cannot be used, or the report cannot be written.
+        ValueError, OSError: the model, the data or an option cannot be used, or the report cannot be written.
     """
     check_writable(args.output)
     allow_pixels(args.max_pixels)
@@ -155,7 +157,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
     described = {"dataset": split.dataset, "split": args.split}
     command = f"degmix evaluate {shlex.join(sys.argv[1:])}"
     report = build_report(evaluation, model, args.model, described, protocol, args.precision, command, data.warnings)
-    # They are not named before the report, which may have taken hours, is written.
+    # Raised only after the report is written, because it may have taken hours.
     problems = [f"{sample['image_id']!r} could not be evaluated: {sample['reason']}" for sample in evaluation.failed]
     if singles:
         try:
@@ -171,7 +173,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         print(format_table([report]) + f"\nreport: {args.output / 'report.md'}")
     accelerator.wait_for_everyone()
     if problems:
-        raise ValueError(f"{args.output} is complete but for {len(problems)}: " + "; ".join(problems))
+        raise ValueError(f"{args.output} is complete except for {len(problems)}: " + "; ".join(problems))
 
 
 def main():

@@ -1,12 +1,12 @@
-r"""Shows what happens inside of a model: which task attends to which, and where the deformable mixers sample.
+r"""Shows what happens inside a model: which task attends to which, and where the deformable mixers sample.
 
     degmix explain --model outputs/demo/best --dataset rooms --num-images 96 --image-size 96 128 \
         --split test --output outputs/inside
     degmix explain --model outputs/demo/best --image photo.jpg --points 120,80 400,300 --output outputs/dots
 
-Over a data set, whose labels are not needed: the tasks' attention to each other (affinity.json, affinity.png), which
-is no measure of importance, and how far sampling points lie from their pixels (sampling.json). On a photo: the
-sampling points of some of its pixels, a picture per mixer layer (sampling.layer1.png). Both at once are possible.
+--dataset writes the tasks' attention to each other (affinity.json, affinity.png) and how far sampling points lie from
+their pixels (sampling.json). It needs no labels. Attention is no measure of importance. --image draws the sampling
+points of some pixels of a photo, a picture per mixer layer (sampling.layer1.png). Both can be given at once.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def parse_point(text: str) -> tuple[int, int]:
 
 
 def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePrediction, processor, directory: Path):
-    """Writes what all images of the data set have to say; prints how far sampling points lie."""
+    """Writes the attention and the sampling over a data set; prints how far sampling points lie from their pixels."""
     split = read_split(args)
     columns = {name: column for name, column in split.columns.items() if name == "image"}
     data = replace(split, columns=columns).load({})
@@ -96,7 +96,7 @@ def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePredict
 
 
 def explain_photo(args: argparse.Namespace, model: DeGMixForMultiTaskDensePrediction, processor, directory: Path):
-    """Writes a picture per mixer layer; prints how many points are outside."""
+    """Writes a picture per mixer layer; prints the share of points that lie outside of the map."""
     image = load_image(args.image)
     try:
         photo = prepare(processor, image).photo
@@ -121,7 +121,7 @@ def main():
     check_writable(args.output)
     model, processor = load_model_directory(args.model, args.device)
     if not isinstance(model, DeGMixForMultiTaskDensePrediction):
-        raise ValueError(f"{args.model} is an ONNX file, which gives nothing but logits")
+        raise ValueError(f"{args.model} is an ONNX file, which gives only logits")
     with whole_directory(args.output) as directory:
         if args.image:
             explain_photo(args, model, processor, directory)

@@ -1,10 +1,10 @@
-"""Exports a model as ONNX file with dynamic batch and image sizes, and compares it with PyTorch in onnxruntime.
+"""Exports a model as an ONNX file with dynamic batch and image sizes, and compares it with PyTorch in onnxruntime.
 
     degmix export --model outputs/demo/best --output outputs/demo.onnx
 
-The file appears only if the logits agree within 1e-4 at every size that is tried. `--int8 IMAGES` writes a second one,
-`outputs/demo.int8.onnx`. Its ranges of values are taken from the images.
-`degmix evaluate --model outputs/demo.int8.onnx` tells what that costs in scores.
+The file appears only if the logits agree within 1e-4 at every size that is tried. `--int8 IMAGES` also writes
+`outputs/demo.int8.onnx`, with ranges of values from the images. `degmix evaluate --model outputs/demo.int8.onnx` shows
+what that costs in scores.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def parse_args() -> argparse.Namespace:
     add_model_argument(parser)
     parser.add_argument("--output", required=True, type=Path, help="file to create")
     parser.add_argument("--opset", type=int, help="version of the ONNX operators, 18 or newer (default: PyTorch's)")
-    parser.add_argument("--int8", type=Path, nargs="+", default=[], metavar="IMAGE", help="write an 8-bit file too")
+    parser.add_argument("--int8", type=Path, nargs="+", default=[], metavar="IMAGE", help="also write an 8-bit file")
     return parser.parse_args()
 
 
 def compare_int8(exact: OnnxModel, rounded: OnnxModel, batches: list[Tensor]):
-    """Prints how much the logits and the time of one batch differ."""
+    """Prints the mean relative difference of the logits, and the median time of an image in both models."""
     differences, seconds = dict.fromkeys(exact.config.tasks, 0.0), {exact: [], rounded: []}
     for batch in batches:
         outputs = {}
@@ -53,7 +53,7 @@ def compare_int8(exact: OnnxModel, rounded: OnnxModel, batches: list[Tensor]):
 
 @contextmanager
 def quiet(*names: str) -> Iterator[None]:
-    """Silences warnings, and loggers below errors, inside of the block."""
+    """Silences warnings, and what these loggers say below errors, inside the block."""
     levels = {getLogger(name): getLogger(name).level for name in names}
     for logger in levels:
         logger.setLevel(ERROR)
@@ -76,7 +76,7 @@ def export(args: argparse.Namespace):
     """Exports, compares and writes the files.
 
     Raises:
-        ImportError, OSError, ValueError: something that was given cannot be used, or the files do not agree.
+        ImportError, OSError, ValueError: the model or an image cannot be used, a file exists, or the logits differ.
     """
     int8 = args.output.with_suffix(".int8.onnx")
     for path in (args.output, int8) if args.int8 else (args.output,):

@@ -1,9 +1,9 @@
-"""Shows samples of a data set with all labels in one picture, counts, and warns of what looks wrong.
+"""Draws samples of a data set with all labels in one picture, counts, and warns of what looks wrong.
 
-Tasks are the `model.tasks` of the training run's YAML file, with its `columns`; without, all columns that have the
+With --config, the tasks are the run's `model.tasks`, with its `columns`. Without, they are all columns that have the
 name of a known task (semseg, human_parts, sal, depth, normals, edge).
 
-    degmix inspect my_data --all  # reads every row too, and lists those that training would refuse
+    degmix inspect my_data --all  # also reads every row, and lists those that training would refuse
 """
 
 import argparse
@@ -35,15 +35,15 @@ from .splits import read_source
 
 
 Tasks = dict[str, dict[str, Any]]
-NOTHING_LABELLED = Suspicion("nothing is labelled", [1.0], detail="every value stands for unknown")
+NOTHING_LABELLED = Suspicion("nothing is labelled", [1.0], detail="every value means unknown")
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", help="folder, name on the Hugging Face Hub, `rooms`, or a source of `--config`")
     parser.add_argument("--split", help="default: the run's `train_split`, or train")
-    parser.add_argument("--num", type=int, default=8, help="samples, evenly spaced, the first of a stream (default 8)")
-    parser.add_argument("--all", action="store_true", help="read every row; with bad ones, the exit code is 1")
+    parser.add_argument("--num", type=int, default=8, help="samples, evenly spaced; the first of a stream (default 8)")
+    parser.add_argument("--all", action="store_true", help="read every row; the exit code is 1 if some are bad")
     parser.add_argument("--output", type=Path, default=Path("outputs/inspection"), help="directory for the picture")
     parser.add_argument("--config", type=Path, help="YAML file of a training run, for its tasks and columns")
     args = parser.parse_args()
@@ -53,9 +53,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_tasks(run: TrainingArguments | None, source: Source | None, data: Dataset | IterableDataset) -> Tasks:
-    """The run's tasks that it reads from this source; without a run, known tasks by the names of their columns.
+    """The run's tasks that it reads from this source. Without a run: the known tasks that have a column of their name.
 
-    They have the class names of the data set.
+    They get the class names of the data set.
 
     Raises:
         ValueError: there are none, or one is of an unknown kind.
@@ -71,7 +71,7 @@ def find_tasks(run: TrainingArguments | None, source: Source | None, data: Datas
             tasks = {name: task for name, task in tasks.items() if name in columns or name in available}
     if not tasks:
         hint = layout_hint(data.column_names or [])
-        raise ValueError(f"none of the columns {data.column_names} is a known task: name them in `model.tasks`{hint}")
+        raise ValueError(f"none of the columns {data.column_names} is a known task: give `model.tasks`{hint}")
     for name, task in tasks.items():
         if task.get("kind") not in TASK_KINDS:
             raise ValueError(
@@ -89,7 +89,7 @@ def decode(label: np.ndarray | None, kind: TaskKind) -> Tensor | None:
 
 
 def draw(image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None], tasks: Tasks) -> Image.Image:
-    """The image and its labels; what there is no label for is drawn as unknown."""
+    """The image and its labels. A missing label is drawn as unknown."""
     pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
     maps = {}
     for name, task in tasks.items():

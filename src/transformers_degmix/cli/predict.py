@@ -1,10 +1,10 @@
 """Predicts all tasks of images and videos, or of a data set.
 
-For each image: the arrays (NAME.npz), a picture per task (NAME.TASK.png) and all of them side by side, with legends
-and the tasks' attention to each other (NAME.overview.png); with --confidence how sure they are too (TASK_confidence in
-the arrays, NAME.TASK.confidence.png). For each video: all tasks side by side, at the same times,
-without sound (NAME.overview.mp4; needs the extra `video`). With --window, images may be much larger than those the
-model was trained with; the attention, which belongs to a window, is left out then.
+An image gives the arrays (NAME.npz), a picture per task (NAME.TASK.png), and an overview of all tasks side by side,
+with legends and the tasks' attention to each other (NAME.overview.png). --confidence also writes how sure the
+predictions are (TASK_confidence in the arrays, NAME.TASK.confidence.png). A video gives a video of the overviews, at
+the same times and without sound (NAME.overview.mp4; needs the extra `video`). With --window, images can be much larger
+than those the model was trained with. The overview then has no attention, because attention belongs to a window.
 
 With --dataset, the rows of a data set become a data set with a column per task, in Parquet files that training reads:
 
@@ -12,9 +12,9 @@ With --dataset, the rows of a data set become a data set with a column per task,
     accelerate launch --num_processes 8 -m transformers_degmix predict --dataset ... --device cuda
     degmix predict --dataset ... --engine ray --workers 64 --device cuda
 
-The same command goes on where it was killed. Rows that cannot be predicted are listed in errors.csv.
+If it is killed, the same command goes on. Rows that cannot be predicted are listed in errors.csv.
 
-While the model is at work, threads read what comes next and write what is done.
+While the model works, threads read the next images and write the results.
 """
 
 import argparse
@@ -69,46 +69,46 @@ def parse_args() -> argparse.Namespace:
         help=f"images ({', '.join(sorted(IMAGE_SUFFIXES))}), videos ({', '.join(sorted(VIDEO_SUFFIXES))}), and "
         "directories of them",
     )
-    parser.add_argument("--output", type=Path, help="directory for the results, made if need be")
-    parser.add_argument("--confidence", action="store_true", help="of images, also say how sure the predictions are")
+    parser.add_argument("--output", type=Path, help="directory for the results, created if it is missing")
+    parser.add_argument("--confidence", action="store_true", help="also write how sure predictions are, not of videos")
     parser.add_argument("--no-resize", action="store_true", help="predict images at their own size, as a whole")
     add_window_arguments(parser)
     parser.add_argument(
         "--batch-size",
         type=int,
         default=1,
-        help="images or frames handed to the model at once if they go into it at one size, or windows (default 1)",
+        help="images or frames per pass, if they enter the model at the same size, or windows (default 1)",
     )
     parser.add_argument(
         "--num-workers",
         type=int,
         default=2,
-        help="threads that read and write images (default 2); 0 does everything one after the other",
+        help="threads that read and write images (default 2); with 0, everything is done one after the other",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     rows = parser.add_argument_group("data sets")
     add_data_arguments(rows, required=False)
-    rows.add_argument("--image-column", metavar="NAME", help="of the images (default: image)")
+    rows.add_argument("--image-column", metavar="NAME", help="column of the images (default: image)")
     rows.add_argument("--streaming", action="store_true", help="read rows while they arrive, without a copy on disk")
-    rows.add_argument("--output-dataset", type=Path, metavar="DIR", help="folder to make, or to go on with")
+    rows.add_argument("--output-dataset", type=Path, metavar="DIR", help="folder to create or to continue")
     rows.add_argument(
         "--confidence-threshold",
         nargs="+",
         metavar="[TASK=]NUMBER",
-        help="pixels of less confidence become unknown, of this task or of all (for labels to train with)",
+        help="make pixels of less confidence unknown, in TASK or in all other tasks (for labels to train with)",
     )
-    rows.add_argument("--normals-format", choices=["png", "float16"], help="8 bits (default), or 16 in NumPy's format")
+    rows.add_argument("--normals-format", choices=["png", "float16"], help="8-bit images (default), or 16-bit arrays")
     rows.add_argument(
         "--num-shards",
         type=int,
-        help="number of Parquet files, each of which is made whole or again (default: one for 256 rows; of a stream, "
-        "one for each of its files)",
+        help="number of Parquet files; a killed run makes unfinished files again (default: one per 256 rows; of a "
+        "stream, one per file)",
     )
     rows.add_argument(
         "--engine", choices=["local", "ray"], help="local (default): this process, or all that a launcher started"
     )
-    rows.add_argument("--workers", type=int, help="with Ray: how many models, each with a CPU or GPU (default 1)")
+    rows.add_argument("--workers", type=int, help="with Ray: number of models, each with a CPU or GPU (default 1)")
     args = parser.parse_args()
     check_source(parser, args)
     if args.window is None and args.window_overlap != DEFAULT_OVERLAP:
@@ -121,7 +121,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_source(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    """Ends the command with the parser's error unless it has images and videos, or a data set, and their options."""
+    """Ends the command with the parser's error unless either files or a data set are given, with the right options."""
     given = {name for name, value in vars(args).items() if value is not None and value is not False}
     if not given & {"input", "dataset"}:
         parser.error("give images and videos as --input, or a data set as --dataset")
@@ -142,7 +142,7 @@ def option_name(name: str) -> str:
 
 
 def parse_thresholds(words: list[str]) -> dict[str | None, float]:
-    """`NUMBER` and `TASK=NUMBER` -> task, or `None` for all others -> number.
+    """Words `NUMBER` or `TASK=NUMBER` -> number of each task; `None` is for all other tasks.
 
     Raises:
         ValueError: a word is neither.
@@ -158,12 +158,13 @@ def parse_thresholds(words: list[str]) -> dict[str | None, float]:
 
 
 def find_inputs(paths: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Images, videos and other files, each sorted by name.
+    """The images, the videos and the other files at these paths.
 
-    Files are given, or lie in a directory that is given; hidden ones are left out. Only directories have other files.
+    A path is a file, or a directory whose files are taken by name; hidden ones are left out. Only directories have
+    other files.
 
     Raises:
-        ValueError: a directory has neither, or two files have the same stem, after which results are named.
+        ValueError: a directory has no images or videos, or two files have the same stem and thus the same results.
     """
     inputs, others = [], []
     for path in paths:
@@ -195,7 +196,7 @@ def _is_input_name(path: Path) -> bool:
 
 
 def check_output(inputs: list[Path], tasks: dict[str, dict], output: Path):
-    """Raises ValueError if a result would overwrite an input, as a second run over its own results does."""
+    """Raises ValueError if a result would overwrite an input, as in a second run over its own results."""
     resolved = {path.resolve() for path in inputs}
     for path in inputs:
         pictures = [f"{task}{of}.png" for task in tasks for of in ("", ".confidence")]
@@ -211,7 +212,7 @@ def save(result: Result, tasks: dict[str, dict], base: Path):
     def save_picture(picture: Image.Image, ending: str):
         write_whole(base.with_name(f"{base.name}.{ending}"), lambda file: picture.save(file, "PNG", compress_level=1))
 
-    # Compressed well, files are smaller by a fifth (pictures) to a half (arrays), and the model waits for them.
+    # Better compression saves a fifth (pictures) to a half (arrays) of the bytes, but makes the model wait.
     confidences = result.confidences or {}
     arrays: dict[str, Any] = {task: values.numpy() for task, values in result.predictions.items()}
     arrays |= {f"{task}_confidence": values.numpy() for task, values in confidences.items()}
@@ -229,7 +230,7 @@ def save(result: Result, tasks: dict[str, dict], base: Path):
 def predict_video(predictor: Predictor, path: Path, tasks: dict[str, dict], output: Path):
     """Writes a video of the overviews of all frames.
 
-    Colours and legends are those of frames from all over the video, and so stay the same from frame to frame.
+    Colours and legends come from frames all over the video, so that they stay the same from frame to frame.
 
     Raises:
         ValueError, RuntimeError, MemoryError: the video cannot be read or predicted.
@@ -269,7 +270,7 @@ def predict_rows(args: argparse.Namespace):
     """Predicts a data set.
 
     Raises:
-        ValueError, OSError: something that was given cannot be used, or the output cannot be written.
+        ValueError, OSError: the model, the data or an option cannot be used, or the output cannot be written.
         ModuleNotFoundError: an extra is not installed.
     """
     import datasets
@@ -364,7 +365,7 @@ def main():
                 predict_video(frame_predictor, path, tasks, args.output)
             except PREDICTION_ERRORS as error:
                 report(path, error)
-    except OSError as error:  # a full disk will not get better with the next image
+    except OSError as error:  # such as a full disk, which stays full for the next image
         sys.exit(f"error: cannot write to {args.output}: {error}")
 
     seconds = {part: image_predictor.seconds[part] + frame_predictor.seconds[part] for part in image_predictor.seconds}
@@ -374,5 +375,5 @@ def main():
         f"which the model waited {seconds['input']:.1f} s for input and {waited:.1f} s for output"
     )
     if others:
-        print(f"left out, as their names are not of images or videos: {_list(others)}")
+        print(f"left out, because their names are not of images or videos: {_list(others)}")
     sys.exit(1 if failed else 0)

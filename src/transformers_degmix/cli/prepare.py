@@ -4,8 +4,8 @@
     degmix prepare cityscapes FOLDER data/cityscapes --classes 7 --num-proc 8
     degmix prepare rooms 2000,200 data/rooms
 
-All files are checked before the first is converted. OUTPUT appears when everything is done; until then the work is in
-.OUTPUT.partial beside it, where the same command goes on after an interruption.
+All files are checked before the first is converted. OUTPUT appears when everything is done. Until then, the work is in
+.OUTPUT.partial beside it, and the same command goes on after an interruption.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 def main():
     args = parse_args()
-    datasets.disable_progress_bars()  # there is one for the whole
+    datasets.disable_progress_bars()  # the job has one
     job = Job(args.dataset, args.source, args.output, args.classes, args.num_proc, args.skip_bad)
     counts = prepare(job)
     print(f"{args.output}: " + ", ".join(f"{count} {split} images" for split, count in counts.items()))

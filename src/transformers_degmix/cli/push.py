@@ -13,7 +13,7 @@ from ..hub.model_directory import push_model_directory
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_dir", help="what training or `degmix convert` wrote, with a card as README.md")
-    parser.add_argument("repo", help="id of the repository, which is made if there is none")
+    parser.add_argument("repo", help="id of the repository, which is created if it is missing")
     parser.add_argument("--private", action="store_true", help="make it private if it is new")
     args = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""The data set that the options of a command name, which needs the extra `train`."""
+"""The data set that the options of a command name. Needs the extra `train`."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -9,10 +9,10 @@ from ..training.sources import Source
 
 
 def read_split(args: Namespace) -> DataSplit:
-    """What the options of [`~cli.arguments.add_data_arguments`] say, with the columns of `config`.
+    """The split that the options of [`~cli.arguments.add_data_arguments`] name, with the columns of `config`.
 
     Raises:
-        ValueError, OSError: `config` is not a recipe, or one of several sources of which the data set is none.
+        ValueError, OSError: `config` is not a recipe, or has several sources and none of this name.
     """
     if args.config is None:
         return DataSplit(args.dataset, args.split, args.num_images, args.image_size)
@@ -22,10 +22,10 @@ def read_split(args: Namespace) -> DataSplit:
 
 
 def read_source(config: Path, dataset: str, *overrides: str) -> tuple[TrainingArguments, Source]:
-    """A run's file, and what it says of a data set: of any, or, if it has several, of the one with this name.
+    """A run, and its source for a data set. If the run has several sources, `dataset` is the name of one.
 
     Raises:
-        ValueError, OSError: it is not a recipe, or has several sources of other names.
+        ValueError, OSError: `config` is not a recipe, or has several sources and none of this name.
     """
     several = read_config(find_recipe(str(config))).get("datasets") is not None
     run = parse_arguments([str(config), *([] if several else ["--dataset", dataset]), *overrides])

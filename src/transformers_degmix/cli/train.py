@@ -11,7 +11,7 @@ from ..training.loop import TrainingTerminated, train
 
 
 def main():
-    logging.disable_progress_bar()  # of saving; there is one of training
+    logging.disable_progress_bar()  # the bar of saving; training has its own
     args = parse_arguments()
     try:
         scores = train(args)
