@@ -1,1 +1,1 @@
-"""Many images at once: prediction while others are read and written, and videos."""
+"""Prediction of many images, of videos and of data sets."""

@@ -1,9 +1,9 @@
-"""Predictions for data sets: rows in, a data set out that training reads, by many processes and machines.
+"""Predictions for data sets: the output is a data set that training reads, made by many processes and machines.
 
-The rows are cut into shards, each of which becomes one Parquet file. The file appears whole or not at all, and is
-never made again. So a run that was killed goes on where it was, with any number of processes. The shards are shared
-out by position among the processes of Accelerate's launchers ([`predict_dataset`]), or by Ray to whoever is free
-([`predict_dataset_with_ray`]).
+The rows are cut into shards. Each shard becomes one Parquet file, which appears whole or not at all and is never made
+again. A run that was killed goes on where it was, with any number of processes. [`predict_dataset`] shares the shards
+among the processes of Accelerate's launchers by position. With [`predict_dataset_with_ray`], Ray gives them to free
+workers.
 """
 
 import csv
@@ -52,39 +52,38 @@ from ..tasks import IGNORE_INDEX, TASK_KINDS, format_fields
 from .predictor import Predictor, Result
 
 
-# Rows of a shard, unless their number is chosen: what an interruption costs each process at most.
+# Rows of a shard by default: an interruption costs each process at most this many.
 SHARD_SIZE = 256
-# Of more, `datasets` does not recognise the names.
+# `datasets` recognises file names with shard numbers of five digits.
 MAX_SHARDS = 99_999
 # Rows that wait in memory to be written together.
 ROW_GROUP_SIZE = 32
-# Of PNG files: the default takes three times as long, and makes rows smaller by a twentieth.
+# For PNG. The default level takes three times as long and makes rows smaller by a twentieth.
 COMPRESS_LEVEL = 1
 NORMALS_FORMATS = ("png", "float16")
-# To be raised with every change that alters a row, so that no old shard is taken for a new one.
+# Raise it with every change that alters a row, so that old and new shards are not mixed.
 VERSION = 1
-# The key of a Parquet file's metadata with the rows that could not be predicted.
+# Key in the metadata of a Parquet file: the rows that could not be predicted.
 FAILED = b"failed"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be predicted, how, and where to.
+    """What to predict, how, and where to write it.
 
     Attributes:
-        model: as [`load_model_directory`] takes it.
-        split: of which data set. Of `columns`, that of the `"image"` is used.
-        output: folder to create, or to go on with. Several splits can be predicted into one, by jobs that differ in
-            nothing else.
+        model: for [`load_model_directory`].
+        split: the rows. Its `columns` may name the column of the `"image"`; others are not used.
+        output: folder to create or to continue. Jobs that differ only in the split can share a folder.
         return_confidence: whether rows have the confidences too.
         confidence_thresholds: task, or `None` for all others -> confidence below which pixels become unknown.
         normals_format: "png", of 8 bits, or "float16".
-        num_shards: number of files; by default one for 256 rows. Those of a stream are made of whole files of the
-            input: by default, one of each.
+        num_shards: number of files; by default one per 256 rows. For a stream, each is made of whole files of the
+            input, by default of one.
         dtype: of the model.
         do_resize: whether images are resized as the processor says.
         window_size, window_overlap: see [`Predictor`].
-        batch_size, num_workers: see [`Predictor`]; they decide on the speed alone.
+        batch_size, num_workers: see [`Predictor`]; they change only the speed.
     """
 
     model: str
@@ -107,9 +106,9 @@ class Summary:
     """What was done.
 
     Attributes:
-        num_rows: of the split, with the ones that could not be predicted.
-        num_failed: the ones that could not be predicted.
-        seconds: as [`Predictor`]'s, of all processes together, and of the shards that were still to be made.
+        num_rows: rows of the split, with those that could not be predicted.
+        num_failed: rows that could not be predicted.
+        seconds: as [`Predictor`]'s, summed over all processes, for the shards that this run made.
     """
 
     num_rows: int
@@ -118,44 +117,44 @@ class Summary:
 
 
 def predict_dataset(job: Job, device: str | torch.device = "cpu") -> Summary | None:
-    """Predicts a split, or what is left of it. The processes of one of Accelerate's launchers share its shards out.
+    """Predicts a split, or what is left of it. Processes that one of Accelerate's launchers started share the shards.
 
     Args:
         job: what to predict.
-        device: of the model. In several processes, "cuda" is a GPU each.
+        device: of the model. With "cuda", each of several processes has its own GPU.
 
     Returns:
-        In the main process, what was done; `None` in others.
+        What was done, in the main process; `None` in others.
 
     Raises:
         ValueError: the job cannot be done; nothing was written.
         OSError: a file cannot be written, or rows cannot be read. What is done stays.
     """
-    # Shares end at different times, and those who wait for the last one are to be patient.
+    # Processes finish at different times, and the first may wait long for the last.
     state = PartialState(cpu=torch.device(device).type == "cpu", timeout=timedelta(days=365))
     with state.main_process_first():  # it downloads and renders
         predictor = ShardPredictor(job, state.device if state.num_processes > 1 else device)
     folder = OutputFolder(predictor)
     with folder.claimed() if state.is_main_process else nullcontext():
-        # One list for all, whatever others see of what has been written meanwhile.
+        # One list for all: in their own, files that others have just written would be missing.
         missing = broadcast_object_list([folder.missing()])[0]
         mine = missing[state.process_index :: state.num_processes]
         with tqdm(total=predictor.count(mine), unit="image", disable=not state.is_main_process) as bar:
             for shard in mine:
                 predictor(shard, bar.update)
-        seconds = add_up(gather_object([predictor.predictor.seconds]))  # when all have come to this point
+        seconds = add_up(gather_object([predictor.predictor.seconds]))  # waits for all
         return folder.finish(seconds) if state.is_main_process else None
 
 
 def predict_dataset_with_ray(job: Job, num_workers: int = 1, device: str = "cpu") -> Summary:
     """[`predict_dataset`] by workers of Ray Data, on this machine or on the cluster that Ray is connected to.
 
-    Ray starts the workers, gives each a shard at a time, and starts those again that die, with what they had not done.
-    They read the input and write the output themselves: all machines must see both under the same names.
+    Ray starts the workers, gives each one shard at a time, and restarts workers that die; their shard is made again.
+    Workers read the input and write the output themselves: all machines must see both under the same names.
 
     Args:
         job: what to predict.
-        num_workers: how many models; each has a CPU, or a GPU if `device` is "cuda".
+        num_workers: number of models; each has a CPU, or a GPU if `device` is "cuda".
         device: of the models.
 
     Raises:
@@ -175,7 +174,7 @@ def predict_dataset_with_ray(job: Job, num_workers: int = 1, device: str = "cpu"
                 RayWorker,
                 batch_size=1,
                 fn_constructor_args=(job, kind, Image.MAX_IMAGE_PIXELS),
-                # None waits behind another for a worker that is slow or dead.
+                # No shard waits for a slow or dead worker while another is free.
                 compute=ray.data.ActorPoolStrategy(
                     size=min(num_workers, len(missing)), max_tasks_in_flight_per_actor=1
                 ),
@@ -189,7 +188,7 @@ def predict_dataset_with_ray(job: Job, num_workers: int = 1, device: str = "cpu"
 
 
 class RayWorker:
-    """What [`predict_dataset_with_ray`] has Ray start: one model, which predicts the shards that it is given.
+    """Ray's actor for [`predict_dataset_with_ray`]: one model, which predicts the shards that it is given.
 
     Args:
         job, device: as for [`ShardPredictor`].
@@ -205,14 +204,14 @@ class RayWorker:
         try:
             for shard in shards["item"]:
                 self.predictor(int(shard))
-        except OSError as error:  # of which Ray would make another, without its message
+        except OSError as error:  # Ray would raise another error, without the message
             failure = str(error)
         seconds = self.predictor.predictor.seconds
         return {"failure": [failure], **{name: [seconds[name] - before[name]] for name in seconds}}
 
 
 def add_up(seconds: list[dict[str, float]]) -> dict[str, float]:
-    """[`Predictor`]'s seconds, of several."""
+    """The sums of the seconds of several [`Predictor`]s."""
     return {name: sum(spent[name] for spent in seconds) for name in ("all", "model", "input")}
 
 
@@ -221,9 +220,9 @@ class Row:
     """A row of the input.
 
     Attributes:
-        image_id: its own, or the number of the row.
+        image_id: its own, or the number of the row; in a stream, the numbers of shard and row, as "0-1".
         content: its columns.
-        file: the image's `bytes` and `path`, if it is a file, when it has been read.
+        file: once read, `bytes` and `path` of the image, if it is a file.
     """
 
     image_id: str
@@ -252,9 +251,9 @@ class ShardPredictor:
         self.kinds = {name: TASK_KINDS[task["kind"]] for name, task in self.tasks.items()}
         many = [name for name, task in self.tasks.items() if task.get("num_labels", 0) > IGNORE_INDEX]
         if many:
-            raise ValueError(f"maps of 8 bits hold {IGNORE_INDEX} classes at most, and {many} have more")
+            raise ValueError(f"8-bit maps hold at most {IGNORE_INDEX} classes, and {many} have more")
         self.thresholds = choose_thresholds(job.confidence_thresholds, self.tasks)
-        # What 8 bits cannot hold.
+        # Maps that 8 bits cannot hold are stored as arrays.
         self.arrays = {
             name
             for name, kind in self.kinds.items()
@@ -327,7 +326,7 @@ class ShardPredictor:
             numbers = self._range(shard)
             names, contents = map(str, numbers), self.data.select(numbers)
         else:
-            # As a whole, a stream may be cut off after some rows, which `shard` would share out.
+            # A stream of one shard may be cut off after some rows; `shard` would split this number.
             shared_out = self.num_shards > 1
             contents = self.data.shard(self.num_shards, shard, contiguous=True) if shared_out else self.data
             names = (f"{shard}-{index}" for index in count())
@@ -336,7 +335,7 @@ class ShardPredictor:
             yield Row(name if image_id is None else str(image_id), content)
 
     def count(self, shards: list[int]) -> int | None:
-        """The number of rows, which is not known of a stream."""
+        """The number of rows, or `None` for a stream."""
         return sum(len(self._range(shard)) for shard in shards) if isinstance(self.data, Dataset) else None
 
     def _range(self, shard: int) -> range:
@@ -344,7 +343,7 @@ class ShardPredictor:
 
     def _load(self, row: Row) -> Any:
         row.file = self.reader.read_file(row.content)
-        # Not to be fetched twice.
+        # So that the file is not fetched twice.
         fetched = {} if row.file is None else {self.reader.columns["image"].column: row.file}
         return self.reader.read_image({**row.content, **fetched})
 
@@ -390,13 +389,13 @@ def choose_thresholds(given: dict[str | None, float], tasks: dict[str, dict[str,
 
 
 def open_rows(split: DataSplit) -> tuple[RowReader, Dataset | IterableDataset]:
-    """The rows of a split as they are stored, with nothing but the image and its id, and what reads the image.
+    """The reader of the images, and the rows of a split as they are stored, with only the image and its id.
 
     Raises:
         ValueError: there is no such split, it is a part of one, it is empty, or it lacks the column of the images.
     """
     if not re.fullmatch(r"\w+(\.\w+)*", split.name):
-        raise ValueError(f"files are named after the split, which must be a plain name, got {split.name!r}")
+        raise ValueError(f"files are named after the split: it must be a plain name, got {split.name!r}")
     data = split.open()
     reader = RowReader({}, {name: column for name, column in split.columns.items() if name == "image"}, data.features)
     try:
@@ -406,10 +405,10 @@ def open_rows(split: DataSplit) -> tuple[RowReader, Dataset | IterableDataset]:
 
 
 def choose_num_shards(job: Job, data: Dataset | IterableDataset) -> int:
-    """How many files there will be.
+    """The number of files.
 
     Raises:
-        ValueError: as many as the job asks for cannot be made.
+        ValueError: the job asks for more files than are possible, or for less than one.
     """
     if isinstance(data, Dataset):
         limit, of, default = len(data), "rows", -(-len(data) // SHARD_SIZE)
@@ -425,7 +424,7 @@ def choose_num_shards(job: Job, data: Dataset | IterableDataset) -> int:
 
 
 def hash_model(model: Any, processor: Any, name: str) -> str:
-    """Of what predictions depend on: the weights, or the ONNX file, the configuration and the image processor."""
+    """The hash of what predictions depend on: weights, configuration and image processor, or the ONNX file."""
     digest = hashlib.sha256()
     if str(name).endswith(".onnx"):
         digest.update(Path(name).read_bytes())
@@ -440,7 +439,7 @@ def hash_model(model: Any, processor: Any, name: str) -> str:
 
 
 class OutputFolder:
-    """The data set that the shards of a job are part of, for the one process that looks after it."""
+    """The data set that the shards of a job are part of. Only the main process claims and finishes it."""
 
     def __init__(self, predictor: ShardPredictor):
         self.predictor = predictor
@@ -453,10 +452,10 @@ class OutputFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Makes the folder if need be, and sees to it that nobody else writes there.
+        """Creates the folder if it is missing, and locks it against other runs.
 
         Raises:
-            ValueError: another run does, or did: of another model, another input, or other options.
+            ValueError: another run is writing there, or one with another model, other data or other options did.
             OSError: the folder cannot be written, or has something else in it.
         """
         fingerprints = self._check_fingerprint()
@@ -485,7 +484,7 @@ class OutputFolder:
             raise OSError(f"cannot write {self.path / name}: {error}") from error
 
     def _check_fingerprint(self) -> dict[str, Any]:
-        """What is to be recorded: what the shards that are there depend on, and those to come."""
+        """The record of what the shards depend on. Raises ValueError if the folder's record is another."""
         job, predictor = self.job, self.predictor
         fingerprint = {
             "version": VERSION,
@@ -507,7 +506,7 @@ class OutputFolder:
         of_split = json.loads(json.dumps(of_split))  # lists for tuples
         record = self.path / "fingerprint.json"
         if not record.exists():
-            # What is hidden was left by a run that did not get as far as that.
+            # Hidden files were left by a run that was killed before it wrote the record.
             if not self.path.is_dir() or any(path.name[0] != "." for path in self.path.iterdir()):
                 check_writable(self.path)
             return {**fingerprint, "splits": {job.split.name: of_split}}
@@ -531,7 +530,7 @@ class OutputFolder:
         return [shard for shard in range(self.predictor.num_shards) if not self.predictor.path(shard).exists()]
 
     def finish(self, seconds: dict[str, float]) -> Summary:
-        """Writes the card, and the table of rows that could not be predicted, of all splits.
+        """Writes the card and the table of rows that could not be predicted, for all splits.
 
         Raises:
             OSError: they cannot be written, or there are shards that nobody made.
@@ -583,8 +582,8 @@ class OutputFolder:
         }
         if ignored:
             notes.append(
-                f"A recipe should say `columns: {{{format_fields(ignored)}}}`: maps of 0 and 255 alone may be taken "
-                "for two classes else."
+                f"A recipe should say `columns: {{{format_fields(ignored)}}}`. Otherwise, maps of only 0 and 255 can "
+                "be taken for two classes."
             )
         notes.append("`datasets.load_dataset` and `degmix train` take this folder.")
         paragraphs = "\n\n".join(notes)
@@ -605,7 +604,7 @@ images are those of the data set, as they were stored, under its terms.
 
 ## Columns
 
-`image_id`; `image`; and a map of the image's size, as it is upright, per task. Class ids are 8-bit and 255 is ignored.
+`image_id`, `image`, and one map per task in the size of the upright image. Class ids are 8-bit, and 255 is ignored.
 Depth is in metres and 0 unknown. Normals are unit vectors: in 8 bits (n + 1) / 2 * 255 with (0, 0, 0) as unknown, in
 float16 with the zero vector as unknown. Boundaries are strengths: in 8 bits times 255, in float16 with 255 as unknown.
 Pixels with less confidence than the threshold are unknown.

@@ -1,4 +1,4 @@
-"""Many images through the model: in batches, while threads prepare those that follow and save what is done."""
+"""Predictions for many images, in batches, while threads prepare the next ones and save the results."""
 
 import time
 from collections import deque
@@ -26,7 +26,7 @@ from ..visualization.attention import crop_attentions
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-# What is wrong with one photo: it is no image that can be used, or more than memory holds.
+# Errors of a single photo: it is not a usable image, or too large for the memory.
 PREDICTION_ERRORS = (ValueError, RuntimeError, MemoryError)
 
 
@@ -50,8 +50,8 @@ class Result:
     Attributes:
         photo: upright, RGB.
         predictions: task -> map in the photo's size.
-        attentions: `(tasks, heads, tasks, h, w)` without padding; `None` where there are none or none were wanted.
-        confidences: task -> `(height, width)` in [0, 1]; `None` if they were not wanted.
+        attentions: `(tasks, heads, tasks, h, w)` without padding; `None` if there are none or none were asked for.
+        confidences: task -> `(height, width)` in [0, 1]; `None` if they were not asked for.
     """
 
     photo: Image.Image
@@ -60,7 +60,7 @@ class Result:
     confidences: dict[str, Tensor] | None = None
 
     def cpu(self) -> "Result":
-        """The same in memory, which waits for what the device still computes."""
+        """The same on the CPU. Waits for what the device still computes."""
         predictions = {task: values.cpu() for task, values in self.predictions.items()}
         attentions = None if self.attentions is None else self.attentions.cpu()
         confidences = self.confidences and {task: values.cpu() for task, values in self.confidences.items()}
@@ -68,10 +68,10 @@ class Result:
 
 
 def prepare(processor: ImageProcessingMixin, image: Image.Image, in_windows: bool = False) -> Prepared:
-    """A photo of any mode and orientation for [`predict_batch`].
+    """Prepares a photo of any mode and orientation for [`predict_batch`].
 
     Args:
-        in_windows: whether it is to be predicted in windows, and hence neither resized nor padded.
+        in_windows: whether it will be predicted in windows. It is then neither resized nor padded.
 
     Raises:
         ValueError: its values are out of range.
@@ -94,12 +94,12 @@ def predict_batch(
     window_batch_size: int = 1,
     return_confidence: bool = False,
 ) -> list[Result]:
-    """All maps of photos whose `pixel_values` have one size, and the attention. In windows there is none.
+    """All maps of photos whose `pixel_values` have the same size, and the attention, except in windows.
 
-    A confidence is about the pixels around each one too: in windows, it needs the logits of whole photos in memory.
+    Confidences also depend on the pixels around each one: in windows, they need the logits of whole photos in memory.
 
     Returns:
-        Per photo the result, which may still be on its way on the model's device.
+        A result per photo, on the model's device, which may still be computing it.
     """
     pixel_values = torch.cat([prepared.pixel_values for prepared in batch]).to(model.device, model.dtype)
     post_process = processor.post_process_dense_prediction
@@ -129,22 +129,22 @@ def predict_batch(
 class Predictor:
     """Predicts many photos, in batches of one size, in order.
 
-    While the model is at work, a thread takes the next items, others load and prepare photos and finish results. How
-    far they are ahead of the model or behind it, and so what waits in memory, is bounded: by a batch and the number of
-    threads; in windows, which are for large images, by one.
+    While the model works, one thread takes the next items, and others load and prepare photos and finish results. What
+    waits in memory between two of these steps is bounded: by a batch plus one photo per thread; in windows, which are
+    for large images, by one photo.
 
     Args:
         model, processor: of one model, as `hub.model_directory.load_model_directory` gives them.
-        batch_size: photos handed to the model at once if they follow each other and go into it at one size; or
-            windows of one photo.
-        num_workers: threads that prepare and finish. 0 does everything one after the other.
+        batch_size: photos per pass, if they follow each other and enter the model at the same size; or windows of one
+            photo.
+        num_workers: threads that prepare and finish. With 0, everything is done one after the other.
         output_attentions: whether results have the attention.
         window_size, window_overlap: see [`predict_maps_in_windows`].
         return_confidence: whether results have the confidences.
 
     Attributes:
-        seconds: spent so far: `all` of them, those that the `model` took, and those that it waited for `input`. The
-            rest, it waited for others to finish. A GPU may have been at work for a part of that.
+        seconds: spent so far: in `all`, in the `model`, and waiting for `input`. The rest was spent waiting for
+            results to be finished; a GPU may have worked during a part of it.
     """
 
     def __init__(
@@ -181,12 +181,12 @@ class Predictor:
         """Predicts items, one after the other.
 
         Args:
-            items: what stands for the photos.
-            load: gives the photo. Errors of [`PREDICTION_ERRORS`] are of this one only, others end everything.
-            finish: makes of an item and its result, which is on the CPU, what is wanted of them.
+            items: anything from which `load` makes a photo.
+            load: item -> photo. [`PREDICTION_ERRORS`] concern this photo only; other errors end everything.
+            finish: item and its result on the CPU -> outcome.
 
         Yields:
-            Each item, in order, and what `finish` returned; or the error for which there is none.
+            Each item, in order, with what `finish` returned, or with the error.
         """
 
         def prepare_item(item: Item) -> tuple[Item, Prepared | Exception]:
@@ -204,7 +204,7 @@ class Predictor:
             reader = workers = None
             if self.num_workers:
                 reader, workers = ThreadPoolExecutor(1), ThreadPoolExecutor(self.num_workers)
-                # The workers end first. Where the consumer stops, what waits for a thread is left undone.
+                # The workers are shut down first. If the consumer stops, work that waits is dropped.
                 for executor in (reader, workers):
                     stack.callback(executor.shutdown, cancel_futures=True)
             prepared = map_ahead(workers, prepare_item, take_ahead(reader, items, self.ahead), self.ahead)
@@ -229,7 +229,7 @@ class Predictor:
     def _batches(
         self, prepared: Iterator[tuple[Item, Prepared | Exception]]
     ) -> Iterator[list[tuple[Item, Prepared | Exception]]]:
-        """Up to `batch_size` that follow each other and have one size; errors alone."""
+        """Up to `batch_size` photos that follow each other and have the same size; each error alone."""
         for _, group in groupby(prepared, key=_size):
             while batch := list(islice(group, self.batch_size)):
                 yield batch
@@ -238,10 +238,10 @@ class Predictor:
         try:
             return [*self.predict(photos)]
         except PREDICTION_ERRORS as error:
-            failure = error.with_traceback(None)  # which would keep the model's tensors
+            failure = error.with_traceback(None)  # a traceback would keep the model's tensors
         if len(photos) == 1:
             return [failure]
-        # Too large for the memory, maybe.
+        # Perhaps the batch was too large for the memory.
         return [result for photo in photos for result in self._predict([photo])]
 
 
@@ -253,10 +253,10 @@ def _size(prepared: tuple[Item, Prepared | Exception]) -> torch.Size | Exception
 def map_ahead(
     executor: Executor | None, function: Callable[[Item], Outcome], items: Iterable[Item], ahead: int
 ) -> Generator[Outcome, None, None]:
-    """`map(function, items)` in an executor, which is up to so many items ahead of the consumer.
+    """`map(function, items)` in an executor, up to `ahead` items ahead of the consumer.
 
-    Results come in order, and an error with the item that caused it. Items are taken in the consumer's thread, so that
-    they may be another such iterator: at most `ahead` results of each wait in memory.
+    Results come in order; an error is raised in place of its result. Items are taken in the consumer's thread, so that
+    they can come from another such iterator: at most `ahead` results of each wait in memory.
 
     Args:
         executor: `None` calls the function in the consumer's thread, when its result is asked for.
@@ -278,7 +278,7 @@ def map_ahead(
 
 
 def take_ahead(executor: Executor | None, items: Iterable[Item], ahead: int) -> Iterator[Item]:
-    """The items, up to so many of which are taken ahead, in an executor of one thread, or `None`."""
+    """The items, of which an executor of one thread takes up to `ahead` in advance; `None` takes none."""
     iterator = iter(items)
     end: Any = object()
     taken = map_ahead(executor, lambda _: next(iterator, end), repeat(None), ahead)

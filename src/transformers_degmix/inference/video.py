@@ -1,4 +1,4 @@
-"""Video files: their frames, upright and in order, and new ones of pictures at the same times.
+"""Reads the frames of videos, upright and in order, and writes videos of pictures at the same times.
 
 Needs the extra `video`. Sound is neither read nor written.
 """
@@ -14,8 +14,8 @@ import av
 from PIL import Image
 
 
-# Seconds. The frames of all usual rates and milliseconds are whole numbers of it, to 9 millionths of a second; and it
-# is as fine as MPEG-4 allows.
+# Seconds. The times of frames of all usual rates, and milliseconds, are multiples of it to within 9 millionths of a
+# second. MPEG-4 allows no finer base.
 TIME_BASE = Fraction(1, 60000)
 
 
@@ -34,7 +34,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a video that was decoded from its first frame to the last.
+    """What is known of a video after all of it was decoded.
 
     Attributes:
         num_frames: at least 1.
@@ -58,13 +58,13 @@ def read_frames(path: str | PathLike) -> Iterator[Frame]:
 
 
 def survey_video(path: str | PathLike, num_samples: int = 8) -> Survey:
-    """Decodes a video as a whole, which takes a small part of the time that a model needs for its frames.
+    """Decodes a whole video, which takes a small part of the time that a model needs for its frames.
 
-    So damage is found before any work is done, and frames are counted that the file does not count.
+    This finds damage before any other work, and counts the frames, even if the file does not.
 
     Args:
-        num_samples: at least so many samples where there are as many frames, fewer than twice as many. They are in
-            memory as the file stores them, 1.5 bytes a pixel mostly.
+        num_samples: the least number of samples, if there are as many frames; there are fewer than twice as many.
+            While decoding, they are kept as the file stores them, mostly in 1.5 bytes a pixel.
 
     Raises:
         ValueError: see [`read_frames`].
@@ -95,7 +95,7 @@ def _decode(path: str | PathLike) -> Iterator[av.VideoFrame]:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
                     raise ValueError(f"frame {num_frames} is damaged")
-                if frame.pts is None:  # of formats that have no times
+                if frame.pts is None:  # the format has no times
                     frame.pts, frame.time_base = num_frames, 1 / (stream.average_rate or Fraction(25))
                 num_frames += 1
                 yield frame
@@ -112,14 +112,14 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
 
 
 class VideoWriter:
-    """Writes pictures of one size as an MP4: H.264, or MPEG-4 where PyAV was built without an encoder of that.
+    """Writes pictures of one size as an MP4: H.264, or MPEG-4 if PyAV was built without an H.264 encoder.
 
-    To be used in a `with` block, at whose end the file is complete.
+    Use it in a `with` block. The file is complete at the end of the block.
 
     Args:
-        file: to write into, seekable.
+        file: seekable.
         rate: pictures a second, on average.
-        codec: by default the best there is.
+        codec: by default the best available.
     """
 
     def __init__(self, file: BinaryIO, rate: Fraction, codec: str | None = None):
@@ -128,13 +128,13 @@ class VideoWriter:
         self.stream = self.container.add_stream(codec, rate=rate, time_base=TIME_BASE)
         self.stream.pix_fmt = "yuv420p"
         if codec == "mpeg4":
-            self.stream.codec_context.qmin, self.stream.codec_context.qmax = 2, 4  # it takes the worst quality itself
+            self.stream.codec_context.qmin, self.stream.codec_context.qmax = 2, 4  # its default is the worst quality
         self.last = -1
 
     def write(self, picture: Image.Image, time: float):
-        """Adds a picture that is shown from `time` on, in seconds, after those before."""
+        """Adds a picture that is shown from `time` on, in seconds. Pictures come in order."""
         if self.last < 0:
-            # Colours have half of the resolution, in whole pixels.
+            # Colours have half the resolution, so both sides must be even.
             self.stream.width, self.stream.height = (length + length % 2 for length in picture.size)
         size = self.stream.width, self.stream.height
         if picture.size != size:
