@@ -162,5 +162,5 @@ def test_incomplete_directories_are_not_pushed(monkeypatch, tmp_path):
     for name in ("README.md", "model.safetensors"):
         (directory / name).unlink()
     error = run_command(monkeypatch, "push", directory, "user/model")
-    assert error == f"error: {directory} is no complete model directory: it lacks model*.safetensors, README.md"
+    assert error == f"error: {directory} is not a complete model directory: it lacks model*.safetensors, README.md"
     assert "lacks config.json" in run_command(monkeypatch, "push", tmp_path / "nothing", "user/model")

@@ -1,6 +1,6 @@
 """Checkpoints of the authors' released code (DeGMix, there called DeMTG, and DeMT with Swin backbones) -> this model.
 
-The architecture is read off names and shapes; then every released tensor must have its place in the model, and every
+The architecture is read off names and shapes. Then every released tensor must have its place in the model, and every
 parameter of the model its tensor.
 """
 
@@ -44,7 +44,7 @@ NUM_STAGES = 4
 
 
 class Layout(NamedTuple):
-    """How the release stores one of our parameters: its shape there, given ours, and the way back."""
+    """How the release stores one of our parameters: our shape -> its shape there, and its tensor -> ours."""
 
     released_shape: Callable[[torch.Size], tuple[int, ...]]
     restore: Callable[[Tensor], Tensor]
@@ -56,7 +56,7 @@ def _packed(index: int) -> Layout:
 
 
 def _fusion_level(level: int) -> Layout:
-    """One backbone map's columns of the linear map over all; each map of Swin has twice the channels of the last."""
+    """One backbone map's columns in the projection of all. Each map of Swin has twice the channels of the last."""
     before, own, total = 2**level - 1, 2**level, 2**NUM_STAGES - 1
 
     def restore(weight: Tensor) -> Tensor:
@@ -161,8 +161,8 @@ def load_released_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
     """Reads tensors, and never code, from a Lightning checkpoint, a plain state dict or a safetensors file.
 
     Args:
-        path: a file written by `torch.save`, or `*.safetensors`. The latter keeps no order of its tensors. The order
-            of the tasks is then known only if they are a benchmark's.
+        path: a file written by `torch.save`, or `*.safetensors`. Safetensors files do not keep the order of tensors:
+            the order of the tasks is then known only if they are a benchmark's.
 
     Raises:
         OSError: the file cannot be read.
@@ -188,7 +188,7 @@ def load_released_checkpoint(path: str | PathLike) -> dict[str, Tensor]:
 
 
 class _LightningObject:
-    """Stands in for what Lightning stores beside the tensors: an empty dictionary, whatever the file asks for."""
+    """An empty dictionary in place of any object that Lightning stores beside the tensors."""
 
     def __new__(cls, *args):
         return OrderedDict()
@@ -201,7 +201,7 @@ def _lightning_stand_ins(path: Path) -> list[Callable | tuple[Callable, str]]:
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # not a file of PyTorch 1.6 or later; reading it tells more
+    except ValueError:  # not a file of PyTorch 1.6 or later; loading it gives a better error
         return []
     return [
         (_LightningObject, name) for name in names if name.startswith(("pytorch_lightning.", "argparse.Namespace"))
@@ -234,15 +234,15 @@ def convert_state_dict(
     """Configuration and parameters of this model for a released state dict.
 
     Args:
-        state_dict: keys `backbone.*` and `head.*`, perhaps behind a common prefix, in their original order; any others
+        state_dict: keys `backbone.*` and `head.*`, perhaps after a common prefix, in their original order. Other keys
             (metrics, criteria) are ignored.
         dataset: `"nyud"`, `"pascal_context"` or `"cityscapes"`: gives the names of the classes and the weight of
-            boundary pixels in the loss, which tensors do not tell. By default the only data set whose tasks and class
+            boundary pixels in the loss, which tensors do not show. By default the only data set whose tasks and class
             counts fit, if there is one.
 
     Returns:
-        The configuration, and tensors under the names of `DeGMixForMultiTaskDensePrediction.state_dict()`, all but the
-        two of the backbone's final LayerNorm.
+        The configuration, and tensors under the names of `DeGMixForMultiTaskDensePrediction.state_dict()`, all except
+        the two of the backbone's final LayerNorm.
 
     Raises:
         ValueError: tensors are missing, unexpected or misshapen, each of them named, or do not belong to `dataset`.
@@ -279,7 +279,7 @@ def _released_part(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Source(NamedTuple):
-    """Where one of our parameters comes from: the released key, its expected shape, and the way from there."""
+    """Where one of our parameters comes from: the released key, its expected shape, and its tensor -> ours."""
 
     key: str
     shape: tuple[int, ...]
@@ -305,7 +305,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 def _check_fit(released: dict[str, Tensor], expected: dict[str, tuple[int, ...]]):
-    """Every expected tensor is there with its shape, and no other."""
+    """Raises ValueError unless all expected tensors are there with their shapes, and no others."""
     found = {key: tuple(tensor.shape) for key, tensor in released.items()}
     defects = {
         "missing": [f"{key} {expected[key]}" for key in expected if key not in found],
@@ -318,7 +318,7 @@ def _check_fit(released: dict[str, Tensor], expected: dict[str, tuple[int, ...]]
     }
     if any(defects.values()):
         raise ValueError(
-            "the checkpoint does not fit the architecture that most of its tensors tell. "
+            "the checkpoint does not fit the architecture that most of its tensors show. "
             + ". ".join(f"{defect.capitalize()}: {_listed(keys)}" for defect, keys in defects.items() if keys)
         )
 
@@ -329,7 +329,7 @@ def _listed(keys: list[str]) -> str:
 
 
 def _infer_config(released: dict[str, Tensor], dataset: str | None) -> DeGMixConfig:
-    """Reads the architecture; the checkpoint's fit to it is checked by `_check_fit`."""
+    """The architecture; `_check_fit` checks that the checkpoint fits it."""
     tasks = _infer_tasks(released, dataset)
     gating = {}
     if any(key.startswith("head.gmlps.") for key in released):
@@ -341,7 +341,7 @@ def _infer_config(released: dict[str, Tensor], dataset: str | None) -> DeGMixCon
         tasks=tasks,
         hidden_size=_common_size(released, _weight_and_bias("head.linear1.0", "head.linear1.1")),
         num_mixer_layers=_count(released, "head.defor_mixers.0.blocks."),
-        # Packed projections do not tell their heads: these are the released configurations'.
+        # Packed projections do not show the number of heads: these are the released configurations'.
         num_attention_heads=2 if gating else 4,
         use_gating=bool(gating),
         head_hidden_size=_common_size(released, head),
@@ -415,7 +415,7 @@ def _find_benchmark(names: list[str], num_labels: dict[str, int], dataset: str |
 
 
 def _mismatch(dataset: str, names: list[str], num_labels: dict[str, int]) -> str | None:
-    """What keeps the tasks from being a data set's."""
+    """Why the tasks are not those of a data set, or `None`."""
     benchmark = BENCHMARKS[dataset]
     if foreign := [name for name in names if name not in benchmark.tasks]:
         return f"it has the tasks {foreign}, the data set only {list(benchmark.tasks)}"
@@ -439,20 +439,20 @@ def _weight_and_bias(*modules: str) -> list[str]:
 
 
 def _count(released: dict[str, Tensor], prefix: str) -> int:
-    """Number of modules in a list, at least one, so that an empty list is noticed as missing tensors."""
+    """Number of modules in a list, at least one: an empty list is then reported as missing tensors."""
     numbers = {key.removeprefix(prefix).split(".")[0] for key in released if key.startswith(prefix)}
     return max(len(numbers), 1)
 
 
 def _common_size(released: dict[str, Tensor], keys: list[str], axis: int = 0) -> int:
-    """The commonest size of tensors that should agree: `_check_fit` then names a damaged one by its expected shape."""
+    """The most frequent size of tensors that should agree; `_check_fit` then names those that differ."""
     shapes = {key: tuple(released[key].shape) for key in keys if key in released}
     sizes = multimode(shape[axis] for shape in shapes.values() if len(shape) > axis and shape[axis] > 0)
     if not shapes:
-        raise ValueError(f"the checkpoint does not tell its architecture. Missing: {_listed(keys)}")
+        raise ValueError(f"the checkpoint does not show its architecture. Missing: {_listed(keys)}")
     if len(sizes) != 1:
         raise ValueError(
-            f"the checkpoint does not tell its architecture. Sizes of axis {axis} do not agree: "
+            f"the checkpoint does not show its architecture. Sizes of axis {axis} do not agree: "
             + _listed([f"{key} {shape}" for key, shape in shapes.items()])
         )
     return sizes[0]

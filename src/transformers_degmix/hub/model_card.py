@@ -15,7 +15,7 @@ from ..tasks import TASK_KINDS
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 AUTHORS, OURS = "reported by the authors", "measured by us"
 
-# By benchmark, and `"rooms"`: id, what it holds, where models trained on it fail, and whom it leaves out.
+# By benchmark, and `"rooms"`: id, content, where models trained on it fail, and what it does not represent.
 DATA = {
     "nyud": {
         "id": "nyud-v2",
@@ -34,8 +34,8 @@ DATA = {
         "holds": "PASCAL-Context: 4998 training and 5105 test images from a photo-sharing site, with 21 classes, 6 "
         "body parts, saliency, normals and boundaries. Saliency and normals are no measurements: other models "
         "predicted them (distillation).",
-        "limits": "Of everything that is not one of its 20 classes it only knows that it is background. Normals and "
-        "saliency are as wrong as the models that made the labels.",
+        "limits": "It knows everything outside of its 20 classes only as background. Normals and saliency are as "
+        "wrong as the models that made the labels.",
         "bias": "The photos are what people uploaded in the 2000s, no sample of the world. Body parts are labelled in "
         "a part of the images with people; skin, clothing, age and disability were not balanced, and nobody has "
         "measured how the scores differ between people.",
@@ -55,13 +55,13 @@ DATA = {
         "holds": "Rooms: rendered by `transformers_degmix.data.rooms`, deterministically from a split and an index, "
         "with exact labels.",
         "limits": "It knows these rendered rooms and nothing else. On photos most of its predictions are wrong.",
-        "bias": "Rooms and figures are made of a few hand-written shapes, which stand for no place and no people.",
+        "bias": "Rooms and figures are made of a few hand-written shapes, which represent no place and no people.",
     },
 }
 
 UNKNOWN_DATA = {
-    "limits": "What the training data does not show, the model does not know. Nobody has written down what it lacks.",
-    "bias": "The training data's. Nobody has examined it for this card.",
+    "limits": "The model does not know what the training data does not show. Nobody has written down what that is.",
+    "bias": "It has the bias of the training data, which nobody has examined for this card.",
 }
 
 CITATIONS = {
@@ -99,7 +99,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
 
     Args:
         entry: of `model_cards/published.yaml`.
-        recipe: the fields of the file that it names and of its bases; `None` without one.
+        recipe: the fields of the entry's recipe and of its bases; `None` without one.
     """
     model, backbone, benchmark, data = entry["model"], entry["backbone"], entry["benchmark"], DATA[entry["benchmark"]]
     tasks, paper = BENCHMARKS[benchmark].task_fields(), f"https://arxiv.org/abs/{PAPERS[entry['model']]}"
@@ -135,11 +135,11 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         tasks,
         results,
         title=title,
-        summary=f"[{model}]({paper}) with the backbone {backbone}: a configuration that its authors published. There "
-        "are no weights beside this card, nor does it say that there are any on the Hub; see below how to get them.",
+        summary=f"[{model}]({paper}) with the backbone {backbone}: a configuration that its authors published. The "
+        "card comes without weights and does not say that the Hub has any; see below how to get them.",
         description=" ".join([*reported_sizes, entry.get("architecture", "")]).strip(),
-        licence="The authors' code has no licence, and their weights come with none: what they allow, only they can "
-        "say; ask them before you use or share converted weights. The code of transformers-degmix is Apache-2.0 and "
+        licence="The authors' code has no licence, and their weights come with none. Only they can say what they "
+        "allow: ask them before you use or share converted weights. The code of transformers-degmix is Apache-2.0 and "
         "holds none of theirs. Weights that you train with it are under your licence, as far as the terms of the data "
         "set and of the backbone's weights allow.",
         intended_use=USES,
@@ -150,7 +150,7 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
         training_procedure=(
             "As the authors describe it: SGD, learning rate 0.001, momentum 0.9, weight decay 0.0005, polynomial "
             "decay of power 0.9 over 40,000 iterations of 8 images; random scale, crop, mirroring and photometric "
-            "distortion; a backbone that was trained before on ImageNet or ADE20k. "
+            "distortion; a backbone pretrained on ImageNet or ADE20k. "
             + (
                 f"`degmix train {entry['recipe']}` is our recipe for it, from the weights "
                 f"`{recipe['pretrained_backbone']}`."
@@ -169,14 +169,14 @@ def published_card(entry: dict[str, Any], recipe: dict[str, Any] | None) -> Mode
 
 
 def card_name(entry: dict[str, Any]) -> str:
-    """Of a published configuration, without ending."""
+    """The file name of a published configuration's card, without its ending."""
     return "_".join((entry["model"], entry["backbone"], entry["benchmark"])).lower().replace("-", "_")
 
 
 def _get_started(entry: dict[str, Any], directory: str, output_dir: str | None) -> str:
-    """How to come by a published configuration: from the authors' weights, if there are any, or by training."""
+    """How to get a published configuration: from the authors' weights, if there are any, or by training."""
     if output_dir is None:
-        return f"{entry['checkpoint']} Nor is there a recipe. The recipe `nyud_demt_hrnet18` has the same backbone."
+        return f"{entry['checkpoint']} We have no recipe. The recipe `nyud_demt_hrnet18` has the same backbone."
     checkout = "In a checkout of transformers-degmix,"
     if "checkpoint" in entry:
         directory, weights = f"{output_dir}/best", f"{entry['checkpoint']} {checkout} train one"
@@ -201,7 +201,7 @@ Then
 
 
 def hub_id(name: str | None) -> str | None:
-    """The repository that a model or backbone comes from; none if that is a directory or a package."""
+    """The repository that a model or backbone comes from; `None` if it comes from a directory or a package."""
     place = (name or "").removeprefix("hf-hub:")
     return place if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not Path(place).exists() else None
 
@@ -223,7 +223,7 @@ def build_card(metadata: dict[str, Any], tasks: dict[str, dict], results: list[E
 
 
 def score_row(task: str, metric: type[StreamingMetric], score_name: str, score: float) -> dict[str, Any]:
-    """A line of a card's table of scores."""
+    """A row of a card's table of scores."""
     better = "up" if metric.higher_is_better else "down"
     return {"task": task, "score": f"{score_name}, {better}", "value": score}
 
@@ -244,7 +244,7 @@ def score_result(
         task_name=task,
         dataset_type=data_id,
         dataset_name=data_title,
-        # Results of one type, data set, configuration and split would become one, from one source.
+        # Results of the same type, data set, configuration and split would be merged into one, with one source.
         dataset_config=f"{task}, {by}",
         dataset_split=split,
         metric_type=metric.main,

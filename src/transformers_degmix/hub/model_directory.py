@@ -17,7 +17,7 @@ from .onnx import OnnxModel
 from .shipped import find_model
 
 
-# Patterns of what a model directory on the Hub must hold. All code is written together with the model's.
+# Patterns of files that a model directory on the Hub must have. All code is written together with modeling_degmix.py.
 PUSHED = ("config.json", "model*.safetensors", "preprocessor_config.json", "modeling_degmix.py", "README.md")
 
 
@@ -31,7 +31,7 @@ def save_model_directory(
     """Writes configuration, weights, preprocessing and code for `from_pretrained` as one [`whole_directory`].
 
     Args:
-        path, overwrite: see there.
+        path, overwrite: as there.
         model: with its weights.
         processor: its image processor.
         more: other files by name, such as a card.
@@ -48,23 +48,23 @@ def push_model_directory(path: str | PathLike, repo: str, private: bool = False)
 
     Args:
         path: the directory, with a card.
-        repo: its id; made if there is none.
-        private: whether it then is private.
+        repo: id of the repository, which is created if it is missing.
+        private: whether a new repository is private.
 
     Returns:
-        Its address.
+        The address of the repository.
 
     Raises:
-        ValueError: the directory does not hold all of [`PUSHED`].
-        OSError: the Hub or the way there fails, for a reason of one line.
+        ValueError: the directory does not have all of [`PUSHED`].
+        OSError: the Hub or the connection fails; the message is one line.
     """
     names = os.listdir(path) if os.path.isdir(path) else []
     missing = [pattern for pattern in PUSHED if not any(fnmatch(name, pattern) for name in names)]
     if missing:
-        raise ValueError(f"{path} is no complete model directory: it lacks {', '.join(missing)}")
+        raise ValueError(f"{path} is not a complete model directory: it lacks {', '.join(missing)}")
     with hub_errors():
         url = create_repo(repo, private=private, exist_ok=True)
-        # Weights that an earlier push left in files of other names would lie beside these.
+        # An earlier push may have left weights in files of other names.
         upload_folder(repo_id=url.repo_id, folder_path=path, delete_patterns="model*.safetensors*")
     return url
 
@@ -72,9 +72,9 @@ def push_model_directory(path: str | PathLike, repo: str, private: bool = False)
 def load_model_directory(
     name: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[DeGMixForMultiTaskDensePrediction | OnnxModel, ImageProcessingMixin]:
-    """Model, in eval mode, and image processor of a shipped model, a directory or the Hub, or a file of `export_onnx`.
+    """The model, in eval mode, and the image processor of a shipped model, a directory, the Hub or an ONNX file.
 
-    Of such a file both stay on the CPU, in float32.
+    An ONNX file is one of [`export_onnx`]. It stays on the CPU, in float32.
 
     Raises:
         ValueError: they cannot be loaded, or weights are missing, or the model is of another class; the message is

@@ -1,8 +1,8 @@
-"""A model as `torch.export` program and as ONNX file, for batches and images of any size.
+"""A model as a `torch.export` program and as an ONNX file, for batches and images of any size.
 
-Layers round sizes up, which makes nested quotients and remainders of dynamic sizes: a tracer reasons over them for
-minutes, and Swin in Transformers branches on them in Python (it pads where something is left over). Here the sizes
-between stages are measured when the graph runs ([`_measured`]), and Swin pads always, by 0 if need be.
+Layers round sizes up. With dynamic sizes this makes nested quotients and remainders, over which a tracer reasons for
+minutes. Swin in Transformers also branches on them in Python: it pads only if there is a remainder. Here the sizes
+between stages are measured when the graph runs ([`_measured`]), and Swin always pads, if only by 0.
 """
 
 import copy
@@ -28,7 +28,7 @@ from ..modeling_degmix import DeGMixDensePredictionOutput, DeGMixForMultiTaskDen
 # Modules of timm with paddings that depend on the size, over which a tracer reasons for hours.
 _ENDLESS = ("timm.layers.conv2d_same", "timm.models.swin_transformer", "timm.models.swin_transformer_v2")
 
-# Larger than any map, smaller than what overflows when multiplied.
+# Larger than any map, and small enough that products do not overflow.
 _LARGEST = 2**20
 
 
@@ -82,7 +82,7 @@ def _measure_sizes(model: DeGMixForMultiTaskDensePrediction) -> DeGMixForMultiTa
             module.maybe_pad = _pad_to_pairs
         elif isinstance(module, SwinLayer):
             module.maybe_pad = _pad_to_windows.__get__(module)
-            # The fused kernel's rules ask for more about sizes than is known.
+            # The fused kernel must know more about sizes than is known here.
             module.attention.config._attn_implementation = "eager"
     return model
 
@@ -144,11 +144,11 @@ def export_onnx(
     """Writes the model as one ONNX file, after comparing it with PyTorch.
 
     Input `pixel_values` `(batch, 3, height, width)`, any sizes from 32 x 32; one output `(batch, num_labels, height,
-    width)` per task, under its name. The file's metadata has in JSON the `tasks`, the number of `parameters` and, with
-    `processor`, the preprocessing under `preprocessor`.
+    width)` per task, under its name. The file's metadata has, as JSON, the `tasks`, the number of `parameters` and,
+    with `processor`, the preprocessing as `preprocessor`.
 
     Returns:
-        What [`compare`] does.
+        As [`compare`].
 
     Raises:
         ImportError: the extra `onnx` is not installed.
@@ -218,9 +218,9 @@ def compare(
 
 
 def quantize_onnx(path: str | PathLike, output: str | PathLike, batches: Iterable[Tensor]):
-    """Writes a file of [`export_onnx`] anew, with convolutions and matrix products in 8 bits.
+    """Writes a copy of a file of [`export_onnx`], with convolutions and matrix products in 8 bits.
 
-    Positions at which the mixers sample stay in float32: they are many pixels and fractions of them.
+    The mixers' sampling positions stay in float32: they span many pixels, and fractions of a pixel count.
 
     Args:
         batches: `pixel_values` of typical images, as the processor makes them. Their extremes become the ranges.
@@ -250,7 +250,7 @@ def quantize_onnx(path: str | PathLike, output: str | PathLike, batches: Iterabl
 
 
 def _sampling_positions(graph) -> list[str]:
-    """The names of the nodes between the maps that are sampled and the positions at which they are."""
+    """The names of the nodes that compute sampling positions from the maps that are sampled."""
     producers = {name: node for node in graph.node for name in node.output}
 
     def nodes_before(tensor: str) -> set[str]:

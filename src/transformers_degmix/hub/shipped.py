@@ -1,7 +1,7 @@
 """The model that comes with the package.
 
-`AutoModel.from_pretrained(DEGMIX_LITE0_NYUD)` loads it, as do all classes that load model directories, and
-`pipeline("multi-task-dense-prediction")` without a model. On command lines and in recipes it has a name.
+`from_pretrained(DEGMIX_LITE0_NYUD)` of any class loads it. `pipeline("multi-task-dense-prediction")` without a model
+does too. On command lines and in recipes it has a name.
 """
 
 from pathlib import Path
@@ -16,5 +16,5 @@ DEFAULT_MODEL = "degmix_lite0_nyud"
 
 
 def find_model(name: str) -> str:
-    """The directory of a shipped model for its name; other names, of directories or on the Hub, stay as they are."""
+    """The name of a shipped model -> its directory. Other names, of directories or on the Hub, stay as they are."""
     return SHIPPED_MODELS.get(name, name)
