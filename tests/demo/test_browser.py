@@ -85,7 +85,7 @@ def test_every_panel_of_a_photo(browser, url, predictor, tmp_path, width, height
     page.get_by_text("not an image that can be read").wait_for()
     page.get_by_text("Drop Image Here").wait_for()
     upload("room.png")
-    page.get_by_text("Predicted at 160 x 120 pixels.").wait_for()
+    page.get_by_text("Shown at 160 x 120 pixels.").wait_for()
     panels = page.locator(".panels").first.locator("img")
     sync_api.expect(panels).to_have_count(7)
     for index in range(7):

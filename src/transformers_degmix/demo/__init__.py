@@ -1,4 +1,4 @@
-"""A page on which a model is tried out in the browser."""
+"""A page for trying out a model in the browser."""
 
 from .page import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
 

@@ -22,14 +22,14 @@ from .readings import CSS, draw_legend, draw_readings, draw_shares
 from .surface import depth_surface
 
 
-# Pillow decodes more, with less used code (and with Ghostscript).
+# Pillow decodes more formats, but with code that is less used (and with Ghostscript).
 FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "TIFF", "WEBP")
 # The photos of phones have 12 to 24 million.
 MAX_PIXELS = 25_000_000
 MAX_PHOTOS = 8
 # People who wait for their turn; one photo is predicted at a time.
 MAX_WAITING = 16
-# Larger photos are shrunk, as the published models are trained with images of at most 560 pixels.
+# Larger photos are shrunk, because the published models are trained with images of at most 560 pixels.
 LONGEST_SIDE = 640
 SHORTEST_SIDE = 32
 
@@ -49,7 +49,7 @@ PAGE_CSS = """
 # For `Blocks.launch`, which takes the styles too.
 LAUNCH_OPTIONS = {
     "css": PAGE_CSS + CSS,
-    # The 3-D view tries WebGPU first, and reports an error where there is none. WebGL does.
+    # The 3-D view tries WebGPU first, and reports an error where there is none. WebGL is enough.
     "head": "<script>delete Navigator.prototype.gpu</script>",
     "max_file_size": "50mb",
     "share": False,
@@ -67,14 +67,13 @@ def build_demo(
 ) -> gr.Blocks:
     """The page, to be started by `.launch(**LAUNCH_OPTIONS)`.
 
-    Photos are predicted one at a time, `MAX_WAITING` wait at most. What was uploaded or made is deleted after an hour.
-    The panels follow from the model's tasks: the surface needs one of kind depth (the first counts), the attention a
-    decoder.
+    Photos are predicted one at a time; at most `MAX_WAITING` wait. Uploads and results are deleted after an hour. The
+    panels depend on the model: the surface needs a task of kind depth (the first is shown), the attention a decoder.
 
     Args:
         model, processor: of one model, as `hub.model_directory.load_model_directory` gives them.
         examples: photos offered on the page.
-        max_pixels: photos of more are refused.
+        max_pixels: of a photo; larger ones are refused.
     """
     page = _Page(model, processor, examples, max_pixels)
     return page.blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
@@ -121,7 +120,7 @@ class _Page:
         self.photo = gr.Image(
             label="Photo", sources=["upload", "webcam", "clipboard"], type="filepath", height=320, scale=2
         )
-        # Gradio's own opens the file, without limits, before any check.
+        # Gradio's own `preprocess` opens the file without limits, before any check.
         self.photo.preprocess = lambda payload: payload and payload.path
         with gr.Column(min_width=240):
             gr.Markdown("or choose one")
@@ -176,7 +175,7 @@ class _Page:
         shown = self.photo.change(
             self.show_photo, [self.photo, self.compared, self.looking], outputs, api_name="predict"
         )
-        # What was refused does not stay, nor do the results of the photo before it.
+        # A refused photo is removed, and so are the results of the photo before it.
         shown.failure(lambda: None, None, self.photo, api_visibility="private")
         self.several.upload(self.add_photos, self.several, self.gallery, api_name="add_photos")
         self.gallery.select(choose_photo, self.gallery, self.photo, api_visibility="private")
@@ -209,11 +208,11 @@ class _Page:
         shown = {
             self.result: result,
             self.results: gr.Column(visible=True),
-            self.note: f"Predicted at {result.photo.width} x {result.photo.height} pixels.",
+            self.note: f"Shown at {result.photo.width} x {result.photo.height} pixels.",
             self.readings: HINT,
             self.photo_panel: result.photo,
             self.slider: (result.photo, self.picture(result, compared)),
-            self.surface: None,  # Filled when it is looked at: one with a value may stay empty when its tab opens.
+            self.surface: None,  # Filled when its tab opens: with a value from before, it may stay empty.
             self.files: self.save_files(result, Path(path).stem),
             self.tabs: gr.Tabs(selected="tasks"),
         }
@@ -237,7 +236,7 @@ class _Page:
         return [self.check_photo(path, f"{html.escape(Path(path).name)}: ") for path in paths]
 
     def picture(self, result: Result, name: str) -> Image.Image:
-        """Of a task, or the photo."""
+        """The picture of a task, or the photo."""
         return draw_prediction(result.predictions[name], self.tasks[name]) if name in self.tasks else result.photo
 
     def read_clicked(self, result: Result, event: gr.SelectData) -> tuple[str, Image.Image]:
@@ -281,7 +280,7 @@ def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Imag
     """A file -> RGB image, upright, at most `LONGEST_SIDE` long. Nothing is decoded before the size is known.
 
     Raises:
-        ValueError: it is no image, or one of too many pixels, or too narrow; the message does not name the file.
+        ValueError: it is no image, too large or too narrow; the message does not name the file.
     """
 
     def check(image: Image.Image):
@@ -296,7 +295,7 @@ def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Imag
                 f"too narrow: {width} x {height} pixels, both sides must have at least {SHORTEST_SIDE}, "
                 f"after shrinking to {LONGEST_SIDE}"
             )
-        image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # of a JPEG, no more is decoded than needed
+        image.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # a JPEG is decoded no larger than needed
 
     image = decode_image(path, FORMATS, check)
     if DOUBT in image.info:

@@ -12,7 +12,7 @@ from ..visualization.geometry import viewing_rays
 
 # Vertices along the longer side
 SURFACE_SIDE = 200
-# Of two neighbours on different objects, one is this many times as far away as the other.
+# Two neighbours are on different objects if one is this many times as far away as the other.
 DEPTH_JUMP = 1.1
 
 
