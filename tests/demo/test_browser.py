@@ -82,7 +82,7 @@ def test_every_panel_of_a_photo(browser, url, predictor, tmp_path, width, height
 
     page.get_by_text("Drop Image Here").wait_for()
     upload("text.png")
-    page.get_by_text("not an image that can be read").wait_for()
+    page.get_by_text("not an image of a format that can be read").wait_for()
     page.get_by_text("Drop Image Here").wait_for()
     upload("room.png")
     page.get_by_text("Shown at 160 x 120 pixels.").wait_for()
