@@ -166,10 +166,10 @@ def find_inputs(paths: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     Raises:
         ValueError: a directory has no images or videos, or two files have the same stem and thus the same results.
     """
-    inputs, others = [], []
+    inputs, others, suffixes = [], [], IMAGE_SUFFIXES | VIDEO_SUFFIXES
     for path in paths:
         files = sorted(file for file in path.iterdir() if file.name[0] != ".") if path.is_dir() else [path]
-        found = [file for file in files if _is_input_name(file)] if path.is_dir() else files
+        found = [file for file in files if file.suffix.lower() in suffixes] if path.is_dir() else files
         others += [file for file in files if file not in found]
         if not found:
             raise ValueError(f"there are no images or videos in {path}" + (f", only {_list(files)}" if files else ""))
@@ -189,10 +189,6 @@ def _list(paths: list[Path]) -> str:
 
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _is_input_name(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
 def check_output(inputs: list[Path], tasks: dict[str, dict], output: Path):
@@ -304,14 +300,18 @@ def predict_rows(args: argparse.Namespace):
     )
     if summary is None:  # in a process that is not the main one
         return
-    seconds = summary.seconds
-    waited = seconds["all"] - seconds["input"] - seconds["model"]
-    print(
-        f"{summary.num_rows - summary.num_failed} of {summary.num_rows} rows: {job.output}; {seconds['all']:.1f} s, "
-        f"of which the model waited {seconds['input']:.1f} s for input and {waited:.1f} s for output"
-    )
+    report_done(f"{summary.num_rows - summary.num_failed} of {summary.num_rows} rows: {job.output}", summary.seconds)
     if summary.num_failed:
         sys.exit(f"error: {summary.num_failed} rows could not be predicted: {job.output / 'errors.csv'}")
+
+
+def report_done(what: str, seconds: dict[str, float]):
+    """Prints what was done, and the seconds of a [`Predictor`]."""
+    waited = seconds["all"] - seconds["input"] - seconds["model"]
+    print(
+        f"{what}; {seconds['all']:.1f} s, of which the model waited {seconds['input']:.1f} s for input and "
+        f"{waited:.1f} s for output"
+    )
 
 
 def main():
@@ -337,8 +337,6 @@ def main():
         args.output.mkdir(parents=True, exist_ok=True)
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error.name} is missing, for videos: pip install transformers-degmix[video]")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     if args.no_resize:
         processor.do_resize = False
 
@@ -353,7 +351,6 @@ def main():
         failed += 1
         tqdm.write(f"error: {path}: {error}", file=sys.stderr)
 
-    path = None
     try:
         saved = image_predictor(images, load_image, lambda path, result: save(result, tasks, args.output / path.stem))
         with closing(saved):
@@ -369,11 +366,7 @@ def main():
         sys.exit(f"error: cannot write to {args.output}: {error}")
 
     seconds = {part: image_predictor.seconds[part] + frame_predictor.seconds[part] for part in image_predictor.seconds}
-    waited = seconds["all"] - seconds["input"] - seconds["model"]
-    print(
-        f"{len(images + videos) - failed} of {len(images + videos)} inputs: {args.output}; {seconds['all']:.1f} s, of "
-        f"which the model waited {seconds['input']:.1f} s for input and {waited:.1f} s for output"
-    )
+    report_done(f"{len(images + videos) - failed} of {len(images + videos)} inputs: {args.output}", seconds)
     if others:
         print(f"left out, because their names are not of images or videos: {_list(others)}")
     sys.exit(1 if failed else 0)
