@@ -91,7 +91,8 @@ def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePredict
     (directory / "sampling.json").write_text(json.dumps({**source, "layers": layers}, indent=2) + "\n")
     print("| layer | task | median distance | 90th percentile | outside |\n| --- | --- | --- | --- | --- |")
     for number, layer in enumerate(layers, 1):
-        for task, (median, percentile, outside) in ((task, row.values()) for task, row in layer.items()):
+        for task, row in layer.items():
+            median, percentile, outside = row.values()
             print(f"| {number} | {task} | {median:.1f} | {percentile:.1f} | {outside:.1%} |")
 
 
@@ -106,8 +107,8 @@ def explain_photo(args: argparse.Namespace, model: DeGMixForMultiTaskDensePredic
         found = find_sampling_points(model, processor, image, chosen)
     except ValueError as error:
         raise ValueError(f"{args.image}: {error}") from error
+    tasks = list(model.config.tasks)
     for number, (points, outside) in enumerate(zip(found.points, found.outside), 1):
-        tasks = list(model.config.tasks)
         picture = draw_sampling(photo, found.area, found.pixels, points, outside, tasks, f"mixer layer {number}")
         picture.save(directory / f"sampling.layer{number}.png")
         shares = zip(tasks, outside.float().mean(dim=(1, 2)).tolist())

@@ -194,12 +194,7 @@ class _Page:
             self.surface,
             api_visibility="private",
         )
-        self.looking.input(
-            self.draw_attentions,
-            [self.result, self.looking],
-            self.maps,
-            api_visibility="private",
-        )
+        self.looking.input(self.draw_attentions, [self.result, self.looking], self.maps, api_visibility="private")
 
     def show_photo(self, path: str | None, compared: str, looking: str) -> dict[gr.blocks.Block, Any]:
         if path is None:
