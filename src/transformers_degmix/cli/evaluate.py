@@ -122,18 +122,17 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
     """
     check_writable(args.output)
     allow_pixels(args.max_pixels)
-    window_size = tuple(args.window) if args.window else None
     protocol = Protocol(
-        args.edge_tolerance,
-        tuple(args.scales),
-        args.flip,
-        window_size,
-        args.window_overlap,
-        args.calibration,
-        args.field_of_view,
-        args.depth_crop,
-        args.max_depth,
-        args.median_scaling,
+        edge_tolerance=args.edge_tolerance,
+        scales=tuple(args.scales),
+        flip=args.flip,
+        window_size=args.window and tuple(args.window),
+        window_overlap=args.window_overlap,
+        calibration=args.calibration,
+        field_of_view=args.field_of_view,
+        depth_crop=args.depth_crop,
+        max_depth=args.max_depth,
+        median_scaling=args.median_scaling,
     )
     split = read_split(args)
     with accelerator.main_process_first():  # it downloads and renders
