@@ -1,4 +1,4 @@
-# Every target does its own set-up, most of them in .venv from constraints.txt.
+# Every target does its own set-up, usually in .venv with constraints.txt.
 PYTHON ?= python3.11
 VENV ?= .venv
 CONSTRAINTS ?= -c constraints.txt
@@ -23,7 +23,7 @@ test-oldest:
 
 test-versions: test test-oldest
 
-# what needs torchvision and timm, in an environment of its own
+# the tests that need torchvision and timm, in a separate environment
 VISION = VENV=$(VENV)-vision CONSTRAINTS="-c constraints-vision.txt" EXTRAS=vision,timm,test
 
 test-vision:
@@ -37,7 +37,7 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Wheel and sdist, each tried in an environment of its own.
+# Wheel and sdist, each tried in a clean environment.
 dist: $(VENV)/.installed
 	rm -rf dist
 	$(VENV)/bin/python -m build
@@ -49,7 +49,7 @@ dist: $(VENV)/.installed
 		$(VENV)-dist/bin/python scripts/rooms_demo.py --quick --output_dir outputs/dist-demo; \
 	done
 
-# Written last, so that an interrupted installation is done again.
+# Written last, so that an interrupted installation is repeated.
 $(VENV)/.installed: setup.cfg pyproject.toml $(wildcard constraints*.txt)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q $(CONSTRAINTS) -e ".[$(EXTRAS)]"
