@@ -326,7 +326,7 @@ class ShardPredictor:
             numbers = self._range(shard)
             names, contents = map(str, numbers), self.data.select(numbers)
         else:
-            # A stream of one shard may be cut off after some rows; `shard` would split this number.
+            # A stream of one shard can be cut off after some rows; `shard` would split this number.
             shared_out = self.num_shards > 1
             contents = self.data.shard(self.num_shards, shard, contiguous=True) if shared_out else self.data
             names = (f"{shard}-{index}" for index in count())
