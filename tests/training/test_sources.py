@@ -154,7 +154,7 @@ def test_what_looks_wrong_is_said_of_a_source(tmp_path, sources, monkeypatch):
 
 def test_a_weight_for_less_than_an_image_is_refused(tmp_path, sources):
     first, second = {**sources[0], "weight": 1000}, {**sources[1], "weight": 1}
-    with pytest.raises(ValueError, match="source 'kitchens': `weight` 1 is for less than an image in 8"):
+    with pytest.raises(ValueError, match="source 'kitchens': `weight` 1 gives it none of the 8 images"):
         train(arguments(tmp_path, first, second))
 
 

@@ -1,7 +1,7 @@
-"""Task balancing: how the losses of the tasks become the one number that is minimised.
+"""Task balancing: the losses of the tasks become the one number that is minimised.
 
-The losses come with the fixed weights of the configuration (`loss_weight`), the paper's by default; what is learned
-or adapted here multiplies those. A step in which a task has no label changes nothing that is kept about this task.
+The losses already have the fixed weights of the configuration (`loss_weight`, by default the paper's). Weights that
+are learned or adapted here multiply them. A step without a label of a task does not change the state of that task.
 """
 
 import torch
@@ -18,26 +18,26 @@ class FixedWeights(nn.Module):
         """The loss that is minimised.
 
         Args:
-            losses: `(num_tasks,)`, of a batch or of a part of it; those of the parts add up to the batch's.
-            labelled: `(num_tasks,)`, bool: whether the batch has a label of the task. Without, the loss is 0.
-            share: the part of the batch that this is, in (0, 1].
+            losses: `(num_tasks,)`, of a batch or a part of it. The losses of all parts add up to the batch's.
+            labelled: `(num_tasks,)`, bool: whether the batch has a label of the task. Without a label, the loss is 0.
+            share: how much of the batch this part is, in (0, 1].
         """
         return losses.sum()
 
     def observe(self, losses: Tensor, labelled: Tensor, epoch: int):
-        """Is told about each whole batch: losses and `labelled`, as for [`forward`], and its epoch, from 0."""
+        """Called once per step, with the losses of the whole batch, as in [`forward`], and its epoch, from 0."""
 
 
 class UncertaintyWeights(FixedWeights):
     """Learned homoscedastic uncertainty (Kendall, Gal and Cipolla 2018): sum of exp(-s) * loss + s, with s learned.
 
-    s is the logarithm of a task's variance. This is twice the paper's objective for regression, for all kinds, so that
-    the training starts, with s = 0, from the sum of the losses.
+    s is the logarithm of a task's variance. All kinds have twice the paper's objective for regression: it starts, with
+    s = 0, as the sum of the losses.
     """
 
     def __init__(self, num_tasks: int):
         super().__init__(num_tasks)
-        # A parameter each: one without a gradient does not move, but a value in a parameter does, by its momentum.
+        # One parameter per task: without a gradient, optimisers skip it. Momentum would move an entry of a vector.
         self.log_variances = nn.ParameterList(torch.zeros(()) for _ in range(num_tasks))
 
     def forward(self, losses: Tensor, labelled: Tensor, share: float = 1.0) -> Tensor:
@@ -48,9 +48,9 @@ class UncertaintyWeights(FixedWeights):
 class DynamicWeightAverage(FixedWeights):
     """Dynamic weight average (Liu, Johns and Davison 2019): tasks whose loss falls slowly weigh more.
 
-    In epoch e the weights are num_tasks * softmax(r / 2), with r = L(e-1) / L(e-2), the ratio of a task's mean losses
-    in the two epochs before; 1 in the first two epochs. Means are over the steps in which the task has labels. Epochs
-    without one are left out: r is 1 in the next, and then compares those on both sides.
+    In epoch e the weights are num_tasks * softmax(r / 2), where r = L(e-1) / L(e-2) is the ratio of a task's mean
+    losses in the two previous epochs. In the first two epochs, the weights are 1. Means are over the steps with labels
+    of the task. After an epoch without any, r is 1; one epoch later, it compares the epochs before and after the gap.
     """
 
     TEMPERATURE = 2.0
@@ -65,7 +65,7 @@ class DynamicWeightAverage(FixedWeights):
         super().__init__(num_tasks)
         self.register_buffer("weights", torch.ones(num_tasks))
         self.register_buffer("last_means", torch.zeros(num_tasks))
-        # of the epoch that is going on
+        # of the current epoch
         self.register_buffer("total", torch.zeros(num_tasks))
         self.register_buffer("count", torch.zeros(num_tasks, dtype=torch.int64))
         self.register_buffer("epoch", torch.zeros((), dtype=torch.int64))

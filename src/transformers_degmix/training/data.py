@@ -39,10 +39,10 @@ def describe_split(args: TrainingArguments, source: Source, part: str) -> DataSp
 def find_sources(args: TrainingArguments, tasks: dict[str, dict]) -> list[Source]:
     """The sources of a run, each with the names of the tasks that it labels.
 
-    They are the tasks that it names, or else those that it has a column of. The only data set of a run must have all.
+    These are the tasks that it names, or by default those with a column. The only data set of a run must label all.
 
     Raises:
-        ValueError: a source labels none of the tasks, or a task is labelled by none.
+        ValueError: a source labels none of the tasks, or no source labels a task.
     """
     found = []
     for source in args.sources:
@@ -68,10 +68,10 @@ def load_split(
 ) -> MappedDataset | IterableDataset:
     """The samples of a part of a source, with its labels of the tasks; see [`DataSplit.load`].
 
-    A training stream comes in another random order in each epoch.
+    A training stream has a new random order in each epoch.
 
     Raises:
-        ValueError: it cannot be used.
+        ValueError: as [`DataSplit.load`], or too many samples are unreadable.
     """
     split, buffer_size = describe_split(args, source, part), args.shuffle_buffer_size if part == "train" else 0
     with source.naming():
@@ -85,10 +85,10 @@ def load_split(
 
 
 def leave_out_unreadable(data: MappedDataset, args: TrainingArguments, title: str) -> MappedDataset:
-    """The samples that can be used; the others are listed, after the title.
+    """The samples that can be used. A warning, which begins with the title, lists the others.
 
     Raises:
-        ValueError: they are more than `args.max_unreadable` of all.
+        ValueError: the others are a larger share than `args.max_unreadable`.
     """
     unreadable = find_unreadable(data, args.num_workers)
     listed = [f"sample {index}: {reason}" for index, reason in unreadable.items()]
@@ -106,7 +106,7 @@ def leave_out_unreadable(data: MappedDataset, args: TrainingArguments, title: st
 
 
 def share_epoch(sizes: list[int], weights: list[float]) -> list[int]:
-    """How many images of an epoch are from each source: in proportion to the weights, as many in all as there are."""
+    """How many images of an epoch are from each source: in proportion to the weights, `sum(sizes)` in total."""
     quotas = [sum(sizes) * weight / sum(weights) for weight in weights]
     shares = [int(quota) for quota in quotas]
     # The largest remainders are rounded up.
@@ -116,11 +116,10 @@ def share_epoch(sizes: list[int], weights: list[float]) -> list[int]:
 
 
 def draw_epoch(sizes: list[int], shares: list[int], seed: int, epoch: int) -> np.ndarray:
-    """The images of an epoch, in their order: indices into all sources, one after the other.
+    """The images of an epoch in their order, as indices into the concatenated sources.
 
-    A source is gone through in one random order after the other. An epoch goes on where the one before it ended, so
-    that the images of a source come equally often. Where it begins a further order, all of its indices are raised by
-    the number of images that there are.
+    Each pass through a source has a new random order. An epoch continues where the previous one ended, so that the
+    images of a source come equally often. For each further pass within an epoch, `sum(sizes)` is added to the indices.
     """
     drawn, start = [], 0
     for source, (size, share) in enumerate(zip(sizes, shares)):
@@ -128,23 +127,23 @@ def draw_epoch(sizes: list[int], shares: list[int], seed: int, epoch: int) -> np
         for repetition, turn in enumerate(range(first // size, -(-end // size))):
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(source, turn)))
             images = rng.permutation(size)[max(0, first - turn * size) : end - turn * size]
-            # Sorted, since all are shuffled: of one source alone the order is then that of one shuffle.
+            # Sorted, because all are shuffled below: the order of a single source is then that of one shuffle.
             drawn.append(np.sort(images) + start + repetition * sum(sizes))
         start += size
     return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
 
 
 class ShardedBatchSampler(Sampler):
-    """Batches of one process: each epoch in an order of its own, which does not depend on the number of processes.
+    """Batches of one process. Each epoch has a new order, which does not depend on the number of processes.
 
-    The images of a batch of all processes follow each other in that order, and what does not fill one is left out.
+    Successive images of that order form a batch of all processes. Images that do not fill one are left out.
 
     Args:
         sizes, shares: of the sources, see [`draw_epoch`].
 
     Attributes:
-        epoch: whose order it is.
-        start: how many batches to leave out.
+        epoch: the epoch to draw.
+        start: how many of its batches to skip.
     """
 
     def __init__(self, sizes: list[int], shares: list[int], batch_size: int, seed: int, rank: int, num_processes: int):
@@ -167,7 +166,7 @@ class ShardedBatchSampler(Sampler):
 
 
 class MixedDataset(torch.utils.data.Dataset):
-    """The rows of all sources, one source after the other, as often as they are asked for; see [`draw_epoch`]."""
+    """The rows of all sources, concatenated. Indices beyond the end repeat rows; see [`draw_epoch`]."""
 
     def __init__(self, sources: list[Source], parts: list[MappedDataset]):
         self.sources = sources
@@ -186,15 +185,15 @@ class MixedDataset(torch.utils.data.Dataset):
 
 
 class MixedStream(torch.utils.data.IterableDataset):
-    """The rows of an epoch of several streams, each of a random one, until all have ended at least once.
+    """An epoch of several streams: each row comes from a random stream, until all have ended at least once.
 
-    Those that end before begin again. (`datasets.interleave_datasets` would want streams of the same columns, which it
-    reads in part to know them, and has the same order in each epoch.)
+    Streams that end earlier begin again. (`datasets.interleave_datasets` needs streams with the same columns, reads a
+    part of them to know the columns, and has the same order in each epoch.)
 
     Args:
-        sources: of the streams, with the parts that this process reads.
-        weights: of the streams.
-        seed: of the draws, together with the epoch and the numbers of the process, `rank`, and of its loader.
+        sources, streams: one stream for each source, with the part that this process reads.
+        weights: of the streams, to draw them by.
+        seed, rank: of the draws, together with the epoch and the number of the loader process.
     """
 
     def __init__(
@@ -205,11 +204,11 @@ class MixedStream(torch.utils.data.IterableDataset):
         self.weights = weights
         self.seed = seed
         self.rank = rank
-        # Loaders that live on from one epoch to the next have their own copy of all but shared memory.
+        # Persistent loader processes have a copy of everything except shared memory.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
-        """Sets the epoch to come, in running loaders too."""
+        """Sets the next epoch, in running loader processes too."""
         self._epoch.fill_(epoch)
         for stream in self.streams:
             stream.set_epoch(epoch)
@@ -236,22 +235,19 @@ class MixedStream(torch.utils.data.IterableDataset):
 
 
 def mark_row(row: dict[str, Any], source: Source, repetition: int) -> dict[str, Any]:
-    """The row as the collator takes it: which repetition in the epoch it is, and, in its name, of which source."""
+    """The row for the collator, with its repetition in the epoch, and its source in the `image_id`."""
     named = {"image_id": f"{source.name}: {row['image_id']}"} if source.name and "image_id" in row else {}
     return {**row, **named, "repetition": repetition}
 
 
 class TrainBatches:
-    """The training batches of this process without end, from any position.
+    """Endless training batches of this process, from any position.
 
-    Of a stream every process reads its own part; the batches before the position are read and dropped.
+    Every process reads its own part of a stream. It reads and drops the batches before the position.
 
     Args:
-        args: of the run.
-        sources: its data sets.
-        processor: its image processor.
-        tasks: those to read labels of.
-        accelerator: of its processes.
+        args, sources, processor, accelerator: of the run.
+        tasks: `DeGMixConfig.tasks`, those whose labels are read.
 
     Attributes:
         epoch: of the last batch.
@@ -274,7 +270,7 @@ class TrainBatches:
         rank, num_processes = accelerator.process_index, accelerator.num_processes
         parts = [load_split(args, source, "train", tasks) for source in sources]
         num_images = args.batch_size * num_processes
-        if args.streaming:  # has no length
+        if args.streaming:  # streams have no length
             splits = [describe_split(args, source, "train") for source in sources]
             sizes = [sum(1 for _ in split.open().take(num_images)) for split in splits]
         else:
@@ -282,10 +278,10 @@ class TrainBatches:
         if sum(sizes) < num_images:
             raise ValueError(
                 f"{sum(sizes)} training images do not fill one batch: `batch_size` is {args.batch_size}, "
-                f"processes are {num_processes}"
+                f"the number of processes is {num_processes}"
             )
         self.data: MixedDataset | MixedStream
-        self.sampler: Any  # none of streams
+        self.sampler: Any  # None for streams
         batching: dict[str, Any]
         if args.streaming:
             self.sampler, batching = None, {"batch_size": args.batch_size, "drop_last": True}
@@ -297,7 +293,7 @@ class TrainBatches:
             shares = share_epoch(sizes, [source.weight or size for source, size in zip(sources, sizes)])
             for source, share in zip(sources, shares):
                 if not share:
-                    reason = f"`weight` {source.weight} is for less than an image in {sum(sizes)}"
+                    reason = f"`weight` {source.weight} gives it none of the {sum(sizes)} images of an epoch"
                     raise ValueError(source.title + reason)
             self.sampler = ShardedBatchSampler(sizes, shares, args.batch_size, args.seed, rank, num_processes)
             batching = {"batch_sampler": self.sampler}
@@ -324,7 +320,7 @@ class TrainBatches:
                 raise ValueError(f"{reason}; `skip_unreadable: true` leaves out such samples") from error
             if self.position == 0:
                 raise ValueError(
-                    f"no process's or worker's part of the stream has the {self.loader.batch_size} images of a batch"
+                    f"`batch_size` is {self.loader.batch_size}, but no process or worker reads so many images"
                 )
             self.epoch, self.position = self.epoch + 1, 0
 
@@ -338,7 +334,7 @@ class TrainBatches:
 def build_eval_loader(
     args: TrainingArguments, source: Source, processor, tasks: dict[str, dict], accelerator: Accelerator
 ) -> DataLoader:
-    """Batches of this process's part of a source's evaluation split: every sample is in one part, once."""
+    """Batches of this process's part of a source's evaluation split. Every sample is in exactly one part."""
     data = load_split(args, source, "eval", tasks, may_lack_columns=True)
     rank, num_processes = accelerator.process_index, accelerator.num_processes
     if args.streaming:
@@ -355,7 +351,7 @@ def build_loader(data, collator: DeGMixDataCollator, args: TrainingArguments, **
         num_workers=args.num_workers,
         persistent_workers=args.num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        # Iterating draws a seed: not from the generator on whose state the model's own draws depend.
+        # Each iteration draws a seed. It must not advance the generator that the model draws from.
         generator=torch.Generator(),
         collate_fn=collator,
         worker_init_fn=leave_sigterm_to_the_main_process,
@@ -364,10 +360,10 @@ def build_loader(data, collator: DeGMixDataCollator, args: TrainingArguments, **
 
 
 def leave_sigterm_to_the_main_process(_):
-    """Lets no other process than the main one end this loader.
+    """Makes this loader process ignore SIGTERM from any process except the main one.
 
-    Slurm and `timeout` send SIGTERM to all processes of a run. The main one then ends its step, for which it may need
-    another batch. A loader that ends before it would be an error in the middle of the step, and no checkpoint.
+    Slurm and `timeout` send SIGTERM to all processes of a run. The main one then ends its step, for which it can need
+    another batch. If the loader had ended first, the step would fail, without a checkpoint.
     """
     if not hasattr(signal, "sigwaitinfo"):  # macOS and Windows do not say who sends a signal
         return

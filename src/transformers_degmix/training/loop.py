@@ -46,12 +46,12 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        step: the last one that was made.
+        step: number of steps made.
         scores: of the last evaluation, by task and name of the score: means over the sources that label the task.
-        source_scores: the same of each source, by its name; of the only data set of a run, "".
+        source_scores: source name -> its scores, by task and name. Without `datasets`, the only name is "".
         qualities: step -> quality of the best models, the best first; see [`model_quality`].
-        num_evaluations_without_gain: since the best model.
-        seconds: that the run took, evaluations included, before and after it was resumed.
+        num_evaluations_without_gain: evaluations since the best model.
+        seconds: time of the run, including evaluations and the time before it was resumed.
     """
 
     step: int = 0
@@ -72,8 +72,8 @@ def train(args: TrainingArguments) -> dict[str, Scores]:
     """Trains a model and writes it, with a card of the run, to `args.output_dir / "best"` and `/ "last"`.
 
     Returns:
-        Scores of the last model on the evaluation split, by task and name of the score; of several sources, their
-        means over those that label the task.
+        Scores of the last model on the evaluation split, by task and name of the score. With several sources, they
+        are means over the sources that label the task.
 
     Raises:
         ValueError: a data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
@@ -85,7 +85,7 @@ def train(args: TrainingArguments) -> dict[str, Scores]:
 
 
 def train_to_end(args: TrainingArguments) -> Progress:
-    """As [`train`], but returns all that is known of the run's progress."""
+    """The same as [`train`], but returns the whole [`Progress`] of the run."""
     if (Path(args.output_dir) / CHECKPOINT).exists() and not args.resume:
         raise FileExistsError(
             f"{Path(args.output_dir) / CHECKPOINT} exists: go on from it with `resume`, or choose another `output_dir`"
@@ -110,11 +110,11 @@ def train_to_end(args: TrainingArguments) -> Progress:
 
 
 class Run:
-    """What a training consists of, from the start or as its checkpoint left it."""
+    """The parts of a training run, new or in the state of its checkpoint."""
 
     def __init__(self, args: TrainingArguments):
         self.args = args
-        # Backbones may hold parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
+        # Backbones can have parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
         self.accelerator = accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             log_with=args.log_with or None,
@@ -122,7 +122,7 @@ class Run:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         set_seed(args.seed)
-        with accelerator.main_process_first():  # it renders, downloads and converts
+        with accelerator.main_process_first():  # which renders, downloads and converts
             self.plain_model, self.processor = build_model(args)
             self.tasks = trained_tasks(args, self.plain_model)
             self.sources = find_sources(args, self.tasks)
@@ -148,7 +148,7 @@ class Run:
 
     def _open_output(self):
         output_dir = Path(self.args.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)  # now rather than after hours, if it cannot be written
+        output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be written, fails now rather than after hours
         if self.accelerator.is_main_process:
             remove_unfinished(output_dir)
             if self.args.push_to_hub:
@@ -158,7 +158,7 @@ class Run:
             load_checkpoint(output_dir / CHECKPOINT, self._parts(), self._arguments(), self.accelerator)
 
     def _parts(self) -> dict[str, Any]:
-        """What a checkpoint holds the state of."""
+        """The objects whose state a checkpoint holds, by name."""
         parts = {
             "model": self.plain_model,
             "averaged": self.averaged,
@@ -182,18 +182,18 @@ class Run:
         return self.progress.step == self.args.max_steps or stops_early(self.args, self.progress)
 
     def step(self, terminated: threading.Event) -> bool:
-        """Makes an optimiser step; returns whether, until its end, any process was terminated."""
+        """Makes an optimiser step; returns whether any process has received SIGTERM."""
         args, accelerator, progress = self.args, self.accelerator, self.progress
         self.model.train()
         losses, labelled = accumulate_gradients(self.model, self.balancer, self.batches, args, accelerator)
-        # Of all processes: whether one was terminated, and the epoch, which streams may end at different steps.
+        # Processes can receive SIGTERM, and streams can end their epoch, at different steps: they must agree.
         others = losses.new_tensor([terminated.is_set(), self.train_batches.epoch])
         sums = accelerator.reduce(torch.cat([losses, others]), "sum")
         losses, (num_terminated, epochs) = sums.split([len(self.tasks), 2])
         if not losses.isfinite().all():
             named = dict(zip(self.tasks, losses.tolist()))
             raise ValueError(f"the loss is not finite at step {progress.step + 1}: {named}")
-        if labelled.any():  # else there are no gradients, which the scaler of fp16 does not expect
+        if labelled.any():  # otherwise there are no gradients, and the scaler of fp16 needs some
             if args.max_grad_norm:
                 accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
             self.optimizer.step()
@@ -209,7 +209,7 @@ class Run:
         return bool(num_terminated)
 
     def evaluate(self):
-        """Scores the model and writes it as the last one, and as one of the best if it is."""
+        """Scores the model and writes it as the last one, and among the best if it is one of them."""
         args, progress = self.args, self.progress
         losses = []
         for source, loader in zip(self.sources, self.eval_loaders):
@@ -226,12 +226,12 @@ class Run:
             save_models(args, progress, self.evaluated, self.processor, self._make_card(picture))
 
     def _draw_samples(self) -> Image.Image:
-        """Predictions above the labels, the first samples of each source."""
+        """Predictions above labels, for the first samples of each source."""
         samples = [row for loader in self.eval_loaders for row in islice(loader.dataset, self.args.num_logged_images)]
         return draw_samples(self.evaluated, self.processor, samples)
 
     def _make_card(self, picture: Image.Image | None) -> dict[str, bytes]:
-        """The files of the card of the model of this step: the card itself and the picture, by name."""
+        """The model card of this step and its picture: file name -> content."""
         args, progress, device = self.args, self.progress, self.accelerator.device
         files = {}
         if picture:
@@ -245,7 +245,7 @@ class Run:
         )
         fingerprints = []
         if not args.streaming:
-            # Evaluation is of a subset in each process.
+            # Each process evaluates a `Subset`.
             evaluated = [loader.dataset.dataset for loader in self.eval_loaders]
             trained: Any = self.train_batches.data
             for train_data, eval_data in zip(trained.parts, evaluated):
@@ -268,13 +268,13 @@ class Run:
 def accumulate_gradients(
     model: nn.Module, balancer: nn.Module, batches, args: TrainingArguments, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
-    """Adds the gradients of one step, those of all its passes and processes as of one batch.
+    """Accumulates the gradients of one step, whose passes and processes count as one batch.
 
-    Parameters that no label reaches get none. With a gradient of zero, momentum and weight decay would move them.
+    Parameters that no label reaches get no gradient: with one of zero, momentum and weight decay would move them.
 
     Returns:
-        This process's share of each task's loss, `(num_tasks,)`: the shares add up to it. And whether the step has a
-        label of the task in any process, `(num_tasks,)`, bool.
+        This process's share of each task's loss, `(num_tasks,)`; the shares of all processes add up to the loss. And
+        whether any process has a label of the task in this step, `(num_tasks,)`, bool.
     """
     num_passes, num_processes = args.gradient_accumulation_steps, accelerator.num_processes
     passes = [next(batches) for _ in range(num_passes)]
@@ -286,20 +286,20 @@ def accumulate_gradients(
             by_task = model(**batch, pixel_counts=counts).losses
             losses = torch.stack(list(by_task.values()))
             labelled = torch.stack([counts[task][0] > 0 for task in by_task])
-            # Gradients become the mean over processes, but the losses are shares of a sum.
+            # Gradients are averaged over processes, but the losses are shares of a sum.
             objective = num_processes * balancer(losses, labelled, share=1 / (num_passes * num_processes))
             accelerator.backward(objective)
         total = total + losses.detach()
     for parameter in balancer.parameters():
         parameter.grad = accelerator.reduce(parameter.grad, "mean")
     if not labelled.all():
-        # The loss of a task without labels is 0 but has a graph, without which processes would wait for each other.
+        # The loss of a task without labels is 0 but has a graph: without it, processes would wait for each other.
         drop_zero_gradients([*model.parameters(), *balancer.parameters()])
     return total, labelled
 
 
 def drop_zero_gradients(parameters: Iterable[nn.Parameter]):
-    """Takes the gradients away that are zero throughout: an optimiser leaves these parameters alone."""
+    """Removes gradients that are zero everywhere, so that optimisers skip these parameters."""
     gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
     reached = torch.stack([gradient.any() for gradient in gradients.values()]).tolist()
     for parameter, is_reached in zip(gradients, reached):
@@ -321,7 +321,7 @@ def model_quality(args: TrainingArguments, loss: float, scores: dict, tasks: dic
 
 
 def update_best(args: TrainingArguments, progress: Progress, quality: float):
-    """Takes the model of this step among the best if it is one of them."""
+    """Adds the model of this step to the best ones if it is one of them."""
     is_better = all(quality > other for other in progress.qualities.values())
     progress.num_evaluations_without_gain = 0 if is_better else progress.num_evaluations_without_gain + 1
     ranked = sorted({**progress.qualities, progress.step: quality}.items(), key=lambda item: (-item[1], item[0]))
@@ -352,9 +352,9 @@ def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, p
 
 @contextmanager
 def catch_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets inside of the block, where signals can be handled: in the main thread.
+    """An event that SIGTERM sets inside the block. Only the main thread can handle signals; others never set it.
 
-    Child processes that are forked inside inherit this, and cannot be ended by SIGTERM.
+    Child processes that are forked inside the block inherit the handler: SIGTERM does not end them.
     """
     terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():

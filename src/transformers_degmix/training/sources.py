@@ -1,4 +1,4 @@
-"""The data sets that a run learns from: each is labelled for some of its tasks."""
+"""The data sets of a run, each labelled for some of the run's tasks."""
 
 import math
 from collections.abc import Iterator
@@ -18,10 +18,9 @@ class Source:
     Attributes:
         name: in messages, tables and cards; `None` for the only data set of a run without `datasets`.
         dataset, columns, train_split, eval_split, num_train_images, num_eval_images: see [`TrainingArguments`].
-        tasks: names of those whose labels are read; by default those that the training split has a column of.
-        weight: its share of the images of an epoch, in proportion to the other weights; by default how many training
-            images it has, so that an epoch has each of them once. Of streams, whose lengths are not known, all sources
-            have the same share by default.
+        tasks: names of the tasks whose labels are read; by default the tasks with a column in the training split.
+        weight: its share of the images of an epoch, relative to the other weights. By default, this is its number of
+            training images, so that each comes once; for streams, whose lengths are unknown, all have the same weight.
     """
 
     name: str | None = None
@@ -36,33 +35,33 @@ class Source:
 
     @property
     def title(self) -> str:
-        """What messages about it begin with."""
+        """The start of messages about it."""
         return "" if self.name is None else f"source {self.name!r}: "
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """ValueErrors inside say of which source they are."""
+        """Puts the title before the message of a ValueError inside the block."""
         try:
             yield
         except ValueError as error:
             raise ValueError(f"{self.title}{error}") from error
 
     def choose(self, tasks: dict[str, dict]) -> dict[str, dict]:
-        """Those of the tasks whose labels are read; all unless the source says which."""
+        """The tasks whose labels are read; all if the source names none."""
         return {name: task for name, task in tasks.items() if self.tasks is None or name in self.tasks}
 
     def maps_classes(self, task: str) -> bool:
-        """Whether the ids of the task's classes are not those that are stored."""
+        """Whether the stored class ids of the task are mapped to others."""
         column = self.columns.get(task)
         return isinstance(column, dict) and "classes" in column
 
 
 def parse_sources(datasets: list[dict[str, Any]] | None, shared: dict[str, Any]) -> list[Source]:
-    """The sources of a run: its `datasets`, or else its only data set.
+    """The sources of a run: its `datasets`, or its only data set.
 
     Args:
         datasets: of [`TrainingArguments`].
-        shared: the run's own fields of [`Source`]. Those of a source stand in their place.
+        shared: fields of [`Source`] that the run sets for all sources; a source's own fields override them.
 
     Raises:
         ValueError: a source has an unknown field or a value that is not allowed, or two have the same name.

@@ -1,7 +1,7 @@
 """What studies share.
 
-Their models start from the same weights, as far as they have the same parts, and see the same batches in the same
-order. What was finished before is not trained again.
+Parts that models have in common start from the same weights, and all models see the same batches in the same order.
+Finished trainings are not repeated.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from .build import build_model, choose_tasks
 from .loop import train_to_end
 
 
-# scores, those of each source, CPU seconds, parameters and GFLOP
+# scores, scores by source, CPU seconds, parameters and GFLOP
 Outcome = dict[str, Any]
 
 # Fields of DeGMixConfig. The models of a study are parts of this one, so that they can start from its weights.
@@ -40,7 +40,7 @@ DEGMIX = {"num_mixer_layers": 2, "num_attention_heads": 2}
 def study_parser(description: str | None, output_dir: str) -> argparse.ArgumentParser:
     """The options of all studies."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="rooms_study", help="whose data and schedule (default: %(default)s)")
+    parser.add_argument("--recipe", default="rooms_study", help="gives data and schedule (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each a process (default: 1)")
@@ -48,27 +48,27 @@ def study_parser(description: str | None, output_dir: str) -> argparse.ArgumentP
 
 
 def parse_study(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, TrainingArguments, dict[str, dict]]:
-    """A study's options, the recipe with the fields that the command line changes, and all of its tasks."""
+    """A study's options, its recipe with the changes of the command line, and all tasks of the recipe."""
     options, overrides = parser.parse_known_args()
-    logging.disable_progress_bar()  # of saving; there is one of training
+    logging.disable_progress_bar()  # of saving; training has its own
     args = parse_arguments([options.recipe, *overrides])
     return options, args, choose_tasks(args, args.model.get("tasks"))
 
 
 def score_columns(tasks: dict[str, dict]) -> list[str]:
-    """Of a table: each task's score of the paper's tables, and which way is better."""
+    """Titles of a table's columns: the main score of each task, and whether up or down is better."""
     metrics = {name: METRICS[task["kind"]] for name, task in tasks.items()}
     return [f"{name} {metric.main} {'up' if metric.higher_is_better else 'down'}" for name, metric in metrics.items()]
 
 
 def run_all(trainings: Sequence[Callable[[], Outcome]], num_jobs: int) -> list[Outcome]:
-    """The outcomes of trainings, [`partial`]s of [`run`] or [`tune`], of which some run at a time.
+    """Runs up to `num_jobs` trainings at a time, each a function that can be pickled; returns their outcomes in order.
 
-    An exception in one of them is raised when the others have ended.
+    An exception in one of several processes is raised when the other trainings have ended.
     """
     if num_jobs == 1:
         return [training() for training in trainings]
-    # CUDA does not survive a fork of the process that uses it. The loaders in each process start as they do elsewhere.
+    # CUDA does not work in forks of a process that uses it. Loaders in these processes start as in any other.
     start_loaders = partial(set_start_method, get_start_method(), force=True)
     with ProcessPoolExecutor(num_jobs, get_context("spawn"), start_loaders) as pool:
         futures = [pool.submit(training) for training in trainings]
@@ -78,9 +78,9 @@ def run_all(trainings: Sequence[Callable[[], Outcome]], num_jobs: int) -> list[O
 def run(
     folder: Path, args: TrainingArguments, tasks: Iterable[str], fields: dict[str, Any], seed: int, **changes: Any
 ) -> Outcome:
-    """Trains and scores the model of some tasks with these fields, from those of the common weights that it has.
+    """Trains and scores a model of some tasks, with other `fields` of `DeGMixConfig`, from common weights.
 
-    The common weights are those of `args` and the seed; `changes` are fields of the training alone.
+    The common weights depend on `args` and the seed; `changes` are training arguments that do not affect them.
     """
     initial = folder / "initial"
     if not initial.exists():
@@ -98,7 +98,7 @@ def run(
 
 
 def tune(folder: Path, args: TrainingArguments, initial: Path, seed: int, **changes: Any) -> Outcome:
-    """Trains and scores the model of a directory; from `result.json` in `folder` if it was done before."""
+    """Trains and scores the model in the directory `initial`, or reads `result.json` in `folder` if it exists."""
     result = folder / "result.json"
     if result.exists():
         return json.loads(result.read_text())
