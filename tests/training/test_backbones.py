@@ -141,7 +141,7 @@ def test_without_preprocessing_it_is_imagenets_and_said_so(tmp_path, directory, 
     _, processor = build_model(arguments(tmp_path, pretrained_backbone=directory))
     assert processor.image_mean == DeGMixImageProcessorPil().image_mean
     (message,) = said
-    assert "no image processor could be loaded" in message and "ImageNet's mean" in message
+    assert "no image processor could be loaded" in message and "mean and deviation of ImageNet" in message
 
 
 def test_what_the_file_does_not_say_is_as_in_its_class(tmp_path, directory, said):
@@ -366,7 +366,7 @@ def test_other_backbones_are_refused(tmp_path):
     [
         ("config.json", '{"model_type": ', OSError, "is neither a directory with a `config.json`"),
         ("config.json", "{}", ValueError, ": Unrecognized model"),
-        ("config.json", '{"model_type": "bert"}', ValueError, "is a 'bert', of which there is no backbone"),
+        ("config.json", '{"model_type": "bert"}', ValueError, "is a 'bert', which has no backbone class"),
         ("model.safetensors", "no weights", ValueError, "does not fit the model's backbone: .*header"),
     ],
 )

@@ -222,7 +222,7 @@ def test_a_benchmark_with_rooms(tmp_path):
     assert set(found[0].tasks) == {"semseg", "depth", "normals", "edge"} and set(found[1].tasks) == set(ROOMS_TASKS)
     ids = load_split(args, found[1], "train", tasks)[0]["semseg"]
     assert set(ids.unique().tolist()) <= {0, 1, 21, 255}
-    with pytest.raises(ValueError, match=r"\['flow'\] are none of Rooms and nyud.*others need a `kind`"):
+    with pytest.raises(ValueError, match=r"Rooms and nyud: there are no tasks \['flow'\].*others need a `kind`"):
         build_model(arguments(tmp_path, *args.datasets, benchmark="nyud", model={**MODEL, "tasks": {"flow": {}}}))
 
 

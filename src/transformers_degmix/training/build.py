@@ -23,15 +23,15 @@ from .sources import check_tasks
 
 
 def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
-    """The model to train, from random, backbone or whole pretrained weights, and its image processor.
+    """The model to train, random, with a pretrained backbone or wholly pretrained, and its image processor.
 
-    What `args.freeze` names gets no gradients, nor does what was there before new tasks if only these are trained.
+    Modules in `args.freeze` get no gradients. If only new tasks are trained, the rest of the model gets none either.
 
     Raises:
         ImportError: the pretrained backbone needs an extra that is not installed.
         OSError: there is no pretrained model or backbone of that name.
-        ValueError: a task is unknown or lacks a field, `freeze` names what the model does not have, or the weights are
-            those of another backbone than the model's.
+        ValueError: a task is unknown or lacks a field, `freeze` names a module that the model does not have, or the
+            weights are for another backbone than the model's.
     """
     if args.pretrained:
         place = find_model(args.pretrained)
@@ -46,7 +46,7 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
     else:
         tasks, fields = choose_tasks(args, args.model.get("tasks")), {}
         if all(source.dataset == "rooms" for source in args.sources):
-            # They have the size of the run; photos are brought to the scale that the model has learnt.
+            # Rooms have the size of the run already. Photos are resized to the scale that the model has learnt.
             fields = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
         pretrained = find_backbone(args.pretrained_backbone) if args.pretrained_backbone else None
         if pretrained:
@@ -61,9 +61,9 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
 
 
 def choose_tasks(args: TrainingArguments, given: dict[str, dict] | None) -> dict[str, dict]:
-    """The tasks of the run: those of its benchmark and of Rooms, changed by what is given, chosen by `tasks`.
+    """The tasks of the run's benchmark and of Rooms, with the given fields, as far as `args.tasks` selects them.
 
-    Class names and numbers come from the data sets where they are not given.
+    Class names and numbers of classes come from the data sets where they are not given.
     """
     known, owner = known_tasks(args)
     tasks = complete_tasks(known, given, owner) if known else given or NYUD_TASKS
@@ -78,7 +78,7 @@ def choose_tasks(args: TrainingArguments, given: dict[str, dict] | None) -> dict
 
 
 def known_tasks(args: TrainingArguments) -> tuple[dict[str, dict], str]:
-    """The tasks of the run's benchmark and of Rooms, without their classes, which the data tells; and their owners."""
+    """The tasks of the run's benchmark and of Rooms, without classes, which the data has; and whose they are."""
     are_rooms = [source.dataset == "rooms" for source in args.sources]
     known, owners = {}, []
     if any(are_rooms):
@@ -92,26 +92,26 @@ def known_tasks(args: TrainingArguments) -> tuple[dict[str, dict], str]:
 
 
 def complete_tasks(known: dict[str, dict], given: dict[str, dict] | None, owner: str) -> dict[str, dict]:
-    """The tasks that are named, or all, with the fields that are given in place of their own.
+    """The given tasks, whose fields override those of the known ones; all known tasks if none are given.
 
     Raises:
-        ValueError: one is not known, and has no `kind` of its own.
+        ValueError: a task is not known and has no `kind`.
     """
     if given is None:
         return known
     unknown = sorted(name for name in given if name not in known and "kind" not in given[name])
     if unknown:
-        raise ValueError(f"the tasks {unknown} are none of {owner}: {list(known)}; others need a `kind`")
+        raise ValueError(f"{owner}: there are no tasks {unknown}, only {list(known)}; others need a `kind`")
     return {name: {**known.get(name, {}), **task} for name, task in given.items()}
 
 
 def name_source_classes(args: TrainingArguments, tasks: dict[str, dict]) -> dict[str, dict]:
     """The tasks with the class names of the run's sources; see [`name_classes`].
 
-    A source that maps its ids to others follows those that do not.
+    Sources that map the class ids of a task count only if all of its sources do.
 
     Raises:
-        ValueError: two sources name other classes.
+        ValueError: two sources name different classes.
     """
     features = []
     for source in args.sources:
@@ -141,7 +141,7 @@ def name_source_classes(args: TrainingArguments, tasks: dict[str, dict]) -> dict
 
 
 def trained_tasks(args: TrainingArguments, model: DeGMixForMultiTaskDensePrediction) -> dict[str, dict]:
-    """The tasks that the run needs labels of."""
+    """The tasks for which the run needs labels."""
     names = args.new_tasks if args.new_tasks and args.train_only_new else model.config.tasks
     return {name: model.config.tasks[name] for name in names}
 
@@ -174,7 +174,7 @@ def build_average(args: TrainingArguments, model: DeGMixForMultiTaskDensePredict
 def build_optimizer(
     args: TrainingArguments, model: DeGMixForMultiTaskDensePrediction, balancer: nn.Module
 ) -> torch.optim.Optimizer:
-    """Backbone, other and balancing parameters, in groups of their own."""
+    """The optimiser, with one group each for the parameters of backbone, other parts and balancing."""
     backbone = [p for p in model.model.backbone.parameters() if p.requires_grad]
     in_backbone = {id(p) for p in backbone}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in in_backbone]

@@ -48,11 +48,11 @@ def run_card(
         args: of the run.
         sources: its data sets, each with the tasks that it labels.
         model: its `DeGMixForMultiTaskDensePrediction`.
-        scores: on the evaluation split, by task and name of the score; of the new tasks if only these were trained.
-            Of several sources, their means.
-        source_scores: the same of each source, by its name.
+        scores: on the evaluation split, by task and name of the score; only of the new tasks if only these were
+            trained. With several sources, they are means.
+        source_scores: source name -> its scores, by task and name.
         step: after which the model was saved and evaluated.
-        fingerprints: of each source, `"train"` and `"eval"` -> the one that `datasets` has of that split; none of
+        fingerprints: for each source, `"train"` and `"eval"` -> fingerprint of that split by `datasets`; empty for
             streams.
         environment: hours and hardware.
         has_picture: whether [`PICTURE`] is beside the card.
@@ -100,10 +100,10 @@ def run_card(
         summary="A [DeGMix](https://arxiv.org/abs/2308.05721) that was trained with transformers-degmix "
         f"{__version__}; this is the model after step {step} of {args.max_steps}.{picture}",
         description=f"It has {model.num_parameters():,} parameters.",
-        licence="Apache-2.0, as the code and the data, which the code renders."
+        licence="Apache-2.0, like the code and the data, which the code renders."
         if from_scratch
-        else "Not stated yet. It is for whoever trained the model to choose, as far as the terms of the training data "
-        "and of the weights that it started from allow. The code is Apache-2.0.",
+        else "Not stated yet. Whoever trained the model can choose it, as far as the terms of the training data and "
+        "of the initial weights allow. The code is Apache-2.0.",
         intended_use=USES,
         limits=texts["limits"],
         bias=texts["bias"],
@@ -112,9 +112,9 @@ def run_card(
         training_procedure=f"transformers-degmix {__version__}, transformers {transformers.__version__}, torch "
         f"{torch.__version__}, Python {platform.python_version()}; `degmix train` with\n\n"
         f"```yaml\n{recipe}\n```",
-        evaluation="On the evaluation split that training compared its models on, in batches as in training, with "
-        "labels of the batch's size. `exact_f` of boundaries counts pixels that coincide with true ones and is not "
-        "comparable with the odsF of papers; `degmix evaluate` makes a report with that.",
+        evaluation="On the evaluation split, on which the training also compared its models, in batches as in "
+        "training, with labels of the batch's size. `exact_f` of boundaries counts pixels that coincide with true "
+        "ones. It is not comparable with the odsF of papers, which `degmix evaluate` measures.",
         reported=[],
         measured=rows,
         measured_note=f"{table}One run, no error bars. All scores of the evaluation:\n\n"
@@ -130,14 +130,14 @@ def run_card(
 def describe_data(args: TrainingArguments, source: Source) -> dict[str, str]:
     """`id`, `title`, `holds`, `limits` and `bias` of a source's data set, as far as they are known."""
     read = {other.dataset for other in args.sources if other.dataset != "rooms"}
-    # Of several data sets, a recipe does not say which is the benchmark's.
+    # With several data sets, a recipe does not say which one is the benchmark's.
     known = source.dataset if source.dataset == "rooms" or len(read) > 1 else args.benchmark or source.dataset
     data_id = Path(source.dataset).name if Path(source.dataset).exists() else source.dataset
     return {"id": data_id, "title": data_id, "holds": f"`{data_id}`.", **DATA.get(known, UNKNOWN_DATA)}
 
 
 def describe_source(source: Source, data: dict[str, str], fingerprints: dict[str, str]) -> list[str]:
-    """Lines about what was read of a data set."""
+    """Lines that say which part of a data set was read."""
     lines = []
     if source.name is not None:
         tasks = ", ".join(f"`{name}`" for name in source.tasks or ())

@@ -14,17 +14,17 @@ from ..files import write_whole
 
 
 def save_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any], accelerator: Accelerator):
-    """Writes the states of a run's parts, of the random number generators of all processes, and its arguments.
+    """Writes the states of a run's parts and of all processes' random number generators, and the run's arguments.
 
-    To be called by all processes. The file is written beside `path`, then renamed.
+    All processes must call this. The file is written beside `path`, then renamed.
 
     Args:
         path: of the file.
-        parts: name -> what has `state_dict` and `load_state_dict`, with nothing in it but tensors, numbers and texts.
+        parts: name -> object with `state_dict` and `load_state_dict`; states hold only tensors, numbers and texts.
         arguments: what the run was started with.
 
     Raises:
-        OSError: the file cannot be written; what was at `path` is still there.
+        OSError: the file cannot be written; a file that was at `path` stays.
     """
     generators = gather_object([random_state()])
     if accelerator.is_main_process:
@@ -47,7 +47,7 @@ def load_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any]
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         saved = checkpoint["arguments"]
-    except Exception as error:  # of every type, from PyTorch's parser
+    except Exception as error:  # PyTorch's parser raises many types
         raise ValueError(f"{path} is no checkpoint of a training run: {error}") from error
     changed = {name: (saved.get(name), arguments[name]) for name in arguments if saved.get(name) != arguments[name]}
     if changed:
@@ -60,7 +60,7 @@ def load_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any]
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Errors of PyTorch and safetensors when a file cannot be written become OSErrors that name it."""
+    """Turns errors of PyTorch and safetensors while they write a file into OSErrors that name it."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -68,7 +68,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def random_state() -> dict[str, Any]:
-    """Of PyTorch's generators in this process, on which dropout and stochastic depth draw."""
+    """The state of PyTorch's generators in this process, from which dropout and stochastic depth draw."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 

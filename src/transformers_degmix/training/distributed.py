@@ -6,7 +6,7 @@ from torch.autograd import Function
 
 
 class SumOverProcesses(Function):
-    """The sum of a tensor over all processes, which goes back to all of them."""
+    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, inputs: Tensor) -> Tensor:
@@ -22,19 +22,19 @@ class SumOverProcesses(Function):
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm` for processes on CPUs, which PyTorch's does not support: mean and variance of all batches.
+    """`nn.SyncBatchNorm` for CPUs, which PyTorch's does not support: mean and variance are over all processes.
 
-    Not fast: two exchanges in each direction. It makes runs without a GPU equal to runs with one.
+    Slow: three exchanges forward and two backward. It makes runs without a GPU equal to runs with one.
     """
 
-    # It has statistics, and momentum.
+    # Not None, as they can be in the base class.
     num_batches_tracked: Tensor
     running_mean: Tensor
     running_var: Tensor
     momentum: float
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> `(B, C, h, w)`; of one size h x w and any B in all processes."""
+        """`(B, C, h, w)` -> `(B, C, h, w)`; any B, h and w in each process."""
         if not self.training:
             return super().forward(inputs)
         count = SumOverProcesses.apply(inputs.new_tensor(inputs.numel() / inputs.shape[1]))
@@ -50,7 +50,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 
 
 def convert_sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with every `BatchNorm2d` in it replaced by one that works over all processes, of the same weights."""
+    """The module with all `BatchNorm2d` in it changed to work over all processes; their weights stay."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for child in module.modules():

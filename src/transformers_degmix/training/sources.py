@@ -83,7 +83,7 @@ def _parse_source(number: int, given: dict[str, Any], shared: dict[str, Any]) ->
     allowed = [f.name for f in fields(Source)]
     unknown = [name for name in given if name not in allowed]
     if unknown:
-        raise ValueError(f"{where} has the fields {unknown}; allowed are {allowed}")
+        raise ValueError(f"{where} has unknown fields {unknown}; allowed are {allowed}")
     missing = [name for name in ("name", "dataset") if given.get(name) is None]
     if missing:
         raise ValueError(f"{where} must have the fields {missing}")

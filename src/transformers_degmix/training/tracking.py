@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on: a progress bar, numbers and pictures for the trackers."""
+"""What a run shows while it goes on: a progress bar, and numbers and pictures for the trackers."""
 
 import time
 from typing import Any
@@ -18,13 +18,13 @@ from .arguments import TrainingArguments
 
 
 class RunTracker:
-    """Shows the losses of each step, images per second and the time left, and tells the trackers of `args.log_with`.
+    """Shows the losses of each step, images per second and the time left, and logs to the trackers of `args.log_with`.
 
     Args:
         args: of the run.
         accelerator: whose main process writes.
         tasks: `DeGMixConfig.tasks`.
-        step: the last one that was made before, when resumed.
+        step: steps made before the run was resumed.
     """
 
     def __init__(self, args: TrainingArguments, accelerator: Accelerator, tasks: dict[str, dict], step: int):
@@ -47,11 +47,11 @@ class RunTracker:
         self.step, self.time = step, time.monotonic()
 
     def log_step(self, step: int, losses: dict[str, float], learning_rates: list[float]):
-        """Shows a step, and tells the trackers every `logging_steps` of them.
+        """Shows a step, and logs every `logging_steps`-th to the trackers.
 
         Args:
-            step: the one that was made.
-            losses: of the whole batch, by task; of tasks without a label in it none.
+            step: number of steps made.
+            losses: of the whole batch, by task, without tasks that have no label in it.
             learning_rates: of the optimiser's groups, for the next step.
         """
         self.bar.update(self.images_per_step)
@@ -74,13 +74,13 @@ class RunTracker:
         source_scores: dict[str, dict[str, Scores]],
         picture: Image.Image | None,
     ):
-        """Shows scores, and tells the trackers scores and pictures.
+        """Shows scores, and logs scores and picture to the trackers.
 
         Args:
             step: after which the model was evaluated.
             loss: sum over the tasks.
             scores: by task and name of the score.
-            source_scores: the same of each source, by its name.
+            source_scores: source name -> its scores, by task and name.
             picture: of predictions.
         """
         self.bar.write(f"step {step}  loss {loss:.3f}  {format_main_scores(scores, self.tasks)}")
@@ -96,7 +96,7 @@ class RunTracker:
         self.accelerator.log({"eval/loss": loss, **values}, step)
         if picture:
             log_picture(self.accelerator, picture, step)
-        self.step, self.time = step, time.monotonic()  # images per second are of training
+        self.step, self.time = step, time.monotonic()  # images per second are only of training
 
     def close(self):
         self.bar.close()
@@ -104,7 +104,7 @@ class RunTracker:
 
 
 def log_picture(accelerator: Accelerator, picture: Image.Image, step: int):
-    """Gives a picture to every tracker in the form that it takes."""
+    """Logs a picture to every tracker, in the format that it takes."""
     pixels = np.asarray(picture)
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":

@@ -1,4 +1,4 @@
-"""For Transformers' own `Trainer`: metrics that need no more memory than a batch, and augmentation by epoch."""
+"""For Transformers' own `Trainer`: metrics that keep no more than a batch in memory, and augmentation by epoch."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from ..tasks import TASK_KINDS
 class DenseMetrics:
     """The `compute_metrics` of a `Trainer`: the scores of all tasks over the data set.
 
-    With `batch_eval_metrics=True` in its arguments the trainer hands over batch after batch, and only sums are kept;
-    without, it collects the logits of the whole data set first.
+    With `batch_eval_metrics=True` in its arguments, the trainer passes one batch at a time, and only sums are kept.
+    Otherwise, it first collects the logits of the whole data set.
 
     Args:
         tasks: `DeGMixConfig.tasks`.
@@ -36,8 +36,8 @@ class DenseMetrics:
             compute_result: whether this was the last batch.
 
         Returns:
-            `<task>_<score>` -> value, of all batches so far, which are forgotten then; nothing before the last one,
-            nor of tasks without a label.
+            `<task>_<score>` -> value over all batches since the last result, for tasks with a label. Empty unless this
+            was the last batch.
         """
         for name, metric in self.metrics.items():
             if name not in prediction.label_ids:
@@ -57,7 +57,7 @@ class DenseMetrics:
 
 
 class AugmentedDataset(torch.utils.data.Dataset):
-    """Augmented samples, for training: the one collator of a `Trainer` makes batches for evaluation too.
+    """Augmented samples for training. The collator of a `Trainer` must not augment: it also serves evaluation.
 
     Args:
         rows: a data set with the columns `image` and one per task, of known length.
@@ -78,11 +78,11 @@ class AugmentedDataset(torch.utils.data.Dataset):
 
 
 class SetEpochCallback(TrainerCallback):
-    """Tells an augmented data set each epoch, so that it augments in another way than in the one before."""
+    """Sets the epoch of an augmented data set, so that each epoch is augmented differently."""
 
     def __init__(self, dataset: AugmentedDataset):
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        # A fraction when resumed in the middle of an epoch.
+        # A fraction after resuming within an epoch.
         self.dataset.collator.set_epoch(int(state.epoch))
