@@ -328,14 +328,14 @@ def test_single_task_scores():
     tasks = {"depth": {"kind": "depth"}, "edge": {"kind": "boundary"}}
     depth, edge = {"scores": {"depth": {"rmse": 0.5}}}, {"scores": {"edge": {"ods_f": 0.7}}}
     assert single_task_scores({"a": depth, "b": edge}, tasks) == {"depth": 0.5, "edge": 0.7}
-    with pytest.raises(ValueError, match=r"there is none of \['edge'\]"):
+    with pytest.raises(ValueError, match=r"there is none for \['edge'\]"):
         single_task_scores({"a": depth}, tasks)
     for reports in (
         {"a": depth, "b": depth},
         {"b": {"scores": {"semseg": {}}}},
         {"b": {"scores": {**depth["scores"], "edge": {}}}},
     ):
-        with pytest.raises(ValueError, match="one of each task.*b is of"):
+        with pytest.raises(ValueError, match="one for each of.*b is for"):
             single_task_scores(reports, tasks)
 
 

@@ -1,7 +1,7 @@
 """Metrics of dense prediction, one per task kind.
 
 They are streaming: they keep sums over the data set, not predictions, so that batches and their order do not matter.
-`evaluate_module` has them for `evaluate.load`.
+`evaluate_module` makes them available to `evaluate.load`.
 """
 
 from .boundary import BoundaryMetric, ExactBoundaryMetric
@@ -11,14 +11,14 @@ from .saliency import SaliencyMetric
 from .segmentation import SegmentationMetric
 
 
-# By task kind, quick enough to evaluate with during training, by our loop and by `Trainer`. [`BoundaryMetric`], the
-# benchmark, would take minutes for the images of NYUD-v2.
+# By task kind. They are quick enough for evaluation during training, by our loop and by `Trainer`. [`BoundaryMetric`],
+# the benchmark, would take minutes for the images of NYUD-v2.
 METRICS = {
     metric.kind: metric
     for metric in (SegmentationMetric, SaliencyMetric, DepthMetric, NormalsMetric, ExactBoundaryMetric)
 }
 
-# Those of the paper's tables, for reports: the same classes but for boundaries.
+# The metrics of the paper's tables, for reports: the same classes except for boundaries.
 BENCHMARK_METRICS = {**METRICS, "boundary": BoundaryMetric}
 
 __all__ = [

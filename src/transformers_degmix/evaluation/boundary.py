@@ -20,8 +20,8 @@ PLANES = np.packbits(np.tri(len(THRESHOLDS) + 1, 128, -1, dtype=np.uint8), axis=
 class ExactBoundaryMetric(ThresholdedMetric):
     """The best F-measure over 99 thresholds when boundary pixels must coincide with the true ones.
 
-    Stricter than [`BoundaryMetric`], which thins predictions and allows a tolerance, and not comparable with it; quick
-    enough to follow a training.
+    It is stricter than [`BoundaryMetric`], which thins predictions and allows a tolerance; the two are not comparable.
+    It is quick enough for evaluation during training.
     """
 
     kind = "boundary"
@@ -40,12 +40,12 @@ class BoundaryMetric(StreamingMetric):
 
     - `ods_f`: F-measure at the best threshold for the whole data set (optimal data set scale), from summed counts.
     - `ois_f`: F-measure with the best threshold of each image (optimal image scale), from summed counts.
-    - `ap`: average precision over recalls 0, 0.01, ..., 1; those outside of the curve's range add nothing.
+    - `ap`: average precision over recalls 0, 0.01, ..., 1; recalls outside the curve's range add nothing.
     - `r50`: the largest recall at a threshold with at least 50% precision.
     - `threshold`: the one with the score `ods_f`.
 
     The toolbox differs in three details: predictions pass through 8-bit images, there are two more thresholds (0.001
-    and 0.999), and the true boundary is drawn around the regions of the label, which here is the boundary itself.
+    and 0.999), and the true boundary is drawn around the regions of the label. Here, the label is the boundary.
 
     Sources: Martin et al., "Learning to Detect Natural Image Boundaries Using Local Brightness, Color, and Texture
     Cues", PAMI 2004; Pont-Tuset and Marques, "Supervised Evaluation of Image Segmentation and Object Proposal
@@ -69,7 +69,7 @@ class BoundaryMetric(StreamingMetric):
                 PASCAL-Context, 0.011 on NYUD-v2 (`Benchmark.edge_tolerance`).
 
         Raises:
-            ValueError: the tolerance is outside of its range.
+            ValueError: the tolerance is out of range.
         """
         super().__init__(task)
         if not 0 <= tolerance <= 1:
@@ -104,7 +104,7 @@ class BoundaryMetric(StreamingMetric):
         }
 
     def precision_recall(self) -> tuple[np.ndarray, np.ndarray]:
-        """At each of the thresholds; predicting nothing is precise, as in SEISM."""
+        """At each threshold. Predicting nothing has a precision of 1, as in SEISM."""
         precision, recall, _ = _precision_recall_f(self.sums["counts"].numpy())
         return precision, recall
 
@@ -117,17 +117,17 @@ class BoundaryMetric(StreamingMetric):
 def boundary_counts(prediction: np.ndarray, label: np.ndarray, tolerance: float) -> np.ndarray:
     """Matched pairs, predicted and true boundary pixels of one image at each of `THRESHOLDS`.
 
-    The image is the bounding box of its valid pixels, so that padding counts for nothing. Ignored pixels are no
-    boundary, neither predicted nor true. Non-maxima of the prediction are suppressed. The pixels that reach a
-    threshold are thinned, and so are the label's. As many predicted and true pixels as possible are paired, one to
-    one, no further apart than the tolerance.
+    The image is the bounding box of its valid pixels, so that padding does not count. Ignored pixels are not boundary,
+    neither predicted nor true. Non-maxima of the prediction are suppressed. The pixels that reach a threshold are
+    thinned, and so are the label's. As many predicted and true pixels as possible are paired, one to one, no further
+    apart than the tolerance.
 
-    BSDS (correspondPixels) minimises the sum of the distances and of charges for unmatched pixels, 100 times the
-    tolerance each. Its optimum has as many pairs, unless one pair more would take some 100 others apart, so distances
-    need not be weighed. Its program links unmatched pixels at random to save time and misses up to 0.2% of the pairs.
+    BSDS (correspondPixels) minimises the sum of the distances, plus 100 times the tolerance for each unmatched pixel.
+    Its optimum has as many pairs, unless one more pair would break up about 100 others: distances can be ignored. Its
+    program links unmatched pixels at random to save time and misses up to 0.2% of the pairs.
 
     Args:
-        prediction: probabilities `(height, width)` in [0, 1], two rows and two columns or more of them valid.
+        prediction: probabilities `(height, width)` in [0, 1]. The bounding box has at least two rows and columns.
         label: `(height, width)`, boundary above 0.5, 255 = ignored.
         tolerance: largest distance of a pair as a fraction of the image's diagonal.
 
@@ -181,13 +181,13 @@ def _thin(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`skimage.morphology.thin` of the maps `levels > n` for every n in one pass, many times faster.
 
     A word holds a pixel's bits of many maps, so that the conditions of Guo and Hall, "Parallel Thinning with
-    Two-Subiteration Algorithms", CACM 1989, are logic on words. They are looked at again only near what has changed.
+    Two-Subiteration Algorithms", CACM 1989, are logic on words. They are tested again only near changed pixels.
 
     Args:
-        levels: integers `(height, width)` in 0..99, in how many maps a pixel starts.
+        levels: integers `(height, width)` in 0..99: how many maps have the pixel at the start.
 
     Returns:
-        The pixels left in any map: row and column `(pixels, 2)`, and whether they are left in each, `(pixels, 99)`.
+        The pixels left in any map: row and column `(pixels, 2)`, and whether each map has them, `(pixels, 99)`.
     """
     width = levels.shape[1] + 2
     planes = PLANES[np.pad(levels, 1)].reshape(-1, 2)
@@ -203,7 +203,7 @@ def _thin(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         neighbours = planes[candidates + ring[:, None]]
         sides, corners = neighbours[0::2], neighbours[1::2]
         after = np.roll(sides, -1, axis=0)
-        # One run of pixels around; two or three of them, in pairs of neighbours; none that the subiteration protects.
+        # A pixel is removed if its neighbours form one run and are two or three (in pairs), unless it is protected.
         runs = ~sides & (corners | after)
         pairs, other_pairs = sides | corners, corners | after
         one_run = np.bitwise_or.reduce(runs) & ~_at_least_two(runs)
@@ -232,7 +232,7 @@ def _count_pairs(neighbours: csr_array, present: np.ndarray) -> np.ndarray:
     """Size of the maximum matching of predicted and true pixels at every threshold.
 
     A matching is a flow from a source through predicted and true pixels to a sink. From the highest threshold down,
-    each flow starts from the matching before, with matched pairs turned round, and finds what can be added.
+    each flow starts from the previous matching, with the edges of matched pairs reversed, and finds pairs to add.
     (SciPy's `maximum_bipartite_matching` takes exponential time on some of these graphs: scipy/scipy#26147.)
 
     Args:
@@ -271,7 +271,7 @@ def _count_pairs(neighbours: csr_array, present: np.ndarray) -> np.ndarray:
 
 
 def _precision_recall_f(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision, recall and F-measure of counts `(3, ...)`; predicting nothing is precise, as in SEISM."""
+    """Precision, recall and F-measure of counts `(3, ...)`. Predicting nothing has a precision of 1, as in SEISM."""
     matched, predicted, true = counts
     precision = np.where(predicted > 0, matched / np.maximum(predicted, 1), 1.0)
     return precision, matched / np.maximum(true, 1), 2 * matched / np.maximum(predicted + true, 1)

@@ -16,8 +16,8 @@ from . import METRICS
 from .metric import valid_pixels
 
 
-# Pixels are kept as counts and sums in so many equal bins of confidence, which is all the memory needed, whatever the
-# data set. Pixels of one bin are taken as equally confident.
+# Counts and sums of pixels are kept in so many equal bins of confidence: memory does not grow with the data set.
+# Pixels in one bin count as equally confident.
 BINS = 15_000
 RELIABILITY_BINS = 15
 REMOVED = np.arange(100) / 100
@@ -60,10 +60,10 @@ class Calibration:
         self.sums[name] += torch.bincount(bins, weights, BINS)
 
     def sparsification(self) -> dict[str, np.ndarray]:
-        """The error of the pixels that are left when others are removed, `(100,)`, for the shares `REMOVED`.
+        """The error of the pixels that are left when the shares `REMOVED` of all pixels are removed, `(100,)`.
 
-        `confidence`: when the least confident are removed, in any order where they are equally confident; `oracle`:
-        when the worst are removed. The error is their root mean square, mean angle, or share of wrong pixels.
+        `confidence`: the least confident are removed first, equally confident ones in any order. `oracle`: the worst
+        are removed first. The error is a root mean square, a mean angle, or a share of wrong pixels.
         """
         return {
             "confidence": self._errors_left(self.sums["count"], self.sums["error"]),
@@ -71,19 +71,18 @@ class Calibration:
         }
 
     def _errors_left(self, counts: Tensor, errors: Tensor) -> np.ndarray:
-        # From the most confident on
+        # From the most to the least confident
         num_pixels, total = (np.append(0, sums.flip(0).cumsum(0).numpy()) for sums in (counts, errors))
         left = (1 - REMOVED) * num_pixels[-1]
         means = np.interp(left, num_pixels, total) / left
         return means ** (1 / METRICS[self.kind].error_power)
 
     def reliability(self) -> list[dict[str, float]]:
-        """Of each of 15 equal bins of confidence that has pixels, what they are and how many are right.
-
-        Only for kinds whose confidence is a probability.
+        """The accuracy of pixels by confidence, for kinds whose confidence is a probability.
 
         Returns:
-            Rows of `count`, mean `confidence`, and `accuracy`, the share of right pixels.
+            For each of 15 equal bins of confidence that has pixels: `count`, mean `confidence`, and `accuracy`, the
+            share of right pixels.
         """
         counts, errors, confidences = (
             self.sums[name].view(RELIABILITY_BINS, -1).sum(1) for name in ("count", "error", "confidence")
@@ -95,13 +94,13 @@ class Calibration:
         ]
 
     def compute(self) -> dict[str, float]:
-        """How well confidence orders pixels and says how often they are right.
+        """How well confidence orders pixels by error, and predicts how often they are right.
 
-        - `ause`: area between the two curves of [`sparsification`], as a fraction of the error of all pixels: 0 where
-          no order is better.
-        - `ause_random`: the same of confidence that says nothing.
-        - `ece`: mean distance of confidence and accuracy over [`reliability`]'s bins, weighted by their pixels; of
-          kinds whose confidence is a probability.
+        - `ause`: area between the two curves of [`sparsification`], as a fraction of the error of all pixels; 0 if no
+          order is better.
+        - `ause_random`: the same for a random order.
+        - `ece`: mean distance between confidence and accuracy over the bins of [`reliability`], weighted by pixels;
+          for kinds whose confidence is a probability.
 
         Raises:
             ValueError: no labelled pixel was added.
@@ -128,7 +127,7 @@ def calibrate_sample(
     labels: dict[str, Tensor],
     field_of_view: float,
 ) -> dict[str, dict[str, Calibration]]:
-    """Of one image: errors by confidence, and by the agreement of depth and normals.
+    """Errors of one image by confidence, and by the agreement of depth and normals.
 
     Args:
         predictions, confidences: of each task, as `post_process_dense_prediction` gives them.
@@ -136,8 +135,8 @@ def calibrate_sample(
         field_of_view: see [`depth_normals_angles`].
 
     Returns:
-        `"confidence"`: by task; `"consistency"`: by task, for the two that are compared, if there are such two. The
-        confidence of these is 1 - angle / 180 degrees.
+        `"confidence"`: by task. `"consistency"`: by task, for the depth and the normals that are compared, if both
+        exist; their confidence is 1 - angle / 180 degrees.
     """
     calibrations = build_calibrations(tasks)
     shown = {"confidence": confidences}
@@ -151,7 +150,7 @@ def calibrate_sample(
 
 
 def build_calibrations(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Calibration]]:
-    """Empty ones, as [`calibrate_sample`] returns them."""
+    """Empty calibrations, in the form that [`calibrate_sample`] returns."""
     depth, normals = (first_of_kind(tasks, kind) for kind in ("depth", "normals"))
     compared = [depth, normals] if depth and normals else []
     return {
@@ -161,7 +160,7 @@ def build_calibrations(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
 
 
 def median_angle(consistency: dict[str, Calibration]) -> float:
-    """Of the normals that follow from depth to the predicted ones, in degrees, over the pixels with a label."""
+    """Median angle in degrees between normals that follow from depth and predicted ones, over labelled pixels."""
     counts = next(iter(consistency.values())).sums["count"].cumsum(0)
     middle = torch.searchsorted(counts, counts[-1] / 2)
     return 180 * (1 - (float(middle) + 0.5) / BINS)

@@ -1,4 +1,4 @@
-"""The best predictor that does not look at the image: what a model's scores must be compared with."""
+"""The best constant prediction, with which a model's scores must be compared."""
 
 from collections.abc import Iterable
 
@@ -13,12 +13,12 @@ from .metric import compute_scores
 def constant_scores(
     tasks: dict[str, dict], train_batches: Iterable[dict], eval_batches: Iterable[dict]
 ) -> dict[str, dict[str, float]]:
-    """Scores of predicting the same everywhere: majority class, median depth, mean normal, all salient, all boundary.
+    """Scores of constant predictions: majority class, median depth, mean normal, all salient, all boundary.
 
     Args:
         tasks: `DeGMixConfig.tasks`.
-        train_batches: batches with `labels`. The constants are taken from them; all are kept in memory.
-        eval_batches: batches with `labels`, against which they are scored.
+        train_batches: batches with `labels`, from which the constants are computed; all are kept in memory.
+        eval_batches: batches with `labels`, on which the constants are scored.
 
     Returns:
         By task, then by name of the score.

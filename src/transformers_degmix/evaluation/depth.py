@@ -10,8 +10,8 @@ from ..tasks import TASK_KINDS
 from .metric import StreamingMetric, check_not_empty
 
 
-# (top, bottom, left, right) of the region that is scored, as fractions of the image, floor rounded. `eigen` and `garg`
-# are for KITTI. In the 480 x 640 pixels of NYU Depth V2, it is the region where Eigen et al. project depth.
+# (top, bottom, left, right) of the scored region, as fractions of the image, rounded down. `eigen` and `garg` are for
+# KITTI. In the 480 x 640 pixels of NYU Depth V2, `eigen` is the region where Eigen et al. project depth.
 _CROPS = {
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
@@ -27,7 +27,7 @@ def crop_depth(depth: Tensor, crop: str | None, max_depth: float | None) -> Tens
     Args:
         crop: `"eigen"` (Eigen et al., 2014) or `"garg"` (Garg et al., 2016), for the outdoor images of KITTI and
             images of the same aspect. For images of 480 x 640, `"eigen"` is the region in use for NYU Depth V2.
-        max_depth: metres; labels of as much or more are unknown.
+        max_depth: metres; labels of this depth or more become unknown.
     """
     rows = columns = slice(None)
     if crop == "eigen" and depth.shape[-2:] == _NYUD_SIZE:
@@ -45,9 +45,9 @@ def adapt_depth(prediction: Tensor, label: Tensor, median_scaling: bool, max_dep
     """Predictions `(batch, height, width)` as a protocol scores them.
 
     Args:
-        label: of the same shape, what is not scored being unknown.
-        median_scaling: whether each is multiplied so that, where it is scored, its median equals the label's.
-        max_depth: metres; predictions are clamped to 1 mm and this.
+        label: of the same shape, unknown where it is not scored.
+        median_scaling: whether each prediction is scaled so that its median over scored pixels equals the label's.
+        max_depth: metres; predictions are clamped to the range from 1 mm to this.
     """
     if median_scaling:
         scored = ~TASK_KINDS["depth"].unknown(label)
@@ -67,7 +67,7 @@ class DepthMetric(StreamingMetric):
     - `rmse_log`: root of the mean of (ln p - ln l)^2.
     - `delta1`, `delta2`, `delta3`: share of pixels with max(p / l, l / p) below 1.25, 1.25^2, 1.25^3.
 
-    Predictions may be 0: for `rmse_log` and `delta*`, depths below 1 mm, of labels too, count as 1 mm.
+    Predictions can be 0. For `rmse_log` and `delta*`, predicted and true depths below 1 mm count as 1 mm.
     """
 
     kind = "depth"

@@ -17,23 +17,23 @@ import datasets
 import evaluate
 import torch
 
+# Absolute, because `evaluate.load` copies this file.
 from transformers_degmix.evaluation import BENCHMARK_METRICS, METRICS, SegmentationMetric
 from transformers_degmix.evaluation.metric import StreamingMetric
 
 
-# Absolute imports, as `evaluate.load` copies this file.
 CONFIGURATIONS = {**BENCHMARK_METRICS, "exact_boundary": METRICS["boundary"]}
 
 
 class DensePredictionMetric(evaluate.Metric):
     """An `evaluate.Metric` that keeps the sums of a [`StreamingMetric`], not predictions.
 
-    Evaluate merges what processes have written to its cache as predictions. Here that is one row of sums per process,
-    written by `compute`, where processes wait for each other for `timeout` seconds. As with every `evaluate.Metric`,
-    they need a `process_id` each, `num_process`, and an `experiment_id` of its own for each metric of one name.
+    Evaluate merges the predictions that processes write to its cache. Here, `compute` writes one row of sums per
+    process instead, and waits for the other processes for up to `timeout` seconds. As with every `evaluate.Metric`,
+    each process needs `num_process` and its own `process_id`, and metrics of one name need different `experiment_id`s.
 
     Args:
-        config_name: a kind of task, with the metric of the benchmarks, or `"exact_boundary"`.
+        config_name: a task kind, for the metric of the benchmarks, or `"exact_boundary"`.
         num_labels: classes of a segmentation.
         tolerance: of `"boundary"`, see [`BoundaryMetric`].
         kwargs: of `evaluate.Metric`.
@@ -60,14 +60,14 @@ class DensePredictionMetric(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions, references):
-        """Adds images, which need not be of one size.
+        """Adds images, which can have different sizes.
 
         Args:
             predictions, references: predictions and labels as [`StreamingMetric.update`] takes them: a batch as one
                 array or tensor, or a list of images.
 
         Raises:
-            ValueError: their numbers differ, or the metric refuses an image; those before it are added.
+            ValueError: their numbers differ, or the metric refuses an image; the images before it have been added.
         """
         if len(predictions) != len(references):
             raise ValueError(f"got {len(predictions)} predictions and {len(references)} references")
@@ -79,13 +79,13 @@ class DensePredictionMetric(evaluate.Metric):
         self.metric.update(torch.as_tensor(prediction)[None], torch.as_tensor(reference)[None])
 
     def compute(self, *, predictions=None, references=None) -> dict[str, Any] | None:
-        """The scores of everything that was added, by all processes, which is forgotten then.
+        """The scores of everything that all processes have added. The metric is empty afterwards.
 
         Args:
             predictions, references: added before, if given.
 
         Returns:
-            What the metric computes; `None` but for the process 0.
+            What the metric computes; `None` except in process 0.
 
         Raises:
             ValueError: no valid pixel was added.

@@ -40,7 +40,7 @@ ERROR_BINS = {"depth": np.linspace(0, 4, 81), "normals": np.linspace(0, 180, 91)
 
 
 def sum_over_processes(sums: Any, accelerator: Accelerator) -> Any:
-    """Tensors, or dictionaries of them, on the CPU: those of all processes, added up."""
+    """The sum over all processes of a tensor, or of each tensor in a dictionary, on the CPU."""
     return send_to_device(accelerator.reduce(send_to_device(sums, accelerator.device), "sum"), "cpu")
 
 
@@ -50,14 +50,14 @@ def evaluate_model(
 ) -> tuple[dict[str, float], dict[str, Scores]]:
     """The loss and the scores of each task that has labels, over all pixels of the data set.
 
-    Neither depends on how the samples are put into batches, except the loss of saliency: each batch has its own class
-    weights.
+    Neither depends on how the samples are put into batches, except for the loss of saliency: each batch has its own
+    class weights.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` on the accelerator's device; left in eval mode. Not the one that
-            `accelerator.prepare` returned: it exchanges buffers, and processes may have different numbers of batches.
+            `accelerator.prepare` returned: it exchanges buffers, and processes can have different numbers of batches.
         batches: this process's part of the batches, with `pixel_values` and `labels`.
-        tasks: `DeGMixConfig.tasks`, or those of them that the batches have labels of.
+        tasks: `DeGMixConfig.tasks`, or only the tasks that the batches have labels for.
         accelerator: sums over the processes.
     """
     model.eval()
@@ -96,13 +96,13 @@ def multi_task_gain(
     tasks: dict[str, dict],
     metrics: Mapping[str, type[StreamingMetric]] = METRICS,
 ) -> float:
-    """How much better than single-task models, in percent of their scores, mean over the tasks that have scores.
+    """The improvement over single-task models in percent of their scores, mean over the tasks that have scores.
 
     Args:
         scores: by task and name of the score.
-        single_task_scores: task -> what a model for it alone reaches in the score of the paper's tables.
+        single_task_scores: task -> main score of a model for that task alone.
         tasks: `DeGMixConfig.tasks`.
-        metrics: by kind, which say what that score is.
+        metrics: by task kind; their `main` is the main score.
     """
     gains = []
     for name in scores:
@@ -113,7 +113,7 @@ def multi_task_gain(
 
 
 def format_main_scores(scores: dict[str, dict[str, float]], tasks: dict[str, dict]) -> str:
-    """One line with each task's score of the paper's tables, "-" where it has none."""
+    """One line with the main score of each task, "-" where it has none."""
     names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
     return "  ".join(
         f"{task} {name} " + (f"{scores[task][name]:.4f}" if task in scores else "-") for task, name in names.items()
@@ -121,7 +121,7 @@ def format_main_scores(scores: dict[str, dict[str, float]], tasks: dict[str, dic
 
 
 def format_source_table(source_scores: dict[str, dict[str, Scores]], tasks: dict[str, dict]) -> list[str]:
-    """Lines of a Markdown table of sources and each task's score of the paper's tables, "-" where it has none."""
+    """Lines of a Markdown table of sources and the main scores of tasks, "-" where there is none."""
     names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
     lines = [["source", *(f"{task} {name}" for task, name in names.items())]]
     for source, scores in source_scores.items():
@@ -137,13 +137,13 @@ class Protocol:
 
     Attributes:
         edge_tolerance: of [`BoundaryMetric`].
-        scales: factors by which images are resized, the logits averaged.
+        scales: factors by which images are resized; the logits are averaged.
         flip: whether to average with the logits of the mirrored image too.
         window_size: height and width of the windows in which images are predicted; the processor neither resizes nor
             pads them then. See [`predict_in_windows`]. By default, images are predicted whole.
-        window_overlap: share of a window that it has in common with the next, in [0, 1).
+        window_overlap: share of a window that overlaps with the next, in [0, 1).
         calibration: whether confidences, and the consistency of depth and normals, are compared with the errors.
-        field_of_view: that consistency assumes, see [`depth_normals_angles`].
+        field_of_view: for this consistency, see [`depth_normals_angles`].
         depth_crop, max_depth: see [`crop_depth`].
         median_scaling: see [`adapt_depth`].
     """
@@ -161,7 +161,7 @@ class Protocol:
 
     @property
     def depth(self) -> dict[str, Any]:
-        """What is particular about depth, if anything."""
+        """The rules for depth that are set."""
         rules = {"crop": self.depth_crop, "max_depth": self.max_depth, "median_scaling": self.median_scaling}
         return {name: value for name, value in rules.items() if value}
 
@@ -180,18 +180,18 @@ class Protocol:
 
 @dataclass
 class Evaluation:
-    """What came out of evaluating whole images.
+    """The results of evaluating whole images.
 
     Attributes:
         metrics: task -> the metric that has seen all samples.
         error_counts: tasks with [`ERROR_BINS`] -> how many pixels have an error in each bin.
         samples: one row per sample, in the order of the data set: `index`, `image_id`, `height`, `width`, and under
             `<task>_<score>` its own scores, `None` where it has no valid pixel for the task; `<task>_empty` says
-            whether there is nothing to find in it, its label being 0 (background, no boundary) wherever it is known.
+            whether there is nothing to find in it: all known labels are 0 (background, no boundary).
         fingerprint: `"image"` or task -> hash of the ids and pixels, or labels, as they were used. It depends neither
             on where the data lies nor on how files are compressed.
-        calibrations: what [`calibrate_sample`] returns, of all samples; empty where the protocol has none.
-        failed: samples that could not be evaluated: `index`, `image_id` and `reason`. Nothing else is about them.
+        calibrations: what [`calibrate_sample`] returns, over all samples; empty if the protocol has none.
+        failed: samples that could not be evaluated: `index`, `image_id` and `reason`. Other results leave them out.
     """
 
     metrics: dict[str, StreamingMetric]
@@ -203,7 +203,7 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, Scores]:
-        """Of the tasks with a label.
+        """Scores of the tasks with a label.
 
         Raises:
             ValueError: no task has one.
@@ -244,7 +244,7 @@ class WholeImageCollator:
 
 
 class WholeImages(torch.utils.data.Dataset):
-    """Samples as [`WholeImageCollator`] makes them, or, of one that cannot be read, why."""
+    """Samples as [`WholeImageCollator`] makes them, or the reason why a sample cannot be read."""
 
     def __init__(self, data: MappedDataset, indices: range, collator: WholeImageCollator):
         self.data = data
@@ -283,22 +283,22 @@ def evaluate_whole_images(
     num_workers: int = 0,
     task_names: list[str] | None = None,
 ) -> Evaluation:
-    """Scores of the tasks, of the data set and of each sample, with predictions in the labels' own sizes.
+    """Scores of the tasks on the data set and on each sample, with predictions in the labels' own sizes.
 
-    Images go through the model one at a time, so that there is no padding but the processor's, which is cropped away.
+    Images go through the model one at a time: only the processor pads them, and the padding is cropped away.
 
     Args:
         model: a `DeGMixForMultiTaskDensePrediction` in eval mode on the accelerator's device.
         processor: its image processor.
         data: with the columns of the tasks; every process evaluates a part of it.
-        protocol: how.
+        protocol: how to evaluate.
         accelerator: of the processes; it also sets the precision.
         executor: scores samples while the model predicts the next ones.
         num_workers: processes that read samples.
         task_names: of the tasks; by default all of the model's.
 
     Raises:
-        ValueError: no sample can be evaluated. Those that cannot, of several, are named in the result.
+        ValueError: no sample can be evaluated. If only some cannot, the result names them.
     """
     tasks = {name: model.config.tasks[name] for name in task_names or model.config.tasks}
     indices = range(accelerator.process_index, len(data), accelerator.num_processes)
@@ -326,7 +326,7 @@ def evaluate_whole_images(
             try:
                 with accelerator.autocast():
                     maps = predict_whole_image(model, processor, sample["pixels"], protocol)
-            except (ValueError, RuntimeError) as error:  # RuntimeError: PyTorch's, where an image is too small
+            except (ValueError, RuntimeError) as error:  # RuntimeError: PyTorch's, if an image is too small
                 fail(index, sample["image_id"], error)
                 continue
             predictions, confidences = ({name: x[name] for name in tasks if name in x} for x in maps)
@@ -358,7 +358,7 @@ def evaluate_whole_images(
         summed += by_task.values()
     for sums in summed:
         sums.sums = sum_over_processes(sums.sums, accelerator)
-    # A task may have no label; and where no depth is above 0, there are no angles.
+    # A task can have no label, and without depths above 0, there are no angles.
     for signal, by_task in calibrations.items():
         calibrations[signal] = {name: sums for name, sums in by_task.items() if sums.sums["count"].any()}
     failed = sorted(gather_object(failed), key=lambda sample: sample["index"])
@@ -407,7 +407,7 @@ def predict_whole_image(
     If the protocol has calibration, also its confidence; see `post_process_dense_prediction`.
 
     With several scales or mirrored images, the logits (class scores, metres, components of normals, log-odds) are
-    brought back to the image and averaged first. Windows are laid over each of these images.
+    first mapped back to the image and averaged. Windows are laid over each of these images.
 
     Args:
         pixels: `(3, height, width)` in the range that the processor takes.
@@ -436,7 +436,7 @@ def predict_whole_image(
             logits = finite_logits(logits, name)
             if mirrored:
                 logits = kind.flip(logits.flip(-1))
-            # From an enlarged image all seems nearer.
+            # In an enlarged image, everything seems nearer.
             logits = kind.rescale(crop_centred(logits, scaled), 1 / scale)
             if scaled != size:
                 logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
@@ -454,15 +454,14 @@ def score_sample(
     confidences: dict[str, Tensor],
     labels: dict[str, Tensor],
 ) -> tuple[dict[str, StreamingMetric], dict[str, Tensor], dict[str, dict[str, Calibration]]]:
-    """Metrics that have seen this sample alone, its errors, and its calibration.
+    """The metric of each task for this sample alone, the counts of its errors in [`ERROR_BINS`], and its calibration.
 
-    These are, by task, a metric and counts in [`ERROR_BINS`]; and what [`calibrate_sample`] returns, if the protocol
-    has calibration.
+    The latter is what [`calibrate_sample`] returns, or empty if the protocol has none.
 
     Args:
         predictions: one map per task, in the label's size.
-        confidences: of these, without calibration none.
-        labels: batches of one, of depth what the protocol scores.
+        confidences: of the predictions; empty without calibration.
+        labels: batches of one. Depth is unknown where the protocol does not score it.
     """
     metrics, error_counts = build_metrics(tasks, protocol), {}
     for name, task in tasks.items():

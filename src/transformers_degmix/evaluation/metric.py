@@ -24,7 +24,7 @@ class StreamingMetric(ABC):
         error_name: what [`errors`] are, and their unit.
         error_power: errors of pixels are averaged as the root of the mean of this power.
         value_range: smallest and largest value of predictions and labels.
-        sums: name -> tensor on the CPU. Those of several metrics, added up, are the sums of all their batches.
+        sums: name -> tensor on the CPU. The sums of several metrics add up to the sums of all their batches.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class StreamingMetric(ABC):
 
         Args:
             prediction: what the kind's `activation` gives, `(batch, height, width)` or `(batch, 3, height, width)`.
-            label: ground truth of the same shape. 255 = ignored pixel, as are depth 0 and the zero vector.
+            label: ground truth of the same shape. 255 = ignored pixel; so are depth 0 and the zero vector.
 
         Raises:
             ValueError: the shapes are not these, or a pixel that is not ignored has a value that is NaN, infinite or
@@ -71,7 +71,7 @@ class StreamingMetric(ABC):
 
     @abstractmethod
     def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
-        """[`update`] of what has been checked; `valid` is a mask of the label's shape, but for 1 channel."""
+        """Adds a checked batch. `valid` is a mask of the label's shape, with 1 channel instead of 3."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
@@ -84,24 +84,24 @@ class StreamingMetric(ABC):
     @staticmethod
     @abstractmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
-        """The error of each pixel, `(batch, height, width)`, of maps as [`update`] takes them.
+        """The error of each pixel, `(batch, height, width)`, for maps as [`update`] takes them.
 
-        A class is wrong (1) or right (0). Where there is no label, the value means nothing.
+        For classes, it is 1 (wrong) or 0 (right). Where there is no label, the value has no meaning.
         """
 
     @staticmethod
     @abstractmethod
     def best_constant(labels: Tensor) -> Tensor:
-        """The prediction that does well without looking: one value, or one vector, for valid labels of any shape."""
+        """A constant prediction to compare models with, from valid labels of any shape: one value or one vector."""
 
 
 def valid_pixels(kind: str, label: Tensor) -> Tensor:
-    """Mask `(batch, height, width)` of the pixels of a batch of labels that have one."""
+    """Mask `(batch, height, width)` of the labelled pixels of a batch."""
     return ~TASK_KINDS[kind].unknown(label).view(len(label), *label.shape[-2:])
 
 
 def finite_logits(logits: Tensor, task: str) -> Tensor:
-    """The logits as float32. A class that was chosen among NaN does not tell.
+    """The logits as float32. They are checked because an argmax hides NaN.
 
     Raises:
         ValueError: a value is NaN or infinite; the message names the task.
@@ -168,7 +168,7 @@ class ThresholdedMetric(StreamingMetric):
         return {self.main: float(scores[best]), "threshold": float(self.thresholds[best])}
 
     def precision_recall(self) -> tuple[Tensor, Tensor]:
-        """At each of the thresholds; predicting nothing is precise."""
+        """At each threshold. Predicting nothing has a precision of 1."""
         hits, predicted = self.sums["true_positives"], self.sums["predicted"]
         precision = torch.where(predicted > 0, hits / predicted.clamp(min=1), 1.0)
         return precision, hits / self.sums["positives"].clamp(min=1)
@@ -179,7 +179,7 @@ class ThresholdedMetric(StreamingMetric):
 
     @staticmethod
     def best_constant(labels: Tensor) -> Tensor:
-        # Any positive constant marks every pixel below its threshold: full recall, precision by chance.
+        # At thresholds below it, a positive constant marks every pixel: full recall, precision by chance.
         return torch.ones(())
 
 

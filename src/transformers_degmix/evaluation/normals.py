@@ -14,7 +14,7 @@ BINS_PER_DEGREE = 100
 
 def angular_errors(prediction: Tensor, label: Tensor) -> Tensor:
     """Angles in degrees between vectors of any length, `(batch, 3, height, width)` -> `(batch, height, width)`."""
-    # The label's length is not quite 1 where 8 bits hold it.
+    # Labels stored in 8 bits do not have exactly length 1.
     return F.cosine_similarity(prediction.double(), label.double(), dim=1).clamp(-1, 1).acos().rad2deg()
 
 
@@ -22,7 +22,7 @@ class NormalsMetric(StreamingMetric):
     """Angles between predicted and true normals, over all valid pixels of the data set.
 
     - `mean_angle`, `rmse_angle`: mean, and root of the mean square, in degrees.
-    - `median_angle`: from a histogram of the angles rounded to 0.01 degrees, so half of that off at most.
+    - `median_angle`: from a histogram of the angles rounded to 0.01 degrees: at most half of that off.
     - `within_11.25`, `within_22.5`, `within_30`: share of pixels with smaller angles, in degrees.
     """
 

@@ -1,4 +1,4 @@
-"""What is written about an evaluation: numbers, tables and pictures; and what makes two of them comparable."""
+"""Reports of evaluations: numbers, tables and pictures, and whether reports are comparable."""
 
 import json
 import platform
@@ -46,7 +46,7 @@ def build_report(
     """The content of `report.json`.
 
     Args:
-        data: `dataset`, its name, and `split`; what else it has is only written.
+        data: `dataset` (its name) and `split`; other entries are copied to the report.
         command: that started the evaluation.
         warnings: what looks wrong about the data.
 
@@ -125,7 +125,7 @@ def _task_protocol(task: dict[str, Any], protocol: Protocol) -> dict[str, Any]:
 
 
 def per_class_iou(metric: SegmentationMetric) -> list[float | None]:
-    """Intersection over union of each class, `None` for those that neither labels nor predictions contain."""
+    """Intersection over union of each class, `None` for classes in neither labels nor predictions."""
     iou = metric.per_class_iou()
     return [iou.get(index) for index in range(metric.num_labels)]
 
@@ -148,10 +148,10 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def check_comparable(reports: dict[str, dict[str, Any]]):
-    """Raises ValueError unless any two reports measured the tasks that both have under one protocol on the same data.
+    """Raises ValueError unless all pairs of reports measured their common tasks by the same protocol on the same data.
 
     Args:
-        reports: by the names that the message is to use.
+        reports: by their names in the message.
     """
     for (first, a), (second, b) in combinations(reports.items(), 2):
         common = [name for name in a["scores"] if name in b["scores"]]
@@ -165,7 +165,7 @@ def check_comparable(reports: dict[str, dict[str, Any]]):
 
 
 def _conditions(report: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
-    """What must be the same where scores of these tasks are compared."""
+    """What must be equal in reports for scores of these tasks to be comparable."""
     protocol = {**report["protocol"], **report["protocol"]["tasks"]}
     names = [name for name in report["protocol"] if name != "tasks"]
     return {
@@ -175,29 +175,29 @@ def _conditions(report: dict[str, Any], tasks: list[str]) -> dict[str, Any]:
 
 
 def single_task_scores(reports: dict[str, dict[str, Any]], tasks: dict[str, dict]) -> dict[str, float]:
-    """Task -> what the model for it alone reaches, for [`multi_task_gain`].
+    """Task -> main score of the model for it alone, for [`multi_task_gain`].
 
     Args:
-        reports: by the names that messages are to use.
+        reports: by their names in messages.
         tasks: `DeGMixConfig.tasks` of the model that is compared with them.
 
     Raises:
-        ValueError: a report is not of one task, or they are not one of each of these tasks.
+        ValueError: the reports are not one for each of these tasks.
     """
     scores = {}
     for path, report in reports.items():
         names = list(report["scores"])
         if len(names) != 1 or names[0] not in tasks or names[0] in scores:
-            raise ValueError(f"single-task reports must be one of each task, {list(tasks)}; {path} is of {names}")
+            raise ValueError(f"single-task reports must be one for each of {list(tasks)}; {path} is for {names}")
         scores[names[0]] = report["scores"][names[0]][BENCHMARK_METRICS[tasks[names[0]]["kind"]].main]
     missing = [name for name in tasks if name not in scores]
     if missing:
-        raise ValueError(f"the gain needs a single-task report of each task; there is none of {missing}")
+        raise ValueError(f"the gain needs a single-task report for each task; there is none for {missing}")
     return scores
 
 
 def format_table(reports: list[dict[str, Any]]) -> str:
-    """Markdown, a row per report, with the scores of the paper's tables; the best of several is bold."""
+    """A Markdown table of main scores, a row per report; the best of several is bold."""
     tasks = {name: task for report in reports for name, task in report["model"]["tasks"].items()}
     header, columns = ["model"], [[report["model"]["name"] for report in reports]]
     for name, task in tasks.items():
@@ -242,7 +242,7 @@ def write_report(
     Args:
         directory: exists and is empty.
         report: what [`build_report`] made.
-        evaluation: what it is about. The other arguments are as for [`evaluate_whole_images`].
+        evaluation: the report's. The other arguments are as for [`evaluate_whole_images`].
     """
     (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     columns = dict.fromkeys(name for sample in evaluation.samples for name in sample)
@@ -312,10 +312,9 @@ def _describe_confidence(report: dict[str, Any]) -> str:
     if "consistency" in report:
         consistency = report["consistency"]
         parts.append(
-            "Normals that follow from the predicted depth, with a field of view of "
-            f"{consistency['field_of_view']:g} degrees across the longer side, are at "
-            f"{consistency['median_angle']:.1f} degrees to the predicted normals in the median. As a confidence, "
-            "their agreement orders the errors of\n"
+            "The median angle between the predicted normals and the normals of the predicted depth is "
+            f"{consistency['median_angle']:.1f} degrees, for a field of view of {consistency['field_of_view']:g} "
+            "degrees across the longer side. Their agreement as a confidence:\n"
         )
         rows = [[name, *_ause_cells(scores)] for name, scores in consistency["orders_errors_of"].items()]
         parts.append(_markdown([["task", "AUSE down", "at random", "ratio"], *rows]))
@@ -328,7 +327,7 @@ def _ause_cells(scores: dict[str, float]) -> list[str]:
 
 
 def draw_figures(evaluation: Evaluation, name: str, task: dict[str, Any]) -> dict[str, Figure]:
-    """What there is to draw about the sums of a task: title -> figure."""
+    """The figures about a task: title -> figure."""
     metric = evaluation.metrics[name]
     figures = {}
     if isinstance(metric, SegmentationMetric):
@@ -392,7 +391,7 @@ def draw_precision_recall(metric: BoundaryMetric | ThresholdedMetric) -> Figure:
 
 
 def draw_reliability(calibration: Calibration) -> Figure:
-    """How often pixels of each confidence are right, and how many there are."""
+    """How often pixels of each confidence are right, and how many pixels have it."""
     rows, scores = calibration.reliability(), calibration.compute()
     confidence, accuracy, counts = (
         np.array([row[key] for row in rows]) for key in ("confidence", "accuracy", "count")
@@ -408,7 +407,7 @@ def draw_reliability(calibration: Calibration) -> Figure:
 
 
 def draw_sparsification(signals: dict[str, Calibration], metric: StreamingMetric) -> Figure:
-    """The error of the pixels left, for each signal that the task has; of the oracle, and of random removal."""
+    """The error of the pixels left after removal by each signal of the task, by the oracle, and at random."""
     figure = Figure(figsize=(7, 3.5))
     axes = figure.subplots()
     for signal, calibration in signals.items():
@@ -436,8 +435,8 @@ def draw_errors(counts: np.ndarray, metric: StreamingMetric) -> Figure:
 def find_extremes(evaluation: Evaluation, name: str) -> dict[str, list[dict[str, Any]]]:
     """`"best"` and `"worst"` samples of a task by its main score.
 
-    Samples with nothing to find are left out. Their scores say little: background alone is easily right, and no
-    boundary can be found. No sample is in both.
+    Samples with nothing to find are left out. Their scores say little: background alone is easy, and there is no
+    boundary to find. No sample is in both lists.
     """
     metric = evaluation.metrics[name]
     key = f"{name}_{metric.main}"

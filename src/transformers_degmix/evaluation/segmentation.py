@@ -43,7 +43,7 @@ class SegmentationMetric(StreamingMetric):
         }
 
     def per_class_iou(self) -> dict[int, float]:
-        """By class id, of the classes that labels or predictions contain."""
+        """Class id -> intersection over union, for the classes that labels or predictions contain."""
         matrix = self.sums["confusion"].double()
         union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
         iou = (matrix.diagonal() / union).tolist()
