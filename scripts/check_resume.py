@@ -1,9 +1,9 @@
-"""Kills a training run again and again, resumes it each time, and compares it with a run that was left alone.
+"""Kills a training run again and again, resumes it each time, and compares it with an uninterrupted run.
 
     python scripts/check_resume.py [--kills 10] [--seed 0] [--output_dir DIR] [--field value ...]
 
-Every other kill strikes as soon as a checkpoint is being written, the others after a random step. The weights of both
-runs must be equal to the last bit. Fields are those of the recipe `rooms_tiny`.
+Every other kill comes while a checkpoint is being written, the others after a random step. The weights of both runs
+must be equal to the last bit. `--field` changes a field of the recipe `rooms_tiny`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from transformers_degmix.training.arguments import parse_arguments
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_resume"), help="must be new")
     options, overrides = parser.parse_known_args()
     args = parse_arguments(["rooms_tiny", *overrides])
@@ -35,7 +35,7 @@ def main():
     finish(start(alone, overrides))
     rng = random.Random(options.seed)
     num_during_writing = 0
-    # A checkpoint is yet to come after each.
+    # After each, there is another checkpoint.
     steps = sorted(rng.sample(range(1, args.max_steps - args.checkpoint_steps), options.kills))
     for number, step in enumerate(steps):
         process = start(killed, [*overrides, "--resume"])
@@ -66,7 +66,7 @@ def main():
 
 
 def start(output_dir: Path, overrides: list[str]) -> subprocess.Popen:
-    """A training run that writes what it says into `output_dir` + `.log`."""
+    """A training run whose output goes to `output_dir` + `.log`."""
     command = [
         sys.executable,
         "-m",
@@ -87,7 +87,7 @@ def finish(process: subprocess.Popen):
 
 
 def steps_made(log: Path, max_steps: int) -> int:
-    """As the run's progress bar says."""
+    """The number of steps according to the run's progress bar."""
     bars = re.findall(r"train: +\d+%.*? (\d+)/(\d+) ", log.read_text())
     return int(bars[-1][0]) * max_steps // int(bars[-1][1]) if bars else 0
 

@@ -1,6 +1,6 @@
 """Predicts a photograph with the model that comes with the package, and trains a small one on Rooms.
 
-The latter starts from scratch, is scored on held-out rooms, and predicts some of them as pictures.
+The small model starts from scratch and is scored on held-out rooms. Its predictions for some of them are drawn.
 
     python scripts/rooms_demo.py [--quick] [--output_dir DIR]
 
@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="receives models and picture")
     options = parser.parse_args()
-    logging.disable_progress_bar()  # of saving; there is one of training
+    logging.disable_progress_bar()  # of saving; training has its own
     overrides = ["--output_dir", str(options.output_dir), *(QUICK if options.quick else [])]
 
     start = time.monotonic()
@@ -59,7 +59,7 @@ def main():
         data = load_rooms(split, num_images, tuple(args.image_size), num_proc=os.cpu_count())
         return DataLoader(data, args.batch_size, collate_fn=DeGMixDataCollator(processor, tasks=tasks))
 
-    # The training compared models on the validation rooms; these, nobody has seen.
+    # The training compared models on the validation rooms. The test rooms are new to it.
     held_out = rooms("test", args.num_eval_images)
     scores = {
         "DeGMix": evaluate_model(model, held_out, tasks, Accelerator())[1],

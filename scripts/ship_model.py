@@ -2,8 +2,8 @@
 
     python scripts/ship_model.py outputs/nyud_lite/best
 
-Matrices are stored in 16 bits; what has one dimension (biases, statistics of batch norms) in 32. `from_pretrained`
-loads all in 32. What is lost so is measured by scoring the shipped model.
+Matrices are stored in 16 bits, tensors of one dimension (biases, statistics of batch norms) in 32. `from_pretrained`
+loads all in 32. Score the shipped model to measure what is lost.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from transformers_degmix.hub.model_directory import load_model_directory, save_m
 from transformers_degmix.hub.shipped import DEFAULT_MODEL, SHIPPED_MODELS
 
 
-# Wheels and clones carry them.
+# Wheels and clones contain the weights.
 MAX_BYTES = 12_000_000
 
 
@@ -50,7 +50,7 @@ def ship(source: str, target: str):
         }
         overflown = [name for name, x in weights.items() if not x.isfinite().all()]
         if overflown:
-            raise ValueError(f"{source} has weights that 16 bits do not hold: {', '.join(overflown)}")
+            raise ValueError(f"{source} has weights that do not fit into 16 bits: {', '.join(overflown)}")
         path = directory / "model.safetensors"
         path.write_bytes(save(weights, metadata={"format": "pt"}))
         size = path.stat().st_size

@@ -5,10 +5,10 @@
 
 The boundaries are those of Rooms at NYUD-v2's size and tolerance; predictions are made from them with false
 boundaries, shifts, gaps, blur and noise. Both sides run one image after another on one core; seconds are processor
-time. The whole procedure of pyEdgeEval is timed, and its matcher alone (correspond_pixels), without the thinning in
-Python around it.
+time. The whole procedure of pyEdgeEval is timed, and also its matcher alone (correspond_pixels), without the thinning
+in Python around it.
 
-That matcher draws random numbers: its F-measures change in the fourth decimal from run to run.
+The matcher draws random numbers: its F-measures change in the fourth decimal from run to run.
 """
 
 import argparse

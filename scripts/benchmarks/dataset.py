@@ -1,16 +1,16 @@
-"""Measures `degmix predict --dataset`: images a second by one process, by two, and by Ray, and the model's waiting.
+"""Measures `degmix predict --dataset`: images a second by one process, two, and Ray, and how long the model waits.
 
     python scripts/benchmarks/dataset.py [--num-images 500] [--size 240 320] [--model MODEL] [--output report.json]
 
 The images are Rooms as JPEG. Each process has one thread, which reads, predicts and writes one image after the other:
 the times are those of the work itself. Starting up is not counted. The plain predictor decodes and predicts the same
-images in the same run, and keeps nothing. Ray is left out where it is not installed.
+images in the same run, and keeps nothing. Ray is left out if it is not installed.
 
     python scripts/benchmarks/dataset.py --estimate report.json [--photos 10_000_000] [--gpus 8 64] [...]
 
-computes from that report what that many photographs cost on GPUs. What a photo takes of a CPU core and of the disk is
-the measured figure times the number of pixels. What it takes of a GPU is not measured: twice the multiply-adds, by the
-GPU's peak and the share of it that is assumed to be reached.
+computes from that report what so many photographs cost on GPUs. The time of a CPU core and the size on disk are the
+measured ones, scaled by the number of pixels. The time of a GPU is not measured: it is twice the multiply-adds,
+divided by the GPU's peak and by the share of the peak that is assumed to be reached.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def time_plain_predictor(model: str, files: list[bytes]) -> dict[str, float]:
 
 
 def time_command(words: list[str], num_processes: int) -> dict[str, float]:
-    """Seconds by part, of a command's processes together, as it prints them."""
+    """Seconds by part, summed over a command's processes, as it prints them."""
     command = [sys.executable]
     if num_processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace) -> dict:
         seconds = time_plain_predictor(args.model, files)
         rows["plain predictor"] = {"processes": 1, **seconds, "output": 0.0}
         words = ["--model", args.model, "--dataset", str(source), "--split", "test", "--num-workers", "0"]
-        # Two for each process, so that neither is left waiting for the other for long.
+        # Two for each process, so that neither waits long for the other.
         words += ["--num-shards", str(min(4, args.num_images))]
         variants = {"1 process": (1, []), "2 processes": (2, []), "Ray, 2 workers": (1, ["--engine", "ray"])}
         for name, (num_processes, options) in variants.items():

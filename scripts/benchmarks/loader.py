@@ -43,7 +43,7 @@ STAGES = {
 }
 
 
-# one of them where torchvision is not installed
+# only one if torchvision is not installed
 PROCESSORS = {cls().backend: cls for cls in (DeGMixImageProcessorPil, DeGMixImageProcessor)}
 
 
@@ -71,7 +71,7 @@ def timed(function, seconds: dict[str, float], stage: str):
 
 
 def compare_processors(size: tuple[int, int], num_calls: int = 10):
-    """Prints the least CPU time of a call of each image processor, in turns, for photos of several sizes."""
+    """Prints the shortest CPU time of each image processor, called in turns, for photos of several sizes."""
     height, width = size
     rng = np.random.default_rng(0)
     print("photo         resized with  " + "".join(f"{name:>14}" for name in PROCESSORS))
@@ -104,7 +104,7 @@ def main():
         DeGMixImageProcessorPil(tasks=tasks), augmentation.Augmentation(tuple(args.size)), tasks=tasks
     )
     loader = DataLoader(map_columns(rooms.select_columns(["image", *tasks]), tasks), 8, collate_fn=collator)
-    next(iter(loader))  # what is only done once
+    next(iter(loader))  # warms up
 
     seconds = defaultdict(float)
     with ExitStack() as stack:

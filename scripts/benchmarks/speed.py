@@ -8,14 +8,14 @@
     python scripts/benchmarks/speed.py --busy 512 1024 2048 4096 --output outputs/benchmark
 
 The textbook (tests/textbook.py, which PYTHONPATH=tests finds) has the same parameters and gives the same numbers with
-explicit tokens, `nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. What is compared runs in turns, and
-of each the shortest time is taken: ratios hold on a machine that does other things as well, seconds may not. "Head" is
+explicit tokens, `nn.MultiheadAttention`, loops over the tasks and `F.grid_sample`. Functions are called in turns, and
+the shortest time of each counts: on a machine that also does other things, ratios hold, but seconds may not. "Head" is
 all that follows the backbone. Parameters and images are random. Writes report.json, report.md and pictures.
 
 On a CPU, the decoder takes pixels in portions (`DeGMixModel.CPU_PORTION`). `--busy` compares portions of several
-sizes, with one thread and with two, on idle cores and beside a process that computes on each of them: what is quickest
-alone need not be so on a machine that does other things. There, the shortest time says little, since threads wait for
-each other. The table has medians, and the longest time of a single pass.
+sizes, with one thread and with two, on idle cores and beside a process that computes on each of them. The quickest
+portion can differ. On busy cores, threads wait for each other, and the shortest time says little: the table has
+medians and the longest time of a single pass.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=list(LARGE_WAYS),
         choices=LARGE_WAYS,
-        help="images resized to that of the benchmark, in windows of its size, or whole at their own (default: all)",
+        help="images resized to the benchmark's size, in windows of that size, or whole as they are (default: all)",
     )
     parser.add_argument("--single-task", action="store_true", help="compare with the models of one task")
     parser.add_argument(
@@ -109,8 +109,8 @@ def parse_args() -> argparse.Namespace:
         help="compare portions of so many pixels, on idle and on busy cores, with one thread and two (Linux): minutes",
     )
     parser.add_argument("--published", action="store_true", help="count operations beside the authors' figures")
-    parser.add_argument("--compile", action="store_true", help="the head by torch.compile too")
-    parser.add_argument("--onnx", action="store_true", help="the whole model in onnxruntime too: minutes")
+    parser.add_argument("--compile", action="store_true", help="measure the head with torch.compile too")
+    parser.add_argument("--onnx", action="store_true", help="measure the whole model in onnxruntime too: minutes")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="by autocast")
     args = parser.parse_args()
@@ -163,18 +163,18 @@ class Machine:
             torch.accelerator.synchronize()
 
     def compare(self, functions: dict[str, Callable[[], Any]]) -> dict[str, float]:
-        """Shortest seconds of each, see `take_turns`."""
+        """Shortest seconds of each function, see `take_turns`."""
         return {name: min(times) for name, times in self.take_turns(functions).items()}
 
     def take_turns(self, functions: dict[Any, Callable[[], Any]]) -> dict[Any, list[float]]:
-        """Seconds of all calls of each, called in turns after a call that does not count."""
+        """Seconds of all calls of each function. They are called in turns, after a first call that does not count."""
         for function in functions.values():
             self.run(function)
         rows = [{name: self.run(function) for name, function in functions.items()} for _ in range(self.rounds)]
         return {name: [row[name] for row in rows] for name in functions}
 
     def peak_memory(self, function: Callable[[], Any]) -> int:
-        """Bytes that a call allocates at most beyond what is there before it."""
+        """The most bytes that a call has allocated at any time."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -191,13 +191,13 @@ class Machine:
 
 
 def process_memory(field: str) -> int:
-    """Bytes: `VmRSS`, what the process has in memory now, or `VmHWM`, what it had at most (Linux)."""
+    """Bytes that the process has in memory now, `VmRSS`, or had at most, `VmHWM` (Linux)."""
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(status[field].split()[0])
 
 
 class MatrixProduct:
-    """A product of large matrices, into memory that is there: to get new one takes a part of the time."""
+    """A product of large matrices, into existing memory: allocating it would take a part of the time."""
 
     def __init__(self, device: torch.device):
         self.left, self.right, self.product = (torch.randn(4096, 4096, device=device) for _ in range(3))
@@ -302,7 +302,7 @@ def measure_training(machine: Machine, model: DeGMixForMultiTaskDensePrediction,
 
 @contextmanager
 def busy_cores() -> Iterator[None]:
-    """A process on each core that this one may use computes until the end, or until this process is gone."""
+    """A process computes on each core that this one may use, until the block ends or this process is gone."""
     program = (
         "import os, sys\n"
         "os.sched_setaffinity(0, [int(sys.argv[1])])\n"
@@ -365,7 +365,7 @@ def measure_busy(
                         )
                     progress.update()
     torch.set_num_threads(num_threads)
-    del model.model.CPU_PORTION  # that of the class again
+    del model.model.CPU_PORTION  # the class's value again
     return table
 
 
@@ -498,9 +498,9 @@ def measure_large(
     sides: list[int],
     ways: list[str],
 ) -> Table:
-    """What the process has in memory at most while the pipeline predicts a photo, beyond what it had before.
+    """Peak memory of the process while the pipeline predicts a photo, beyond its memory before.
 
-    With NumPy's arrays and PIL's images, which PyTorch's profiler does not see; without what is on a GPU.
+    It includes NumPy's arrays and PIL's images, which PyTorch's profiler does not see, but not memory of a GPU.
     """
     height, width = run.image_size
     processor = DeGMixImageProcessor(
@@ -511,7 +511,7 @@ def measure_large(
     table = []
     for side, way in tqdm(list(product(sides, ways)), desc="large"):
         photo = Image.effect_noise((side, side), 64).convert("RGB")
-        Path("/proc/self/clear_refs").write_text("5")  # forgets what it had at most so far
+        Path("/proc/self/clear_refs").write_text("5")  # resets `VmHWM`
         before = process_memory("VmRSS")
         seconds = machine.run(lambda: predict(photo, **options[way]))
         memory = process_memory("VmHWM") - before
@@ -545,7 +545,7 @@ def measure_tasks(machine: Machine, run: TrainingArguments, images: Tensor, coun
 def measure_single_task(machine: Machine, model: DeGMixForMultiTaskDensePrediction, images: Tensor) -> Table:
     """Parameters, operations and time of models of one task, beside the model of all.
 
-    Each task attends to all, so that the mixers of all are needed, and then to itself.
+    Each task first attends to all, which needs the mixers of all, and then only to itself.
     """
     model.eval()
     size = tuple(images.shape[-2:])
@@ -576,7 +576,7 @@ def measure_single_task(machine: Machine, model: DeGMixForMultiTaskDensePredicti
 def count_work(build: Callable[[], nn.Module], size: tuple[int, int]) -> dict[str, float]:
     """Parameters of a model, and operations on one image of (height, width)."""
     with FakeTensorMode(), torch.no_grad():
-        model = build().eval()  # which runs the backbone too
+        model = build().eval()  # before counting, because it runs the backbone too
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, *size))
     return {
@@ -588,7 +588,7 @@ def count_work(build: Callable[[], nn.Module], size: tuple[int, int]) -> dict[st
 def count_published() -> Table:
     """Parameters and operations of the published configurations, beside the authors' figures.
 
-    Those with timm's backbones are left out where timm is not installed.
+    Configurations with timm's backbones are left out if timm is not installed.
     """
     table = []
     for published in tqdm(yaml.safe_load((ROOT / "model_cards" / "published.yaml").read_text()), desc="published"):

@@ -1,8 +1,8 @@
-"""Adds surface normals to models that were trained on Rooms without them, against training with them from scratch.
+"""Adds surface normals to models that were trained on Rooms without them, and compares with training from scratch.
 
     python scripts/studies/growth.py [--seeds 0 1] [--output_dir DIR] [--field value ...]
 
-What was finished before is not trained again. Fields are those of the recipe `rooms_study`.
+Finished trainings are not repeated. `--field` changes a field of the recipe `rooms_study`.
 """
 
 from pathlib import Path
@@ -44,7 +44,7 @@ def main():
 
 @torch.no_grad()
 def count_changed_values(before: Path, after: Path, args: TrainingArguments) -> int:
-    """How many logits of the tasks of a model are others after it was given a further one, evaluation split."""
+    """How many logits of a model's tasks on the evaluation split changed when it got another task."""
     (model, processor), (grown, _) = load_model_directory(before), load_model_directory(after)
     loader = build_eval_loader(args, args.sources[0], processor, model.config.tasks, Accelerator())
     changed = 0

@@ -3,8 +3,8 @@
     python scripts/studies/models.py [--recipe rooms_study] [--seeds 0 1] [--jobs 1] [--output_dir DIR]
         [--field value ...]
 
-All start from the same weights, as far as they have the same parts, and see the same batches in the same order; only
-the model differs. What was finished before is not trained again. Fields are those of the recipe.
+Parts that models have in common start from the same weights, and all models see the same batches in the same order.
+Finished trainings are not repeated. `--field` changes a field of the recipe.
 """
 
 from functools import partial

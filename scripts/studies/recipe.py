@@ -3,9 +3,9 @@
     python scripts/studies/recipe.py [--recipe nyud_lite] [--seeds 0 1] [--jobs 1] [--output_dir DIR] [--only NAME ...]
         [--field value ...]
 
-The recipe as it is comes first, with each seed: what its scores differ by is what a change has to exceed. Changes are
-tried with the first seed. What was finished before is not trained again. Choose on images that are not trained on:
-`--train_split "train[:635]" --eval_split "train[635:]"`. Fields are those of the recipe.
+The unchanged recipe comes first, with each seed: a change must exceed the differences between its scores. Changes are
+tried with the first seed. Finished trainings are not repeated. Choose on images that are not trained on:
+`--train_split "train[:635]" --eval_split "train[635:]"`. `--field` changes a field of the recipe.
 """
 
 import re
@@ -30,7 +30,7 @@ def of_task(name: str, **fields: Any) -> dict[str, Any]:
     return {"model": {"tasks": {name: fields}}}
 
 
-# What is not said by fields is an argument of `train_variant`.
+# Entries that are not fields of the recipe are arguments of `train_variant`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "offset_position: absolute": {"model": {"offset_position": "absolute"}},
     "offset_position: normalized": {"model": {"offset_position": "normalized"}},
@@ -66,7 +66,7 @@ def main():
     parser.set_defaults(recipe="nyud_lite")
     parser.add_argument("--only", nargs="*", choices=VARIANTS, default=VARIANTS, help="changes to try (default: all)")
     options, args, tasks = parse_study(parser)
-    args.model["tasks"] = {name: {} for name in tasks} | args.model.get("tasks", {})  # to which variants add fields
+    args.model["tasks"] = {name: {} for name in tasks} | args.model.get("tasks", {})  # variants add fields to these
 
     trainings = {f"as it is, seed {seed}": ({}, seed) for seed in options.seeds}
     trainings |= {name: (VARIANTS[name], options.seeds[0]) for name in options.only}
@@ -90,7 +90,7 @@ def train_variant(
     norm_momentum: float = EfficientNetLiteConv.NORM_MOMENTUM,
     **fields: Any,
 ) -> Outcome:
-    """Trains and scores a model by a recipe with other fields.
+    """Trains and scores a model by a recipe with changed fields.
 
     Args:
         offset_factor: by which the offsets of mixers are multiplied before the training.

@@ -1,12 +1,12 @@
-"""Compares the positions that may enter the sampling offsets, at the training size and at other sizes, on Rooms.
+"""Compares the positions that sampling offsets can depend on, at the training size and at other sizes, on Rooms.
 
     python scripts/studies/resolution.py [--seeds 0 1] [--factors 0.5 1 1.5 2] [--output_dir DIR] [--field value ...]
 
-For each `offset_position`, a model is trained at one scale, as the demo is, and one at random scales from 0.5 to 2, as
-the published recipe does. They are scored on the same rooms, rendered at several sizes and not resized. Random scales
+For each `offset_position`, one model is trained at one scale, like the demo, and one at random scales from 0.5 to 2,
+like the published recipe. They are scored on the same rooms, rendered at several sizes and not resized. Random scales
 teach a model that an image of twice the size is seen from half as far: its depth is scaled back.
 
-What was finished before is not trained again. Fields are those of the recipe `rooms_study`.
+Finished trainings are not repeated. `--field` changes a field of the recipe `rooms_study`.
 """
 
 import json
@@ -28,7 +28,7 @@ from transformers_degmix.training.data import build_eval_loader
 from transformers_degmix.training.study import DEGMIX, parse_study, run, study_parser
 
 
-# range of random scales in training, by name
+# name -> range of random scales in training
 TRAININGS = {"one scale": [1, 1], "scales 0.5 to 2": [0.5, 2]}
 
 
@@ -54,7 +54,7 @@ def main():
 
 @torch.no_grad()
 def score(folder: Path, args: TrainingArguments, factor: float, nearness: float) -> dict[str, dict[str, float]]:
-    """Scores on the evaluation rooms at `factor` times the training size, taken to be seen from `nearness` as near."""
+    """Scores on the evaluation rooms at `factor` times the training size; depths are multiplied by `nearness`."""
     result = folder / f"scores_{factor:g}.json"
     if result.exists():
         return json.loads(result.read_text())
@@ -74,7 +74,7 @@ def score(folder: Path, args: TrainingArguments, factor: float, nearness: float)
 
 
 def draw_tables(results: dict, seeds: list[int], factors: list[float], tasks: dict) -> str:
-    """Markdown: for each training the gain over `absolute` at the training size, then every score; means of seeds."""
+    """Markdown: per training, the gain over `absolute` at the training size and every score; means over the seeds."""
     mains = {name: METRICS[task["kind"]].main for name, task in tasks.items()}
     blocks = []
     for training in TRAININGS:

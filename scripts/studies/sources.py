@@ -1,4 +1,4 @@
-"""What one model learns from several data sets that are each labelled for some of its tasks.
+"""Trains one model on several data sets, each labelled for some of its tasks, and compares it with others.
 
     python scripts/studies/sources.py [--recipe nyud_lite] [--seeds 0 1] [--only thirds rooms] [--num_images 795]
         [--num_rooms 795] [--jobs 1] [--output_dir DIR] [--field value ...]
@@ -6,12 +6,12 @@
 - thirds: the training photographs are cut into three, each with the labels of one task: classes, depth or normals. One
   model learns from all three. It is compared with a model for each task on its third, and with a model of the three
   tasks on all labels of all photographs.
-- rooms: the photographs, labelled for the four tasks of NYUD-v2, with rendered Rooms, labelled for these and for human
-  parts and saliency. The four tasks are compared with those of a model of the photographs alone; all are scored on
-  photographs. What the model sees of the other two in photographs is drawn (photographs.png).
+- rooms: one model learns from the photographs, labelled for the four tasks of NYUD-v2, and from rendered Rooms,
+  labelled for these, human parts and saliency. On the four tasks, it is compared with a model of the photographs
+  alone, scored on photographs. Its predictions on photographs, for all six tasks, are drawn (photographs.png).
 
-All trainings take as many steps, with the same batch size, and start from the same weights as far as they have the
-same parts. What was finished before is not trained again. Fields are those of the recipe, whose data set is NYUD-v2.
+All trainings have the same number of steps and the same batch size. Parts that models have in common start from the
+same weights. Finished trainings are not repeated. `--field` changes a field of the recipe, whose data set is NYUD-v2.
 To choose, hold out training images: `--num_images 635 --eval_split "train[635:]"`.
 """
 
@@ -139,7 +139,7 @@ def draw_table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int], tasks
 
 
 def draw_photographs(directory: Path, args: TrainingArguments, picture: Path):
-    """Draws what a model predicts on evaluation photographs, above the labels that they have."""
+    """Draws a model's predictions on evaluation photographs, above their labels."""
     model, processor = load_model_directory(directory)
     labelled = {name: model.config.tasks[name] for name in choose_tasks(args, None)}
     data = load_split(args, args.sources[0], "eval", labelled)
