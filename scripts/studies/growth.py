@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from transformers_degmix.cli import run_script
+from transformers_degmix.evaluation.evaluator import markdown_table
 from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import build_eval_loader
@@ -71,8 +72,7 @@ def draw_table(results: list[dict]) -> str:
         runs = [result[name] for result in results]
         angles, seconds = [run["scores"][NEW]["mean_angle"] for run in runs], [run["cpu_seconds"] for run in runs]
         lines.append([description, show(angles, 1), show(seconds, 0)])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(lines)
 
 
 if __name__ == "__main__":

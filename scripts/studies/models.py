@@ -12,7 +12,7 @@ from statistics import mean, stdev
 
 from transformers_degmix.cli import run_script
 from transformers_degmix.evaluation import METRICS
-from transformers_degmix.evaluation.evaluator import multi_task_gain
+from transformers_degmix.evaluation.evaluator import markdown_table, multi_task_gain
 from transformers_degmix.training.study import DEGMIX, parse_study, run, run_all, score_columns, study_parser
 
 
@@ -65,8 +65,7 @@ def draw_table(results: dict, seeds: list[int], tasks: dict) -> str:
         scores = [mean(run["scores"][name][metric.main] for run in runs) for name, metric in metrics.items()]
         costs = [mean(run[cost] for run in runs) for cost in ("parameters", "gflops", "cpu_seconds")]
         lines.append([model, *map("{:.3f}".format, scores), f"{mean(gains):+.1f}{spread}", *show(costs)])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(lines)
 
 
 def show(costs: list[float]) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 
 from transformers_degmix.cli import run_script
-from transformers_degmix.evaluation import METRICS
+from transformers_degmix.evaluation.evaluator import main_cells, markdown_table
 from transformers_degmix.hub.model_directory import save_model_directory
 from transformers_degmix.modeling_degmix import DeGMixDeformableConv
 from transformers_degmix.modeling_efficientnet_lite import EfficientNetLiteConv
@@ -113,12 +113,8 @@ def train_variant(
 
 def draw_table(outcomes: dict[str, Outcome], tasks: dict[str, dict]) -> str:
     """Markdown: the scores of each training."""
-    metrics = {name: METRICS[task["kind"]] for name, task in tasks.items()}
-    lines = [["change", *score_columns(tasks)]]
-    for change, outcome in outcomes.items():
-        lines.append([change, *(f"{outcome['scores'][name][metric.main]:.4f}" for name, metric in metrics.items())])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    rows = [[change, *main_cells(outcome["scores"], tasks).values()] for change, outcome in outcomes.items()]
+    return markdown_table([["change", *score_columns(tasks)], *rows])
 
 
 if __name__ == "__main__":

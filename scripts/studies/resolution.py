@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from transformers_degmix.cli import run_script
 from transformers_degmix.configuration_degmix import OFFSET_POSITIONS
 from transformers_degmix.evaluation import METRICS
-from transformers_degmix.evaluation.evaluator import multi_task_gain
+from transformers_degmix.evaluation.evaluator import markdown_table, multi_task_gain
 from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.training.arguments import TrainingArguments
@@ -93,11 +93,8 @@ def draw_tables(results: dict, seeds: list[int], factors: list[float], tasks: di
                 means = [f"{mean(run[name][main] for run in runs):.3f}" for name, main in mains.items()]
                 scores.append([position, f"{factor:g}x", *means])
             gains.append(row)
-        for lines in (gains, scores):
-            lines.insert(1, ["---"] * len(lines[0]))
-            blocks.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
-        blocks.insert(-2, f"Trained at {training}:")
-    return "\n\n".join(blocks) + "\n"
+        blocks += [f"Trained at {training}:\n", markdown_table(gains), markdown_table(scores)]
+    return "\n".join(blocks)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from transformers_degmix.data.benchmarks import NYUD_CLASSES
 from transformers_degmix.data.inspection import evenly_spaced
 from transformers_degmix.data.rooms import ROOMS_TASKS
 from transformers_degmix.evaluation import METRICS
+from transformers_degmix.evaluation.evaluator import markdown_table
 from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.build import choose_tasks
@@ -134,8 +135,7 @@ def draw_table(outcomes: dict[tuple[str, int], Outcome], seeds: list[int], tasks
             spread = f" ± {stdev(found):.4f}" if len(found) > 1 else ""
             line.append(f"{mean(found):.4f}{spread}" if found else "-")
         lines.append(line)
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return markdown_table(lines)
 
 
 def draw_photographs(directory: Path, args: TrainingArguments, picture: Path):

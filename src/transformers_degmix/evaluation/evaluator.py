@@ -112,23 +112,27 @@ def multi_task_gain(
     return 100 * sum(gains) / max(1, len(gains))
 
 
-def format_main_scores(scores: dict[str, dict[str, float]], tasks: dict[str, dict]) -> str:
+def main_cells(scores: dict[str, Scores], tasks: dict[str, dict]) -> dict[str, str]:
+    """Task and name of its main score -> this score, "-" where it has none."""
+    names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
+    return {f"{task} {name}": f"{scores[task][name]:.4f}" if task in scores else "-" for task, name in names.items()}
+
+
+def format_main_scores(scores: dict[str, Scores], tasks: dict[str, dict]) -> str:
     """One line with the main score of each task, "-" where it has none."""
-    names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
-    return "  ".join(
-        f"{task} {name} " + (f"{scores[task][name]:.4f}" if task in scores else "-") for task, name in names.items()
-    )
+    return "  ".join(f"{title} {score}" for title, score in main_cells(scores, tasks).items())
 
 
-def format_source_table(source_scores: dict[str, dict[str, Scores]], tasks: dict[str, dict]) -> list[str]:
-    """Lines of a Markdown table of sources and the main scores of tasks, "-" where there is none."""
-    names = {task: METRICS[fields["kind"]].main for task, fields in tasks.items()}
-    lines = [["source", *(f"{task} {name}" for task, name in names.items())]]
-    for source, scores in source_scores.items():
-        values = (f"{scores[task][name]:.4f}" if task in scores else "-" for task, name in names.items())
-        lines.append([source, *values])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return ["| " + " | ".join(line) + " |" for line in lines]
+def format_source_table(source_scores: dict[str, dict[str, Scores]], tasks: dict[str, dict]) -> str:
+    """A Markdown table of sources and the main scores of tasks, "-" where there is none."""
+    rows = [[source, *main_cells(scores, tasks).values()] for source, scores in source_scores.items()]
+    return markdown_table([["source", *main_cells({}, tasks)], *rows])
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """The lines of a Markdown table, whose titles are the first row."""
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ..version import __version__
 from ..visualization import draw_overview, stack_overviews
 from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
 from .calibration import REMOVED, Calibration, median_angle
-from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image
+from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, markdown_table, predict_whole_image
 from .metric import StreamingMetric, ThresholdedMetric
 
 
@@ -212,7 +212,7 @@ def format_table(reports: list[dict[str, Any]]) -> str:
         columns.append(_format_column(gains, 1, "+.2f", True))
     header.append("parameters")
     columns.append([f"{report['model']['parameters'] / 1e6:.2f} M" for report in reports])
-    return _markdown([header, *map(list, zip(*columns))])
+    return markdown_table([header, *map(list, zip(*columns))])
 
 
 def _format_column(values: list[float | None], factor: float, number_format: str, higher_is_better: bool) -> list[str]:
@@ -220,11 +220,6 @@ def _format_column(values: list[float | None], factor: float, number_format: str
     best = (max if higher_is_better else min)(known) if len(values) > 1 else None
     texts = ["-" if value is None else format(factor * value, number_format) for value in values]
     return [f"**{text}**" if value is not None and value == best else text for value, text in zip(values, texts)]
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in rows)
 
 
 def write_report(
@@ -264,7 +259,8 @@ def write_report(
         if name not in report["scores"]:
             lines.append("-, no label in this split\n" if name in evaluation.metrics else "-, not evaluated\n")
             continue
-        lines.append(_markdown([["score", "value"], *([k, f"{v:.4f}"] for k, v in report["scores"][name].items())]))
+        scores = [[score, f"{value:.4f}"] for score, value in report["scores"][name].items()]
+        lines.append(markdown_table([["score", "value"], *scores]))
         for title, figure in draw_figures(evaluation, name, task).items():
             file_name = f"{name}_{title.replace(' ', '_')}.png"
             figure.savefig(directory / file_name, dpi=100, bbox_inches="tight")
@@ -308,7 +304,7 @@ def _describe_confidence(report: dict[str, Any]) -> str:
     rows = [["task", "AUSE down", "at random", "ratio", "ECE down"]]
     for name, scores in report["calibration"].items():
         rows.append([name, *_ause_cells(scores), f"{scores['ece']:.4f}" if "ece" in scores else "-"])
-    parts = ["## Confidence\n", _markdown(rows)]
+    parts = ["## Confidence\n", markdown_table(rows)]
     if "consistency" in report:
         consistency = report["consistency"]
         parts.append(
@@ -317,7 +313,7 @@ def _describe_confidence(report: dict[str, Any]) -> str:
             "degrees across the longer side. Their agreement as a confidence:\n"
         )
         rows = [[name, *_ause_cells(scores)] for name, scores in consistency["orders_errors_of"].items()]
-        parts.append(_markdown([["task", "AUSE down", "at random", "ratio"], *rows]))
+        parts.append(markdown_table([["task", "AUSE down", "at random", "ratio"], *rows]))
     return "\n".join(parts)
 
 

@@ -82,7 +82,7 @@ def run_card(
     table = ""
     if len(sources) > 1:
         table = "The scores above are means over the sources that label the task. By source:\n\n"
-        table += "\n".join(format_source_table(source_scores, {name: tasks[name] for name in scores})) + "\n\n"
+        table += format_source_table(source_scores, {name: tasks[name] for name in scores}) + "\n"
     backbone = getattr(model.config.backbone_config, "backbone", model.config.backbone_config.model_type)
     title = f"DeGMix with {backbone} on {data_title}"
     picture = f"\n\n![Predictions above the labels, evaluation split]({PICTURE})" if has_picture else ""

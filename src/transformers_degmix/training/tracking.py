@@ -86,7 +86,7 @@ class RunTracker:
         self.bar.write(f"step {step}  loss {loss:.3f}  {format_main_scores(scores, self.tasks)}")
         values = {f"eval/{task}_{name}": score for task in scores for name, score in scores[task].items()}
         if len(source_scores) > 1:
-            self.bar.write("\n".join(format_source_table(source_scores, self.tasks)))
+            self.bar.write(format_source_table(source_scores, self.tasks), end="")
             values |= {
                 f"eval/{source}/{task}_{name}": score
                 for source, by_task in source_scores.items()
