@@ -26,7 +26,8 @@ def save_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any]
     Raises:
         OSError: the file cannot be written; a file that was at `path` stays.
     """
-    generators = gather_object([random_state()])
+    # Of PyTorch, from which dropout and stochastic depth draw.
+    generators = gather_object([{"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}])
     if accelerator.is_main_process:
         states = {name: part.state_dict() for name, part in parts.items()}
         checkpoint = {"parts": states, "generators": generators, "arguments": arguments}
@@ -55,7 +56,9 @@ def load_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any]
         raise ValueError(f"{path} is of a run with other arguments: {listed}")
     for name, part in parts.items():
         part.load_state_dict(checkpoint["parts"][name])
-    set_random_state(checkpoint["generators"][accelerator.process_index])
+    generators = checkpoint["generators"][accelerator.process_index]
+    torch.set_rng_state(generators["cpu"])
+    torch.cuda.set_rng_state_all(generators["cuda"])
 
 
 @contextmanager
@@ -65,13 +68,3 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         raise OSError(f"cannot write {path}: {error}") from error
-
-
-def random_state() -> dict[str, Any]:
-    """The state of PyTorch's generators in this process, from which dropout and stochastic depth draw."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-
-
-def set_random_state(state: dict[str, Any]):
-    torch.set_rng_state(state["cpu"])
-    torch.cuda.set_rng_state_all(state["cuda"])
