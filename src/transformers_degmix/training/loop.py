@@ -179,7 +179,9 @@ class Run:
         save_checkpoint(path, self._parts(), self._arguments(), self.accelerator)
 
     def is_finished(self) -> bool:
-        return self.progress.step == self.args.max_steps or stops_early(self.args, self.progress)
+        patience = self.args.early_stopping_patience
+        stops_early = patience is not None and self.progress.num_evaluations_without_gain >= patience
+        return stops_early or self.progress.step == self.args.max_steps
 
     def step(self, terminated: threading.Event) -> bool:
         """Makes an optimiser step; returns whether any process has received SIGTERM."""
@@ -326,11 +328,6 @@ def update_best(args: TrainingArguments, progress: Progress, quality: float):
     progress.num_evaluations_without_gain = 0 if is_better else progress.num_evaluations_without_gain + 1
     ranked = sorted({**progress.qualities, progress.step: quality}.items(), key=lambda item: (-item[1], item[0]))
     progress.qualities = dict(ranked[: args.num_best_models])
-
-
-def stops_early(args: TrainingArguments, progress: Progress) -> bool:
-    patience = args.early_stopping_patience
-    return patience is not None and progress.num_evaluations_without_gain >= patience
 
 
 def save_models(args: TrainingArguments, progress: Progress, model: nn.Module, processor, card: dict[str, bytes]):
