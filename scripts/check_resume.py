@@ -67,18 +67,9 @@ def main():
 
 def start(output_dir: Path, overrides: list[str]) -> subprocess.Popen:
     """A training run whose output goes to `output_dir` + `.log`."""
-    command = [
-        sys.executable,
-        "-m",
-        "transformers_degmix",
-        "train",
-        "rooms_tiny",
-        "--output_dir",
-        str(output_dir),
-        *overrides,
-    ]
+    command = [sys.executable, *"-m transformers_degmix train rooms_tiny --output_dir".split(), str(output_dir)]
     with open(output_dir.with_suffix(".log"), "w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen([*command, *overrides], stdout=log, stderr=subprocess.STDOUT)
 
 
 def finish(process: subprocess.Popen):

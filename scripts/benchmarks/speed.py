@@ -623,15 +623,9 @@ def describe_machine(device: torch.device) -> str:
 
 def format_table(rows: Table) -> str:
     def cell(value: Any) -> str:
-        if value is None:
-            return "-"
-        return (
-            f"{value:.3g}"
-            if isinstance(value, float) and value < 1000
-            else f"{value:.0f}"
-            if isinstance(value, float)
-            else str(value)
-        )
+        if isinstance(value, float):
+            return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+        return "-" if value is None else str(value)
 
     names = list(rows[0])
     lines = [names, ["---"] * len(names), *([cell(row.get(name)) for name in names] for row in rows)]
