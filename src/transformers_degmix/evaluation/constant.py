@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
-from ..tasks import IGNORE_INDEX
 from . import METRICS
-from .metric import compute_scores
+from .metric import compute_scores, valid_pixels
 
 
 def constant_scores(
@@ -27,17 +25,12 @@ def constant_scores(
     metrics, constants = {}, {}
     for name, task in tasks.items():
         metrics[name] = METRICS[task["kind"]](task)
-        constants[name] = metrics[name].best_constant(_valid(torch.cat([labels[name] for labels in train_labels])))
+        labels = torch.cat([maps[name] for maps in train_labels])
+        valid = valid_pixels(task["kind"], labels)
+        values = labels[valid] if labels.ndim == 3 else labels.transpose(0, 1)[:, valid]
+        constants[name] = metrics[name].best_constant(values)
     for batch in eval_batches:
         for name, metric in metrics.items():
             label = batch["labels"][name]
             metric.update(constants[name][..., None, None].expand_as(label), label)
     return compute_scores(metrics)
-
-
-def _valid(label: Tensor) -> Tensor:
-    """The values of all valid pixels, `(pixels,)` or `(3, pixels)`."""
-    if label.ndim == 3:
-        return label[label != IGNORE_INDEX]
-    vectors = label.transpose(0, 1).flatten(1)
-    return vectors[:, (vectors != IGNORE_INDEX).all(dim=0)]
