@@ -3,7 +3,7 @@
     python scripts/benchmarks/dataset.py [--num-images 500] [--size 240 320] [--model MODEL] [--output report.json]
 
 The images are Rooms as JPEG. Each process has one thread, which reads, predicts and writes one image after the other:
-the times are those of the work itself. Starting up is not counted. The plain predictor decodes and predicts the same
+the times are of the work itself. Starting up is not counted. The plain predictor decodes and predicts the same
 images in the same run, and keeps nothing. Ray is left out if it is not installed.
 
     python scripts/benchmarks/dataset.py --estimate report.json [--photos 10_000_000] [--gpus 8 64] [...]

@@ -90,7 +90,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[], help="show time against image size")
     parser.add_argument("--tasks", type=int, nargs="+", default=[], help="show time against the number of tasks")
     parser.add_argument(
-        "--large", type=int, nargs="+", default=[], help="show the pipeline's memory against the side of square images"
+        "--large", type=int, nargs="+", default=[], help="show the pipeline's memory against image sides (Linux)"
     )
     parser.add_argument(
         "--large-ways",

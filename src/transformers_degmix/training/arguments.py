@@ -97,8 +97,8 @@ class TrainingArguments:
             Transformers or timm (`timm/resnet18.a1_in1k`), or `efficientnet_lite0`, whose weights are in the extra
             `lite`. It brings its `backbone_config` and `image_processor`, where these are not given. The former has up
             to four maps; a single saved one counts as no choice.
-        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. By default, those that
-            change the values of pixels are as the initial weights need them.
+        image_processor: fields of `DeGMixImageProcessor` to change, such as `image_mean`. By default, the fields that
+            change values of pixels are as the initial weights need them.
         freeze: modules that are not trained, for example `[model.backbone]`; statistics of their batch norms stay.
         compile: whether to train with `torch.compile`.
 

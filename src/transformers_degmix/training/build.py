@@ -92,7 +92,7 @@ def known_tasks(args: TrainingArguments) -> tuple[dict[str, dict], str]:
 
 
 def complete_tasks(known: dict[str, dict], given: dict[str, dict] | None, owner: str) -> dict[str, dict]:
-    """The given tasks, whose fields override those of the known ones; all known tasks if none are given.
+    """The given tasks, completed with the fields of known ones; all known tasks if none are given.
 
     Raises:
         ValueError: a task is not known and has no `kind`.

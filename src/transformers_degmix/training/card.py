@@ -75,7 +75,7 @@ def run_card(
         for source, data, prints in zip(sources, described, fingerprints or [{}] * len(sources))
         for line in describe_source(source, data, prints)
     )
-    # Several sources may be parts of one data set.
+    # Several sources can be parts of one data set.
     data_sets = {data["id"]: data for data in described}.values()
     data_title = " and ".join(data["title"] for data in data_sets)
     texts = {key: "\n\n".join(dict.fromkeys(data[key] for data in data_sets)) for key in ("limits", "bias", "holds")}

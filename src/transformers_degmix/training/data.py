@@ -39,7 +39,7 @@ def describe_split(args: TrainingArguments, source: Source, part: str) -> DataSp
 def find_sources(args: TrainingArguments, tasks: dict[str, dict]) -> list[Source]:
     """The sources of a run, each with the names of the tasks that it labels.
 
-    These are the tasks that it names, or by default those with a column. The only data set of a run must label all.
+    These are the tasks that it names, by default all with a column. The only data set of a run must label all tasks.
 
     Raises:
         ValueError: a source labels none of the tasks, or no source labels a task.
@@ -127,7 +127,7 @@ def draw_epoch(sizes: list[int], shares: list[int], seed: int, epoch: int) -> np
         for repetition, turn in enumerate(range(first // size, -(-end // size))):
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(source, turn)))
             images = rng.permutation(size)[max(0, first - turn * size) : end - turn * size]
-            # Sorted, because all are shuffled below: the order of a single source is then that of one shuffle.
+            # Sorted, because all are shuffled below: a single source then has the order of one shuffle.
             drawn.append(np.sort(images) + start + repetition * sum(sizes))
         start += size
     return np.random.default_rng([seed, epoch]).permutation(np.concatenate(drawn))
@@ -247,7 +247,7 @@ class TrainBatches:
 
     Args:
         args, sources, processor, accelerator: of the run.
-        tasks: `DeGMixConfig.tasks`, those whose labels are read.
+        tasks: `DeGMixConfig.tasks`, or only the tasks whose labels are read.
 
     Attributes:
         epoch: of the last batch.

@@ -36,8 +36,8 @@ class DenseMetrics:
             compute_result: whether this was the last batch.
 
         Returns:
-            `<task>_<score>` -> value over all batches since the last result, for tasks with a label. Empty unless this
-            was the last batch.
+            `<task>_<score>` -> value over all batches since the last result, for tasks with a label. Empty before the
+            last batch.
         """
         for name, metric in self.metrics.items():
             if name not in prediction.label_ids:
