@@ -1,6 +1,7 @@
 """Files and directories that appear whole or not at all, here and on the Hub."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,7 +65,8 @@ def check_writable(path: str | PathLike, overwrite: bool = False):
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]):
     """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
-    aside = path.with_name(f".{path.name}{UNFINISHED}.{os.getpid()}")
+    # Not the process's id, which another machine or a restarted container can have too.
+    aside = path.with_name(f".{path.name}{UNFINISHED}.{secrets.token_hex(4)}")
     try:
         with open(aside, "xb") as file:
             write(file)
