@@ -1,7 +1,9 @@
 """Models small enough for tests: any backbone, any tasks, every parameter of influence."""
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -73,6 +75,24 @@ def save_small_model(path: Path, **fields) -> Path:
     """A directory of a [`small_model`] and its image processor."""
     model = small_model(**fields)
     save_model_directory(path, model, DeGMixImageProcessorPil(tasks=model.config.tasks))
+    return path
+
+
+def save_small_onnx(path: Path, **metadata: Any) -> Path:
+    """A file like those of `export_onnx`, whose normals are the pixels. `None` leaves metadata out."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    shape = ["batch", 3, "height", "width"]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("pixel_values", "normals")]
+    nodes = [helper.make_node("Identity", ["pixel_values"], ["normals"])]
+    graph = helper.make_graph(nodes, "pixels", values[:1], values[1:])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)])
+    tasks = [{"name": "normals", "kind": "normals"}]
+    properties = {"tasks": tasks, "preprocessor": {"size_divisor": 32}, "parameters": 0, **metadata}
+    written = {name: json.dumps(value) for name, value in properties.items() if value is not None}
+    helper.set_model_props(model, written)
+    onnx.save(model, path)
     return path
 
 

@@ -3,12 +3,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from commands import run_command
-from onnx import TensorProto, helper
 from PIL import Image
-from small_models import ALL_KINDS, save_small_model
+from small_models import ALL_KINDS, save_small_model, save_small_onnx
 
 from transformers_degmix.data.rooms import load_rooms
 
@@ -126,10 +124,6 @@ def test_errors_are_one_line_and_nothing_is_written(explain, model_dir, photo, t
 
 
 def test_onnx_files_are_refused(explain, photo, tmp_path):
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("pixel_values", "depth")]
-    graph = helper.make_graph([helper.make_node("Identity", ["pixel_values"], ["depth"])], "g", values[:1], values[1:])
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)])
-    helper.set_model_props(model, {"tasks": '[{"name": "depth", "kind": "depth"}]', "preprocessor": "{}"})
-    onnx.save(model, tmp_path / "model.onnx")
-    message = explain("--model", tmp_path / "model.onnx", "--image", photo, "--output", tmp_path / "out")
-    assert message == f"error: {tmp_path / 'model.onnx'} is an ONNX file, which gives only logits"
+    path = save_small_onnx(tmp_path / "model.onnx")
+    message = explain("--model", path, "--image", photo, "--output", tmp_path / "out")
+    assert message == f"error: {path} is an ONNX file, which gives only logits"

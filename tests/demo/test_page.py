@@ -13,7 +13,7 @@ import torch
 import trimesh
 from commands import run_command
 from PIL import Image
-from small_models import small_model
+from small_models import save_small_onnx, small_model
 from transformers import pipeline
 
 from transformers_degmix import DeGMixImageProcessorPil
@@ -23,6 +23,7 @@ from transformers_degmix.demo import page
 from transformers_degmix.demo.page import LAUNCH_OPTIONS, LONGEST_SIDE, build_demo, read_photo
 from transformers_degmix.demo.readings import draw_legend, read_point
 from transformers_degmix.demo.surface import depth_surface
+from transformers_degmix.hub.model_directory import load_model_directory
 from transformers_degmix.tasks import TASK_KINDS
 from transformers_degmix.visualization.geometry import FIELD_OF_VIEW
 
@@ -87,9 +88,13 @@ def test_arrays_are_the_pipelines(client, model, processor, photo):
         np.testing.assert_allclose(arrays[task], values.numpy(), atol=1e-5, rtol=1e-5)
 
 
-def test_models_without_depth_and_decoder_are_shown(photo):
-    model = small_model(tasks={"edge": {"kind": "boundary"}}, use_decoder=False)
-    processor = DeGMixImageProcessorPil(tasks=model.config.tasks, size_divisor=32)
+@pytest.mark.parametrize("form", ["model", "ONNX file"])
+def test_models_without_depth_and_decoder_are_shown(photo, tmp_path, form):
+    if form == "model":
+        model = small_model(tasks={"normals": {"kind": "normals"}}, use_decoder=False)
+        processor = DeGMixImageProcessorPil(tasks=model.config.tasks, size_divisor=32)
+    else:
+        model, processor = load_model_directory(save_small_onnx(tmp_path / "model.onnx"))
     with serve(model, processor) as client:
         _, arrays = arrays_of(predict(client, photo))
         tabs = {
@@ -97,7 +102,7 @@ def test_models_without_depth_and_decoder_are_shown(photo):
             for component in client.config["components"]
             if component["type"] == "tabitem"
         }
-    assert list(arrays) == ["edge"]
+    assert list(arrays) == ["normals"]
     assert tabs == {"All tasks": True, "Compare": True, "3-D": False, "Attention": False, "Files": True}
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from small_models import ALL_KINDS, small_model
+from small_models import ALL_KINDS, save_small_onnx, small_model
 from transformers import ConvNextV2Config, ResNetConfig, SwinConfig, TimmBackboneConfig
 
 from transformers_degmix import DeGMixImageProcessor, EfficientNetLiteConfig
@@ -65,6 +65,19 @@ def test_onnx_file_loads_like_a_model_directory(exported):
     pixel_values = processor(torch.randint(256, (3, 50, 70)), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("lacking", ["tasks", "preprocessor"])
+def test_files_without_what_prediction_needs_are_refused(tmp_path, lacking):
+    path = save_small_onnx(tmp_path / "model.onnx", **{lacking: None})
+    with pytest.raises(ValueError, match=rf"model\.onnx: its metadata lack \['{lacking}'\], which `degmix export` "):
+        load_model_directory(path)
+
+
+def test_files_are_named_so_that_they_can_be_loaded(tmp_path):
+    with pytest.raises(ValueError, match=r"model must end in \.onnx"):
+        export_onnx(smallest_model(), tmp_path / "model")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow

@@ -152,8 +152,11 @@ def export_onnx(
 
     Raises:
         ImportError: the extra `onnx` is not installed.
-        ValueError: the model cannot be captured, or the file does not agree with it. Nothing is written then.
+        ValueError: `path` has another suffix than .onnx, the model cannot be captured, or the file does not agree with
+            it. Nothing is written then.
     """
+    if not str(path).endswith(".onnx"):
+        raise ValueError(f"{path} must end in .onnx, by which `load_model_directory` knows such a file")
     try:
         import onnx
         import onnxruntime
@@ -271,7 +274,7 @@ class OnnxModel:
 
     Raises:
         ImportError: the extra `onnx` is not installed.
-        KeyError: the file was written without processor.
+        ValueError: the file is not one of these, or was written without processor.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
@@ -286,7 +289,11 @@ class OnnxModel:
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         metadata = self.session.get_modelmeta().custom_metadata_map
-        self.config = SimpleNamespace(tasks=DeGMixConfig(tasks=json.loads(metadata["tasks"])).tasks)
+        missing = [key for key in ("tasks", "preprocessor", "parameters") if key not in metadata]
+        if missing:
+            raise ValueError(f"its metadata lack {missing}, which `degmix export` writes")
+        # It returns no attentions, so that to callers it is a model without decoder.
+        self.config = SimpleNamespace(tasks=DeGMixConfig(tasks=json.loads(metadata["tasks"])).tasks, use_decoder=False)
         self.processor = DeGMixImageProcessor.from_dict(json.loads(metadata["preprocessor"]))
         self.num_parameters = lambda: json.loads(metadata["parameters"])
 
