@@ -238,6 +238,8 @@ MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE, WHITE_LEVEL = 281, 341, 50717
         tiff(RAMP, S_MAX_SAMPLE_VALUE, 1.0),
         tiff(RAMP * 4095, S_MAX_SAMPLE_VALUE, 4095.0),
         tiff(RAMP * 255, S_MAX_SAMPLE_VALUE, 255.0),
+        # values that cannot be white: the last is the range of the type
+        *(tiff(RAMP * 255, S_MAX_SAMPLE_VALUE, value) for value in (-1.0, float("nan"), float(np.finfo("f4").max))),
         tiff(RAMP * 255),
         tiff(np.uint16(RAMP * 65535)),
         tiff(np.uint16(RAMP * 0)),

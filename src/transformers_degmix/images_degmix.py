@@ -143,6 +143,8 @@ def _white_candidates(image: Any) -> tuple[float, float] | None:
         return largest, 2 ** bits[0] - 1 if bits else 0
     tags = getattr(image, "tag_v2", {})
     stated = next((float(np.max(tags[tag])) for tag in _MAXIMUM_TAGS if tag in tags), 0)
+    if not 0 < stated < 2**32:  # also NaN, and the largest float, which some writers give for the range of the type
+        stated = 0
     if image.mode != "F" and not stated and np.max(tags.get(_BITS_TAG, 16)) < 16:
         stated = 2 ** int(np.max(tags[_BITS_TAG])) - 1
     # Rounded up to full bits, because it can also be the largest value of this image.
