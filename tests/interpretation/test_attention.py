@@ -15,6 +15,7 @@ from transformers_degmix.interpretation.attention import (
     inspect_images,
 )
 from transformers_degmix.interpretation.pictures import draw_affinity
+from transformers_degmix.layers_degmix import pad_centred
 
 
 TASKS = {name: ALL_KINDS[name] for name in ("semseg", "depth", "edge")}
@@ -142,6 +143,17 @@ def test_offsets_of_pixels_of_the_map_in_pixels_of_a_resized_and_padded_photo():
     assert not found.outside.any()
     found = find_sampling_points(model, processor, photo(192, 192), [(160, 20)])
     np.testing.assert_array_equal(found.outside.sum(dim=(0, 1, 2)), [0] * 15 + [6])
+
+
+def test_the_processor_pads_and_then_the_model():
+    model = model_with_offsets(torch.zeros(16, 2), size_divisor=32)
+    processor = processor_of(model, pad_size={"height": 45, "width": 45})
+    white = processor_of(model, pad_size={"height": 45, "width": 45}, do_normalize=False)
+    image = Image.fromarray(np.full((40, 40, 3), 255, np.uint8))
+    pixel_values = pad_centred(white(image, return_tensors="pt")["pixel_values"], (64, 64))
+    left, top = pixel_values[0, 0].nonzero().min(dim=0).values.flip(0).tolist()
+    found = find_sampling_points(model, processor, image, [(0, 0)])
+    assert found.area == pytest.approx((-left, -top, 64 - left, 64 - top)) and left == 11  # not (64 - 40) / 2
 
 
 def test_points_are_where_the_mixers_take_their_values():

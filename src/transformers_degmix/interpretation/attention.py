@@ -129,12 +129,18 @@ def find_sampling_points(
                 f"the pixel {x},{y} is outside of the image of {width} x {height}: "
                 f"x must be from 0 to {width - 1}, y from 0 to {height - 1}"
             )
-    # (x, y) from here on. The map covers the padded image, in whose middle the resized photo is.
-    own, resized, padded = (
+    # (x, y) from here on. The map covers the padded image. The processor pads first, then the model; both round down.
+    given_height_width = pixel_values.shape[-2:]
+    own, resized, given, padded = (
         torch.tensor(size[::-1], dtype=torch.float64)
-        for size in ((height, width), resized_height_width, model.config.padded_size(pixel_values.shape[-2:]))
+        for size in (
+            (height, width),
+            resized_height_width,
+            given_height_width,
+            model.config.padded_size(given_height_width),
+        )
     )
-    start, scale = (padded - resized) // 2, resized / own
+    start, scale = (given - resized) // 2 + (padded - given) // 2, resized / own
     chosen = ((torch.tensor(pixels) + 0.5) * scale + start) / padded
     found = {}
 
