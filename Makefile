@@ -56,4 +56,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml $(wildcard constraints*.txt)
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs dist build
+	rm -rf $(VENV) $(VENV)-* outputs dist build

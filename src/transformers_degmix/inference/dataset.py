@@ -596,7 +596,8 @@ task_categories:
 # {title}
 
 The maps are predictions of the model {Path(self.job.model).name} (hash {self.model_hash}), not ground truth. The
-images are those of the data set, as they were stored, under its terms.
+images are those of the data set, under its terms. Files are unchanged; arrays, and images whose values a setting of
+`columns` changes, have become PNG files.
 
 | split | images |
 | --- | --- |
