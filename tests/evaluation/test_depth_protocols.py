@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from transformers_degmix.evaluation.depth import adapt_depth, crop_depth
-from transformers_degmix.evaluation.evaluator import Protocol, score_sample
+from transformers_degmix.evaluation.whole_images import Protocol, score_sample
 
 
 TASKS = {"depth": {"kind": "depth", "num_labels": 1}}

@@ -19,14 +19,7 @@ from transformers_degmix.data.mapping import map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import BENCHMARK_METRICS, BoundaryMetric
 from transformers_degmix.evaluation.calibration import Calibration
-from transformers_degmix.evaluation.evaluator import (
-    Protocol,
-    WholeImageCollator,
-    evaluate_model,
-    evaluate_whole_images,
-    predict_whole_image,
-    score_sample,
-)
+from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.evaluation.report import (
     build_report,
     check_comparable,
@@ -34,6 +27,13 @@ from transformers_degmix.evaluation.report import (
     format_table,
     single_task_scores,
     write_report,
+)
+from transformers_degmix.evaluation.whole_images import (
+    Protocol,
+    WholeImageCollator,
+    evaluate_whole_images,
+    predict_whole_image,
+    score_sample,
 )
 from transformers_degmix.sliding_windows import predict_in_windows
 from transformers_degmix.tasks import TASK_KINDS
@@ -371,11 +371,11 @@ def test_samples_that_cannot_be_evaluated_are_named(model, evaluation, tmp_path)
     changed = [dict(row) for row in rows]
     tiny = {name: changed[0][name].crop((0, 0, 4, 4)) for name in ("image", *model.config.tasks)}
     changed.append({**changed[0], **tiny, "image_id": "tiny"})
-    changed.append({**changed[0], "depth": Image.new("F", (9, 9)), "image_id": "odd"})
+    changed.append({**changed[0], "depth": Image.new("F", (9, 9)), "image_id": None})
     data = map_columns(Dataset.from_list(changed, features=rows.features), model.config.tasks)
     processor = DeGMixImageProcessorPil(tasks=model.config.tasks, do_pad=False)
     partial = evaluate(model, processor, data)
-    assert [(sample["index"], sample["image_id"]) for sample in partial.failed] == [(3, "tiny"), (4, "odd")]
+    assert [(sample["index"], sample["image_id"]) for sample in partial.failed] == [(3, "tiny"), (4, "4")]
     assert "(9, 9)" in partial.failed[1]["reason"] and len(partial.samples) == 3
     assert partial.scores == evaluation.scores and partial.fingerprint == evaluation.fingerprint
     report = make_report(model, partial)

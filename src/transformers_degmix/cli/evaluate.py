@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from ..evaluation import BENCHMARK_METRICS
 from ..evaluation.depth import DEPTH_CROPS
-from ..evaluation.evaluator import Protocol, evaluate_whole_images, multi_task_gain
+from ..evaluation.evaluator import multi_task_gain
 from ..evaluation.report import (
     build_report,
     check_comparable,
@@ -34,6 +34,7 @@ from ..evaluation.report import (
     single_task_scores,
     write_report,
 )
+from ..evaluation.whole_images import Protocol, evaluate_whole_images
 from ..files import check_writable, whole_directory
 from ..hub.model_directory import load_model_directory
 from ..sliding_windows import DEFAULT_OVERLAP

@@ -24,8 +24,9 @@ from ..version import __version__
 from ..visualization import draw_overview, stack_overviews
 from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
 from .calibration import REMOVED, Calibration, median_angle
-from .evaluator import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, markdown_table, predict_whole_image
+from .evaluator import markdown_table
 from .metric import StreamingMetric, ThresholdedMetric
+from .whole_images import ERROR_BINS, Evaluation, Protocol, WholeImageCollator, predict_whole_image
 
 
 NUM_EXTREMES = 2
