@@ -61,15 +61,14 @@ def run_card(
     from_scratch = all(source.dataset == "rooms" for source in sources) and not (
         args.pretrained or args.pretrained_backbone
     )
-    rows, results = [], []
-    for name in scores:
-        metric = METRICS[tasks[name]["kind"]]
-        rows.append(score_row(name, metric, metric.main, round(scores[name][metric.main], 4)))
+    metrics = {name: METRICS[tasks[name]["kind"]] for name in scores}
+    results = []
     for source, data, own in zip(sources, described, source_scores.values()):
+        place = (data["id"], data["title"], source.eval_split)
         by = OURS if source.name is None else f"{source.name}, {OURS}"
         for name in own:
-            metric, place = METRICS[tasks[name]["kind"]], (data["id"], data["title"], source.eval_split)
-            results.append(score_result(name, metric, metric.main, place, round(own[name][metric.main], 4), by))
+            main = metrics[name].main
+            results.append(score_result(name, metrics[name], main, place, round(own[name][main], 4), by))
     splits = "\n".join(
         line
         for source, data, prints in zip(sources, described, fingerprints or [{}] * len(sources))
@@ -79,10 +78,6 @@ def run_card(
     data_sets = {data["id"]: data for data in described}.values()
     data_title = " and ".join(data["title"] for data in data_sets)
     texts = {key: "\n\n".join(dict.fromkeys(data[key] for data in data_sets)) for key in ("limits", "bias", "holds")}
-    table = ""
-    if len(sources) > 1:
-        table = "The scores above are means over the sources that label the task. By source:\n\n"
-        table += format_source_table(source_scores, {name: tasks[name] for name in scores}) + "\n"
     backbone = getattr(model.config.backbone_config, "backbone", model.config.backbone_config.model_type)
     title = f"DeGMix with {backbone} on {data_title}"
     picture = f"\n\n![Predictions above the labels, evaluation split]({PICTURE})" if has_picture else ""
@@ -116,14 +111,27 @@ def run_card(
         "training, with labels of the batch's size. `exact_f` of boundaries counts pixels that coincide with true "
         "ones. It is not comparable with the odsF of papers, which `degmix evaluate` measures.",
         reported=[],
-        measured=rows,
-        measured_note=f"{table}One run, no error bars. All scores of the evaluation:\n\n"
-        + "\n".join(
-            f"- `{task}`: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            for task, values in scores.items()
-        ),
+        measured=[
+            score_row(name, metric, metric.main, round(scores[name][metric.main], 4))
+            for name, metric in metrics.items()
+        ],
+        measured_note=describe_scores(scores, source_scores, tasks),
         environment=f"{environment} The energy was not measured.",
         citation=CITATIONS["DeGMix"],
+    )
+
+
+def describe_scores(
+    scores: dict[str, Scores], source_scores: dict[str, dict[str, Scores]], tasks: dict[str, dict]
+) -> str:
+    """All scores of the evaluation and, if there are several sources, a table of them."""
+    table = ""
+    if len(source_scores) > 1:
+        table = "The scores above are means over the sources that label the task. By source:\n\n"
+        table += format_source_table(source_scores, {name: tasks[name] for name in scores}) + "\n"
+    return f"{table}One run, no error bars. All scores of the evaluation:\n\n" + "\n".join(
+        f"- `{task}`: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+        for task, values in scores.items()
     )
 
 
