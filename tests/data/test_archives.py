@@ -1,8 +1,10 @@
 """Unpacking: nothing outside of the target, nothing half; and files that are not what they should be are named."""
 
+import errno
 import gzip
 import io
 import os
+import shutil
 import tarfile
 import zipfile
 
@@ -114,6 +116,33 @@ def test_unsafe_zip_members_stay_inside(tmp_path, name):
     assert os.listdir(tmp_path) == ["folder"] and sorted(os.listdir(folder)) == ["a.zip", "out"]
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_damaged_anywhere(tmp_path, compression):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("é", b"x" * 20)
+    content = path.read_bytes()
+    messages = set()
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 200]) + content[position + 1 :])
+        try:
+            unpack([path], tmp_path / "out")
+        except ValueError as error:
+            messages.add(str(error))
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    assert len(messages) > 3 and all(f"{path} is truncated or damaged" in message for message in messages)
+
+
+def test_a_full_disk_is_no_damage(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack([write_zip(tmp_path / "a.zip", a=b"x")], tmp_path / "out")
+    assert os.listdir(tmp_path) == ["a.zip"]
+
+
 def test_damaged_zips(tmp_path):
     good = write_zip(tmp_path / "good.zip", a=b"x")
     bad = write_zip(tmp_path / "bad.zip", a=np.random.default_rng(0).bytes(100_000))
@@ -149,8 +178,10 @@ def test_lists_of_ids(tmp_path, text, message):
     (tmp_path / "ids.txt").write_text(text)
     with pytest.raises(ValueError, match=f"ids.txt {message}|{message}"):
         read_ids(tmp_path / "ids.txt")
-    with pytest.raises(ValueError, match="missing.txt"):
-        read_ids(tmp_path / "missing.txt")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    for name in ("missing.txt", "latin.txt"):
+        with pytest.raises(ValueError, match=f"cannot read the image ids from .*{name}: "):
+            read_ids(tmp_path / name)
 
 
 def test_bad_files_are_named(tmp_path):

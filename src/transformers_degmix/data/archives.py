@@ -3,12 +3,12 @@
 All errors name the file.
 """
 
+import errno
 import gzip
 import json
 import shutil
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -17,10 +17,6 @@ import scipy.io
 from PIL import Image
 
 from ..images_degmix import load_image
-
-
-# `zipfile` raises RuntimeError for a password or an unusual compression.
-_DAMAGE = (EOFError, RuntimeError, gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
 def unpack(archives: list[Path], target: Path):
@@ -40,7 +36,10 @@ def unpack(archives: list[Path], target: Path):
                 _unpack(archive, unfinished)
             except tarfile.FilterError as error:
                 raise ValueError(f"{archive}: {error}") from error
-            except _DAMAGE as error:
+            except Exception as error:  # the decompressors raise any type
+                # A number means the file system, such as a full disk, unless the archive led to a position before 0.
+                if getattr(error, "errno", None) not in (None, errno.EINVAL):
+                    raise
                 raise ValueError(f"{archive} is truncated or damaged, or neither .tar.gz nor .zip: {error}") from error
         unfinished.rename(target)
     finally:
@@ -85,8 +84,8 @@ def read_ids(path: Path) -> list[str]:
     """
     try:
         ids = path.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise ValueError(f"cannot read the image ids: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the image ids from {path}: {error}") from error
     if not ids:
         raise ValueError(f"{path} lists no images")
     for image_id in ids:
