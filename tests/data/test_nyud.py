@@ -75,9 +75,10 @@ def test_older_archive(root):
     before, after = (np.array(Image.open(BytesIO(r["normals"]["bytes"]))) for r in (expected, found))
     assert after[0, 0].tolist() == [0, 0, 0]
     assert np.array_equal(before.reshape(-1, 3)[1:], after.reshape(-1, 3)[1:])
-    np.save(root / "edge/0001.npy", 255 * np.ones(SIZE))
-    with pytest.raises(ValueError, match=r"0001\.npy: expected values from 0 to 1, got 255"):
-        row(root)
+    for name, lowest in (("edge", 0), ("normals", -1)):
+        np.save(root / f"{name}/0001.npy", 255 * np.ones((*SIZE, 3)))
+        with pytest.raises(ValueError, match=rf"{root}/{name}/0001\.npy: expected values from {lowest} to 1, got 255"):
+            row(root)
 
 
 def test_ids_and_tasks(root):

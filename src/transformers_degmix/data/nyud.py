@@ -86,5 +86,5 @@ def _read_values(path: Path, lowest: int) -> np.ndarray:
     """Numbers from `lowest` to 1, up to rounding. Others cannot be coded in 8 bits."""
     values = read_npy(path).astype(np.float32)
     if not ((values > lowest - 1e-3) & (values < 1 + 1e-3)).all():
-        raise ValueError(f"{path.name}: expected values from {lowest} to 1, got {values.min()} to {values.max()}")
+        raise ValueError(f"{path}: expected values from {lowest} to 1, got {values.min()} to {values.max()}")
     return values.clip(lowest, 1)
