@@ -183,10 +183,12 @@ def test_bad_images(root, name, values, message):
         row(root)
 
 
-def test_label_outside_the_459(root):
-    labels = {"LabelMap": np.full(SIZE, 460, np.uint16)}
-    scipy.io.savemat(root / "pascal-context/trainval/2008_000001.mat", labels)
-    with pytest.raises(ValueError, match="2008_000001.mat: expected labels from 0 to 459, got 460"):
+@pytest.mark.parametrize("label", [460, -1, 0.5, np.nan])
+def test_label_outside_the_459(root, label):
+    labels = np.full(SIZE, 12, np.float32)
+    labels[0] = label
+    scipy.io.savemat(root / "pascal-context/trainval/2008_000001.mat", {"LabelMap": labels})
+    with pytest.raises(ValueError, match=rf"2008_000001.mat: expected labels from 0 to 459, got {label}"):
         row(root)
 
 

@@ -116,8 +116,9 @@ class PASCALContext:
     def read(self, split: str, image_id: str) -> tuple[bytes, dict[str, np.ndarray]]:
         files = self.files(split, image_id)
         labels = read_mat(files["label_map"], "LabelMap")
-        if labels.min() < 0 or labels.max() > NUM_LABELS:
-            raise ValueError(f"{files['label_map']}: expected labels from 0 to {NUM_LABELS}, got {labels.max()}")
+        outside = np.setdiff1d(labels, range(NUM_LABELS + 1))
+        if outside.size:
+            raise ValueError(f"{files['label_map']}: expected labels from 0 to {NUM_LABELS}, got {outside[0]}")
         normals = read_image(files["normals"], "RGB")
         _check_size(labels, files["label_map"], normals.shape[:2])
         normals[~np.isin(labels, list(LABELS_IN_NYU))] = UNKNOWN_NORMAL
