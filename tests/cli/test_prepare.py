@@ -118,6 +118,23 @@ def test_packages_of_cityscapes(run, tmp_path):
         check(split, row)
 
 
+def test_packages_of_cityscapes_beside_other_folders(run, tmp_path, monkeypatch):
+    root, check = cityscapes(tmp_path / "unpacked")
+    for folder in ("leftImg8bit", "gtFine", "disparity", "camera"):
+        shutil.make_archive(str(tmp_path / f"{folder}_trainvaltest"), "zip", root, folder)
+    shutil.move(tmp_path / "unpacked", tmp_path / ".other.partial")  # of another job
+    shutil.copytree(tmp_path / ".other.partial" / root.name / "gtFine", tmp_path / "gtFine")  # one of four
+    monkeypatch.chdir(tmp_path)
+    error, text = run("cityscapes", ".", "out")
+    assert error is None and "unpacking" in text
+    shutil.move(tmp_path / ".other.partial", tmp_path / "unpacked")
+    error, text = run("cityscapes", ".", "again")
+    assert error is None and "unpacking" not in text
+    for output in ("out", "again"):
+        for (split, _), row in rows(load(tmp_path / output)).items():
+            check(split, row)
+
+
 def test_categories_and_disparity_in_two_processes(run, tmp_path):
     root = write_cityscapes(tmp_path, cameras=False)
     error, _ = run("cityscapes", root, tmp_path / "out", "--classes", 7, "--num-proc", 2)

@@ -60,14 +60,14 @@ def _unpack(archive: Path, target: Path):
 
 
 def find_root(folder: Path, *entries: str) -> Path:
-    """`folder`, or the only folder up to two levels below it, that holds all `entries`.
+    """`folder`, or the only folder up to two levels below it and not hidden, that holds all `entries`.
 
     Raises:
         ValueError: no folder holds them, or several do on the highest level that has any.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is neither a folder nor an archive")
-    for level in ([folder], folder.glob("*/"), folder.glob("*/*/")):
+    for level in ([folder], folder.glob("[!.]*/"), folder.glob("[!.]*/[!.]*/")):
         roots = sorted(path for path in level if all((path / entry).exists() for entry in entries))
         if len(roots) > 1:
             raise ValueError(f"{', '.join(entries)} are in more than one place: {', '.join(map(str, roots))}")

@@ -22,6 +22,8 @@ _FILES = {
     "camera": ("camera", "_camera.json"),
 }
 
+# All but the camera's are needed.
+FOLDERS = ("leftImg8bit", "gtFine", "disparity")
 # The archives on the page of Cityscapes. Each holds one of the folders.
 PACKAGES = tuple(f"{folder}_trainvaltest.zip" for folder, _ in _FILES.values())
 
@@ -51,7 +53,7 @@ class Cityscapes:
     )
 
     def __init__(self, folder: Path, num_classes: int = 19):
-        self.root = find_root(folder, "leftImg8bit", "gtFine", "disparity")
+        self.root = find_root(folder, *FOLDERS)
         has_cameras = (self.root / "camera").is_dir()
         self.kinds = [name for name in _FILES if name != "camera" or has_cameras]
         self.tasks = named_tasks(("semseg",), {"semseg": _class_names(num_classes)})

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import check_writable, hub_errors
-from .archives import check_header, unpack
-from .cityscapes import PACKAGES, Cityscapes
+from .archives import check_header, find_root, unpack
+from .cityscapes import FOLDERS, PACKAGES, Cityscapes
 from .nyud import NYUD
 from .pascal_context import PASCALContext
 from .rooms import ROOMS_TASKS, render_room
@@ -176,11 +177,14 @@ def source_state(job: Job) -> list:
 
 
 def find_archives(job: Job) -> list[Path]:
-    """The archives to unpack: the source, or the packages of Cityscapes in it if it has no folders."""
+    """The archives to unpack: the source, or the packages of Cityscapes in it unless they are unpacked there."""
     source = Path(job.source).absolute()
     if source.is_file():
         return [source]
-    if job.dataset != "cityscapes" or not source.is_dir() or any(path.is_dir() for path in source.iterdir()):
+    if job.dataset != "cityscapes":
+        return []
+    with suppress(ValueError):
+        find_root(source, *FOLDERS)
         return []
     return [source / name for name in PACKAGES if (source / name).exists()]
 
