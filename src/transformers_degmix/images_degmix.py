@@ -244,15 +244,21 @@ def image_size(image: Image.Image | np.ndarray) -> Size:
     return image.shape[:2] if image.ndim == 2 or image.shape[0] not in (1, 3, 4) else image.shape[1:]
 
 
+def orientation_of(image: Image.Image) -> int:
+    """From 1 (upright) to 8. EXIF that cannot be read is taken for none."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of every type, from PIL's parsers
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF says, and then drops the EXIF. Unreadable EXIF is ignored.
 
     `ImageOps.exif_transpose` writes the other tags again, and fails where they cannot be written.
     """
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of every type, from PIL's parsers
-        return image
+    turn = _TURNS.get(orientation_of(image))
     return image if turn is None else _without_exif(image.transpose(turn))
 
 

@@ -379,7 +379,7 @@ def photo(orientation: int, height: int, width: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    "orientation, size, is_said", [(3, (24, 32), True), (6, (24, 24), True), (1, (24, 24), False)]
+    "orientation, size, is_said", [(3, SIZE, True), (6, (24, 24), True), (1, (24, 24), False), (9, (24, 24), False)]
 )
 def test_images_that_are_turned_without_their_labels(orientation, size, is_said):
     rows = {"image": [photo(orientation, *size)], "sal": [file(np.eye(*size, dtype=np.uint8))]}

@@ -5,7 +5,7 @@ from io import BytesIO
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.data.schema import encode_normals, encode_row, features_for
@@ -82,6 +82,18 @@ def test_code_of_normals():
 def test_what_does_not_fit_is_named(maps, name, change, message):
     with pytest.raises(ValueError, match=message):
         encode_row("a", png(), {**maps, name: change(maps[name])}, TASKS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_that_readers_would_turn_are_refused(maps, orientation):
+    file, exif = BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", SIZE[::-1]).save(file, "JPEG", exif=exif)
+    if orientation == 1:
+        assert encode_row("a", file.getvalue(), maps, TASKS)["image"]["bytes"] == file.getvalue()
+    else:
+        with pytest.raises(ValueError, match=f"image: expected EXIF orientation 1, got {orientation}: "):
+            encode_row("a", file.getvalue(), maps, TASKS)
 
 
 def test_image_mode(maps):

@@ -14,7 +14,7 @@ and is applied to each row when it is read.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from io import BytesIO
 from typing import Any
@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from datasets import Features
 from datasets.utils.file_utils import xopen
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
-from ..images_degmix import Size, decode_image, image_size, nearest, stored_values, to_label, to_pixels
+from ..images_degmix import Size, decode_image, image_size, nearest, orientation_of, stored_values, to_label, to_pixels
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind, format_fields
 from .collator import read_label
 
@@ -294,12 +294,11 @@ class RowReader:
 
     def file_facts(self, row: dict[str, Any], name: str) -> tuple[str | None, int]:
         """Format (`None` if it is not an image file) and EXIF orientation (1 is upright) of what a column holds."""
-        file_format, orientation = None, 1
-        with suppress(Exception):  # PIL's decoders raise any type
+        try:
             image = Image.open(BytesIO(_read_file(row[self.columns[name].column])))
-            file_format = image.format
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return file_format, orientation
+        except Exception:  # PIL's decoders raise any type
+            return None, 1
+        return image.format, orientation_of(image)
 
     def read_label(self, row: dict[str, Any], task: str, size: Size) -> Image.Image | np.ndarray | Tensor | None:
         """The label map of a task, for an image of `size`, or `None`.

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..images_degmix import orientation_of
 from ..tasks import IGNORE_INDEX, TASK_KINDS, TaskKind
 from .benchmarks import TASKS
 
@@ -105,12 +106,15 @@ def encode_row(
         maps, tasks: as for [`encode_maps`].
 
     Raises:
-        ValueError: the image is not RGB, or a map has another size, dtype or values; the message names the column.
+        ValueError: the image is not RGB or, as its EXIF says, not upright, or a map has another size, dtype or values;
+            the message names the column.
     """
     with Image.open(BytesIO(image)) as picture:
-        mode, size = picture.mode, (picture.height, picture.width)
+        mode, size, orientation = picture.mode, (picture.height, picture.width), orientation_of(picture)
     if mode != "RGB":
         raise ValueError(f"image: expected mode RGB, got {mode}")
+    if orientation != 1:
+        raise ValueError(f"image: expected EXIF orientation 1, got {orientation}: readers turn images, but not maps")
     return {"image_id": image_id, "image": {"bytes": image, "path": None}, **encode_maps(maps, size, tasks)}
 
 
