@@ -256,6 +256,16 @@ def test_hints_are_about_what_is_stored():
         map_columns(data, {"parts": SEMSEG}, {"parts": {"offset": 1}})[0]
 
 
+@pytest.mark.parametrize("column", [{"scale": 1}, {"offset": 1}])
+def test_fixes_keep_that_fractions_are_rounded(column):
+    stored = file(np.where(DISC, 250, 0.1).astype(np.float32), "TIFF")
+    with pytest.raises(ValueError, match="` in `columns` fixes it") as refusal:
+        make([stored], SEMSEG, column)
+    setting = yaml.safe_load("{" + str(refusal.value).split("`")[1] + "}")
+    assert setting == {"ignore": 250, **column}
+    assert make([stored], SEMSEG, setting)[1][0].tolist() == np.where(DISC, 255, column.get("offset", 0)).tolist()
+
+
 def test_classes_that_never_occur():
     ids = np.uint8(12) * DISC
     warnings, _ = make([ids] * 16, SEMSEG)

@@ -100,11 +100,13 @@ class Column:
     def given(self, name: str) -> dict[str, Any]:
         """What `columns` must say under `name` for this column."""
         plain = Column(name)
-        return {
+        given = {
             field.name: getattr(self, field.name)
             for field in fields(Column)
             if field.name not in _CONCLUDED and getattr(self, field.name) != getattr(plain, field.name)
         }
+        # Either of the two rounds.
+        return given | ({"scale": self.scale} if self.rounds and "offset" not in given else {})
 
     def apply(self, values: Tensor) -> Tensor:
         """Puts values `(channels, height, width)` into the right order, scale and offset."""
