@@ -446,9 +446,13 @@ def test_tables_of_class_ids_that_the_task_has():
         parse_columns({"semseg": column}, TASKS)
 
 
-@pytest.mark.parametrize("cell", [{"bytes": None, "path": None}, {"bytes": None}])
+@pytest.mark.parametrize("cell", [{"bytes": None, "path": None}, {"bytes": None}, {"path": None}])
 def test_files_that_are_not_there(cell):
     assert read(DEPTH, "d", cell) is None
+    reader = RowReader({})
+    assert reader.read_file({"image": cell}) is None
+    with pytest.raises(ValueError, match="there is no image"):
+        reader.read_image({"image": cell})
 
 
 UNLABELLED = [

@@ -277,7 +277,7 @@ class RowReader:
             return column.apply(torch.from_numpy(pixels)).numpy()
 
     def read_file(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The `bytes` and `path` of the image file in a row, or `None` if the row has an array.
+        """The `bytes` and `path` of the image file in a row, or `None` if the row has an array or nothing.
 
         Raises:
             ValueError: it cannot be read.
@@ -343,7 +343,7 @@ class RowReader:
         is_nan = isinstance(stored, np.ndarray) and stored.dtype.kind == "f" and np.isnan(stored).all()
         if stored is None or is_nan:
             return None
-        if isinstance(stored, dict) and stored in ({"bytes": None, "path": None}, {"bytes": None}):
+        if isinstance(stored, dict) and all(value is None for value in stored.values()):
             return None
         if _is_file(stored):
             # Columns without the feature `Image` can hold files too.
@@ -381,7 +381,8 @@ class RowReader:
 
 def _is_file(stored: Any) -> bool:
     """Whether a cell holds a file, or says where it is."""
-    return isinstance(stored, bytes) or (isinstance(stored, dict) and bool({"bytes", "path"} & set(stored)))
+    is_dict = isinstance(stored, dict)
+    return isinstance(stored, bytes) or (is_dict and any(stored.get(key) is not None for key in ("bytes", "path")))
 
 
 def _decode(stored: bytes | dict[str, Any], ignore_orientation: bool) -> Image.Image | np.ndarray:
