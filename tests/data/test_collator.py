@@ -232,6 +232,8 @@ def test_labels_that_cannot_be(task, label, message, augmentation):
     rows = [row(), {**row(), "image_id": "lounge_7", task: label}]
     with pytest.raises(ValueError, match=f"^`{task}` of row 1 of the batch, 'lounge_7': .*{message}"):
         collator(augmentation, tasks=ALL_KINDS)(rows)
+    with pytest.raises(ValueError, match=f"^`{task}` of row 0 of the batch: "):
+        collator(augmentation, tasks=ALL_KINDS)([{**rows[1], "image_id": None}])
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation((8, 9))])

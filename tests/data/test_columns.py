@@ -324,6 +324,12 @@ def test_bad_rows_are_named(ids):
         mapped[1]
 
 
+def test_rows_of_streams_have_the_ids_that_are_not_null():
+    rows = Dataset.from_dict({"image": [IMAGE, IMAGE], "image_id": [7, None], "depth": [None, None]})
+    mapped = map_columns(rows.to_iterable_dataset(), {"depth": DEPTH})
+    assert [row.get("image_id", "none") for row in mapped] == ["7", "none"]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_damaged_images_are_named_and_columns_that_nobody_needs_not_read(streaming):
     file = BytesIO()

@@ -190,4 +190,4 @@ def _pad_labels(labels: list[np.ndarray], kind: TaskKind, size: Size) -> Tensor:
 
 
 def _row_name(row: dict[str, Any], index: int) -> str:
-    return f"row {index} of the batch" + (f", {row['image_id']!r}" if "image_id" in row else "")
+    return f"row {index} of the batch" + ("" if row.get("image_id") is None else f", {row['image_id']!r}")

@@ -81,8 +81,7 @@ def map_columns(
         # Before rows are read, so that the buffer holds image files rather than pixels.
         data = data.shuffle(seed, buffer_size=shuffle_buffer_size)
     names = [column.column for column in reader.columns.values()]
-    names = [name for name in names if name in (data.column_names or names)]
-    mapped = data.map(reader, remove_columns=names)
+    mapped = data.map(reader, remove_columns=[*names, "image_id"])  # which comes back unless it is null
     return mapped.with_format(None)  # the reader's own types rather than NumPy's
 
 
