@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from io import BytesIO
 from itertools import chain
@@ -19,6 +20,7 @@ from transformers_degmix import DeGMixImageProcessorPil
 from transformers_degmix.data.augmentation import Augmentation
 from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.mapping import map_columns
+from transformers_degmix.data.splits import DataSplit
 from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.data import (
     MixedDataset,
@@ -64,6 +66,15 @@ def test_labels_may_be_null_throughout_a_split(tmp_path, name, streaming):
     assert depths(tmp_path / name, "train", streaming) == [2, None]
     with pytest.raises(ValueError, match="more"):
         depths(tmp_path / name, "more", streaming)
+
+
+@pytest.mark.parametrize("name", ["data", "data [v2] (1)*"])
+def test_fingerprints_of_streams_change_with_their_files(tmp_path, name):
+    split = DataSplit(str(tmp_path / name), "train", streaming=True)
+    folder = write_split(tmp_path / name / "train", 2, 3)
+    before, again = (split.fingerprint(split.open()) for _ in range(2))
+    os.utime(folder / "0.tif", (0, 0))
+    assert before == again != split.fingerprint(split.open())
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -91,13 +91,20 @@ class DataSplit:
                 raise
             return data
         except (ValueError, OSError):
-            # The split alone: others may have other types of columns, such as null. Also, `datasets` does not follow
-            # links to folders or accept brackets in their names.
-            folder = Path(self.dataset, self.name)
-            if not any(folder.glob("metadata.*")):
+            if not (alone := self._alone()):
                 raise
-            files = {self.name: glob.escape(str(folder.resolve())) + "/**"}
-            return load_dataset("imagefolder", data_files=files, split=self.name, streaming=self.streaming)
+            return load_dataset(**alone, split=self.name, streaming=self.streaming)
+
+    def _alone(self) -> dict[str, Any]:
+        """What `datasets` takes for the split without the others, or {} if it has no metadata file.
+
+        Others may have other types of columns, such as null. Also, `datasets` by itself does not follow links to
+        folders or accept brackets in their names.
+        """
+        folder = Path(self.dataset, self.name)
+        if not any(folder.glob("metadata.*")):
+            return {}
+        return {"path": "imagefolder", "data_files": {self.name: glob.escape(str(folder.resolve())) + "/**"}}
 
     def _load_joined(self) -> Dataset | IterableDataset | None:
         """The split with types that fit all files: `datasets` takes those of the first, whose columns may be null.
@@ -147,7 +154,10 @@ class DataSplit:
         """
         if isinstance(data, Dataset):
             return data._fingerprint
-        return load_dataset_builder(self.dataset).hash
+        try:
+            return load_dataset_builder(self.dataset).hash
+        except (ValueError, OSError):
+            return load_dataset_builder(**self._alone()).config_id  # here, `hash` does not depend on the files
 
     def __str__(self) -> str:
         return f"{self.dataset!r}, split {self.name!r}"
