@@ -46,7 +46,8 @@ class DataSplit:
         """The samples as they are stored.
 
         Raises:
-            ValueError: there is no such data set or split, it has fewer than `num_images`, or a file is damaged.
+            ValueError: there is no such data set or split, a file is damaged, or there are fewer than `num_images`. A
+                stream, whose length is not known, then has all there are.
         """
         if self.dataset == "rooms":
             if self.num_images is None:
