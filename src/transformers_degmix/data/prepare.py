@@ -5,7 +5,6 @@ in `.OUTPUT.partial` beside it, from which the same job continues after an inter
 """
 
 import hashlib
-import io
 import json
 import shlex
 import shutil
@@ -21,7 +20,6 @@ import numpy as np
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 from huggingface_hub import create_repo, upload_folder
-from PIL import Image
 from tqdm import tqdm
 
 from ..files import check_writable, hub_errors
@@ -30,8 +28,8 @@ from .cityscapes import FOLDERS, PACKAGES, Cityscapes
 from .nyud import NYUD
 from .pascal_context import PASCALContext
 from .rooms import ROOMS_TASKS, render_room
-from .rooms.dataset import RENDERER_VERSION
-from .schema import Source, encode_normals, encode_row, features_for
+from .rooms.dataset import RENDERER_VERSION, encode_room
+from .schema import Source, encode_row, features_for
 
 
 # Images per Parquet file, the most that an interruption costs each process; about 300 MB of Cityscapes.
@@ -100,10 +98,7 @@ class Rooms:
         return {}
 
     def read(self, split: str, image_id: str) -> tuple[bytes, dict[str, np.ndarray]]:
-        room = render_room(split, int(image_id.rpartition("_")[2]))
-        image = io.BytesIO()
-        Image.fromarray(room["image"]).save(image, "PNG")
-        return image.getvalue(), {**room, "normals": encode_normals(room["normals"]), "edge": 255 * room["edge"]}
+        return encode_room(render_room(split, int(image_id.rpartition("_")[2])))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..benchmarks import HUMAN_PARTS
-from ..schema import encode_normals, features_for
+from ..schema import encode_normals, encode_png, encode_row, features_for
 from .objects import SEMSEG_CLASSES
 from .raycast import dot, rotate, visible
 from .scene import SPLITS, sample_room
@@ -108,6 +108,12 @@ def render_room(split: str, index: int, image_size: tuple[int, int] = (240, 320)
     }
 
 
+def encode_room(room: dict[str, np.ndarray]) -> tuple[bytes, dict[str, np.ndarray]]:
+    """What [`render_room`] gives -> the PNG of the image, and the maps for [`encode_row`]."""
+    image = encode_png(Image.fromarray(room["image"]))["bytes"]
+    return image, {**room, "normals": encode_normals(room["normals"]), "edge": 255 * room["edge"]}
+
+
 def load_rooms(
     split: str,
     num_images: int,
@@ -165,14 +171,7 @@ def _check(split, image_size):
 
 def _rows(split, indices, image_size, version):
     for index in indices:
-        room = render_room(split, index, image_size)
-        row = {name: Image.fromarray(room[name]) for name in ("image", "semseg", "human_parts", "sal", "depth")}
-        row["normals"] = Image.fromarray(encode_normals(room["normals"]))
-        row["edge"] = Image.fromarray(255 * room["edge"])
-        row["image_id"] = f"{split}_{index:06d}"
-        row["semseg_classes"] = np.unique(room["semseg"]).tolist()
-        row["human_parts_classes"] = np.unique(room["human_parts"]).tolist()
-        yield row
+        yield encode_row(f"{split}_{index:06d}", *encode_room(render_room(split, index, image_size)), ROOMS_TASKS)
 
 
 def _salient(semseg, instance):
