@@ -140,17 +140,25 @@ class Frustum(Shape):
     bottom: float
     top: float
 
+    @property
+    def _slope(self) -> float:
+        """By how much the radius grows along z."""
+        return (self.top - self.bottom) / (2 * self.half[2])
+
+    def _radius(self, z):
+        """Of the side, at `z`."""
+        return np.float32(self._slope) * z + np.float32((self.top + self.bottom) / 2)
+
     def _surfaces(self, origin, directions):
         """Ray parameters of the entry through the side and through the flat ends."""
         height = np.float32(self.half[2])
-        slope, middle = (self.top - self.bottom) / (2 * self.half[2]), (self.top + self.bottom) / 2
         dx, dy, dz = directions
         # Starting at the point nearest to the centre keeps the quadratic's terms small, thus exact enough in float32.
         start = -dot(origin.astype(np.float32), directions) / dot(directions, directions)
         x, y, z = (np.float32(o) + start * d for o, d in zip(origin, directions))
-        radius = np.float32(slope) * z + np.float32(middle)
-        a = dx * dx + dy * dy - np.float32(slope**2) * dz * dz
-        b = x * dx + y * dy - np.float32(slope) * dz * radius
+        radius = self._radius(z)
+        a = dx * dx + dy * dy - np.float32(self._slope**2) * dz * dz
+        b = x * dx + y * dy - np.float32(self._slope) * dz * radius
         c = x * x + y * y - radius * radius
         root = np.sqrt(b * b - a * c)
         side = np.float32(np.inf)
@@ -168,9 +176,8 @@ class Frustum(Shape):
 
     def _normals(self, origin, directions, t):
         side, ends = self._surfaces(origin, directions)
-        slope, middle = (self.top - self.bottom) / (2 * self.half[2]), (self.top + self.bottom) / 2
         x, y, z = (np.float32(o) + t * d for o, d in zip(origin, directions))
-        outward = np.float32(-slope) * (np.float32(slope) * z + np.float32(middle))
+        outward = np.float32(-self._slope) * self._radius(z)
         flat = ends <= side
         return np.stack([np.where(flat, 0, x), np.where(flat, 0, y), np.where(flat, -np.sign(directions[2]), outward)])
 
