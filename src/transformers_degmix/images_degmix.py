@@ -318,7 +318,7 @@ def to_coded_label(label: LabelMap, kind: TaskKind, size: Size) -> np.ndarray:
             f"expected finite values, got {name} in {1 - finite.mean():.1%} of the pixels (`invalid: {yaml}` in "
             "`columns` leaves them out)"
         )
-    if label.dtype.kind == "f" and not kind.label_dtype.is_floating_point and (between := label % 1 != 0).any():
+    if label.dtype.kind == "f" and kind.has_class_ids and (between := label % 1 != 0).any():
         raise ValueError(
             f"expected whole numbers, got {label[between][0]:g}, and others in {between.mean():.1%} of the pixels "
             "(`scale: 1` in `columns` rounds them, `scale: 255` is for ids that were divided by it)"

@@ -72,7 +72,7 @@ def multi_task_loss(
             # Sums over pixels overflow in half precision.
             task_logits = logits[name].to(torch.promote_types(logits[name].dtype, torch.float32))
             label = _with_channels(name, labels[name], task_logits, kind.label_channels)
-            dtype = kind.label_dtype if kind.label_dtype == torch.int64 else task_logits.dtype
+            dtype = kind.label_dtype if kind.has_class_ids else task_logits.dtype
             losses[name] = task["loss_weight"] * LOSSES[task["kind"]](
                 task_logits, label.to(dtype), task, pixel_counts[name]
             )

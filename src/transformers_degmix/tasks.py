@@ -150,6 +150,11 @@ class TaskKind:
         return _get_kind, (next(name for name, kind in TASK_KINDS.items() if kind is self),)
 
     @property
+    def has_class_ids(self) -> bool:
+        """Whether labels are class ids; others are measured or graded."""
+        return not self.label_dtype.is_floating_point
+
+    @property
     def array_dtype(self) -> np.dtype:
         """NumPy's `label_dtype`."""
         return torch.empty(0, dtype=self.label_dtype).numpy().dtype

@@ -157,11 +157,11 @@ def read_label(
     task_kind = TASK_KINDS[kind]
     if label is None:
         return np.full((task_kind.label_channels, *size), IGNORE_INDEX, task_kind.array_dtype)
-    are_ids, is_jpeg = not task_kind.label_dtype.is_floating_point, getattr(label, "format", None) == "JPEG"
+    is_jpeg = getattr(label, "format", None) == "JPEG"
     if isinstance(label, Image.Image):
         label = necessary_channels(label, task_kind)
         # Class ids mean the same in more bits.
-        is_known = label.mode in task_kind.image_modes or (are_ids and (label.mode == "F" or label.mode[0] == "I"))
+        is_known = label.mode in task_kind.image_modes or (task_kind.has_class_ids and label.mode[0] in "FI")
         if not is_known:
             hint = "alpha must be opaque" if label.mode in ("LA", "RGBA") else task_kind.mode_hint
             message = f"expected an image of mode {' or '.join(task_kind.image_modes)}, got {label.mode}"
@@ -172,7 +172,7 @@ def read_label(
     if len(offences):
         found = format_number(offences[0].item())
         message = f"expected {task_kind.expected.format(highest=num_labels - 1)}, got {found}"
-        if is_jpeg and are_ids and (task_kind.num_logits or num_labels) > 2:
+        if is_jpeg and task_kind.has_class_ids and (task_kind.num_logits or num_labels) > 2:
             raise ValueError(f"{message} ({JPEG_IDS.what}: {JPEG_IDS.detail})")
         for suspicion in task_kind.find_suspicions([label], num_labels)[:1]:
             mended = f"; `{describe(suspicion.setting)}` in `columns` fixes it" if suspicion.setting else ""

@@ -159,7 +159,7 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
         raise ValueError(f"{where} must be the name of a column or a dictionary, got {given!r}")
     num_channels = kind.label_channels if kind else 3
     refused = _CONCLUDED | ({"ignore_orientation"} if kind else {"ignore", "invalid", "resize"})
-    are_ids = kind is not None and not kind.label_dtype.is_floating_point
+    are_ids = kind is not None and kind.has_class_ids
     if not are_ids:
         refused |= {"colors", "classes"}
     if num_channels == 1:
@@ -440,7 +440,7 @@ def _change_label(
     exact = replace(kind, label_dtype=torch.float64) if column.rounds else kind
     decoded = to_label(np.where(absent, values.dtype.type(0), values), exact, size)
     label = column.apply(decoded)
-    if not kind.label_dtype.is_floating_point:
+    if kind.has_class_ids:
         label = label.round()
     unlabelled = to_label(absent, kind, size).bool().all(dim=0)
     # The unknown label stays unknown, but 255 is a value if decoding or `scale` turns it into one.

@@ -61,8 +61,8 @@ class LabelInspector:
         elif to_pixels(image, do_convert_rgb=True).max() <= 1:
             self.note("image", Suspicion("black?", [1.0], {"scale": 255}, "no value is above 1"), [index])
         for name, label in labels.items():
-            are_ids = not self.reader.kinds[name].label_dtype.is_floating_point
-            if are_ids and not self.reader.columns[name].rounds and self.reader.file_facts(row, name)[0] == "JPEG":
+            kind, column = self.reader.kinds[name], self.reader.columns[name]
+            if kind.has_class_ids and not column.rounds and self.reader.file_facts(row, name)[0] == "JPEG":
                 self.note(name, JPEG_IDS, [index])
             if label is not None:
                 self.waiting[name][index] = label
@@ -194,9 +194,9 @@ def summarize(labels: list[Tensor | None], task: dict[str, Any]) -> list[str]:
     lines[0] += f", {known.shape[-1] / num_pixels:.1%} of their pixels"
     if not known.numel():
         return lines
-    if kind.label_dtype.is_floating_point:
-        return [*lines, _describe_distribution(known, kind.unit)]
-    return lines + _describe_classes(known, task)
+    if kind.has_class_ids:
+        return lines + _describe_classes(known, task)
+    return [*lines, _describe_distribution(known, kind.unit)]
 
 
 def known_values(label: Tensor, task: dict[str, Any]) -> Tensor:

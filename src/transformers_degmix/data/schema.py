@@ -25,7 +25,6 @@ from typing import Any, Protocol
 
 import datasets
 import numpy as np
-import torch
 from PIL import Image
 
 from ..images_degmix import orientation_of
@@ -166,7 +165,7 @@ def stored_prediction(prediction: np.ndarray, kind: TaskKind, unknown: np.ndarra
     values = prediction if kind.label_channels == 1 else np.moveaxis(prediction, 0, -1)
     if as_array:
         values = values.astype(np.float16)
-    elif not kind.label_dtype.is_floating_point:
+    elif kind.has_class_ids:
         values = values.round().astype(np.uint8)
     elif kind.value_range and not stores_numbers(kind):
         low, high = kind.value_range
@@ -178,7 +177,7 @@ def stored_prediction(prediction: np.ndarray, kind: TaskKind, unknown: np.ndarra
 
 def lacks_unknown(kind: TaskKind) -> bool:
     """Whether 8-bit maps of a kind cannot say that a pixel is unknown."""
-    return kind.label_dtype.is_floating_point and kind.label_channels == 1 and not stores_numbers(kind)
+    return not kind.has_class_ids and kind.label_channels == 1 and not stores_numbers(kind)
 
 
 def encode_confidence(confidence: np.ndarray, compress_level: int = DEFAULT_COMPRESS_LEVEL) -> dict[str, Any]:
@@ -214,7 +213,7 @@ def _encode_map(values: np.ndarray, size: tuple[int, int], task: dict[str, Any],
         return _encode(Image.fromarray(_checked_depth(values)), "TIFF")
     if values.dtype != np.uint8:
         raise ValueError(f"expected 8-bit values, got {values.dtype}")
-    if kind.label_dtype == torch.int64:
+    if kind.has_class_ids:
         num_labels = len(task["id2label"]) if task.get("id2label") else kind.num_logits
         if num_labels is not None:
             _check_ids(values, num_labels)

@@ -193,7 +193,7 @@ class OutputFolder:
         ignored = {
             name: {"ignore": [IGNORE_INDEX]}
             for name, kind in kinds.items()
-            if thresholds[name] and not kind.label_dtype.is_floating_point
+            if thresholds[name] and kind.has_class_ids
         }
         if ignored:
             notes.append(
