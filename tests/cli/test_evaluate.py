@@ -182,7 +182,7 @@ def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_pat
     for arguments, words in (
         ((*ROOMS[:2], "--split", "nowhere", *ROOMS[4:]), ("nowhere", "validation")),
         ((*data, "--split", "nowhere"), ("nowhere", "test")),
-        ((*data, "--split", "test", "--tasks", "edge", "depth"), ("lacks the columns 'edge'", "'depth'")),
+        ((*data, "--split", "test", "--tasks", "edge", "depth"), ("lacks column 'edge'", "'depth'")),
         ((*data, "--split", "test", "--tasks", "edg"), ("`--tasks`", "'edge'", "'edg'")),
         ((*ROOMS, "--model", tmp_path / "nothing"), ("cannot load", "nothing")),
         ((*ROOMS, "--output", tmp_path / "full"), ("full", "not empty")),

@@ -358,7 +358,7 @@ def test_missing_columns_and_empty_splits(streaming):
     empty = data.select([])
     if streaming:
         data, empty = data.to_iterable_dataset(), IterableDataset.from_generator(lambda: iter(()))
-    message = r"lacks the columns 'z' \(for 'depth'\), 'normals'; it has \['image', 'depth'\]"
+    message = r"lacks column 'z' \(for 'depth'\), column 'normals'; it has \['image', 'depth'\]"
     with pytest.raises(ValueError, match=message):
         map_columns(data, {"depth": DEPTH, "normals": NORMALS}, {"depth": "z"})
     with pytest.raises(ValueError, match="no samples"):

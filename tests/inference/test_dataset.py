@@ -371,7 +371,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(job, tmp_path):
     )
     (tmp_path / "file").touch()
     wrong = {
-        "lacks the columns 'photo' .for 'image'.; it has .'image'": {"split": {"columns": {"image": "photo"}}},
+        "lacks column 'photo' .for 'image'.; it has .'image'": {"split": {"columns": {"image": "photo"}}},
         "split 'validation'": {"split": {"name": "validation"}},
         "split 'train': .*no data": {"split": {"dataset": str(empty)}},
         "nowhere": {"model": str(tmp_path / "nowhere")},

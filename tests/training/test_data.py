@@ -125,7 +125,7 @@ def test_folders_of_another_layout_are_shown_the_right_one(tmp_path, metadata):
     if metadata:
         row = {"file_name": "train/images/0.png", "semseg_file_name": "train/masks/0.png"}
         (tmp_path / metadata).write_text(json.dumps(row))
-    with pytest.raises(ValueError, match=r"lacks the columns 'depth'.* FOLDER/train/metadata\.jsonl"):
+    with pytest.raises(ValueError, match=r"lacks column 'depth'.* FOLDER/train/metadata\.jsonl"):
         depths(tmp_path, "train", False)
 
 

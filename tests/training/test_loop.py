@@ -218,7 +218,7 @@ def test_data_set_on_disk(tmp_path):
     assert list(scores) == ["depth", "semseg"]
 
     tasks["parts"] = {"kind": "segmentation", "num_labels": 2}
-    with pytest.raises(ValueError, match=r"data', split 'train'.*lacks the columns 'parts'; it has.*'depth'"):
+    with pytest.raises(ValueError, match=r"data', split 'train'.*lacks column 'parts'; it has.*'depth'"):
         train(arguments(tmp_path / "other", model={**MODEL, "tasks": tasks}, **fields))
 
 

@@ -116,7 +116,7 @@ def test_a_source_labels_what_it_has_or_says(tmp_path, sources):
     with pytest.raises(ValueError, match=r"none of the sources \['streets', 'kitchens'\] labels the tasks \['edge'\]"):
         find(*sources)
     first = {**sources[0], "columns": {"semseg": {"ignore": 3}, "depth": "nowhere"}}
-    with pytest.raises(ValueError, match="source 'streets': .*lacks the columns 'nowhere' .for 'depth'."):
+    with pytest.raises(ValueError, match="source 'streets': .*lacks column 'nowhere' .for 'depth'."):
         train(arguments(tmp_path, first, sources[1]))
     with pytest.raises(ValueError, match=r"source 'streets': it labels none .*\['depth'\].*columns are \['image', "):
         find_sources(arguments(tmp_path, *sources), {"depth": TASKS["depth"]})

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..tasks import TASK_KINDS
-from .columns import Column, RowReader, leaf_feature
+from .columns import Column, RowReader, describe_column, leaf_feature
 from .inspection import check_columns, inspect_row
 
 
@@ -103,13 +103,13 @@ def select_columns(
     if first is None:
         raise ValueError("the data set has no samples in this split")
     available = data.column_names or list(first)
-    missing = {name: column.column for name, column in reader.columns.items() if column.column not in available}
-    optional = [name for name in missing if name in reader.tasks and reader.columns[name] == Column(name)]
+    missing = {name: column for name, column in reader.columns.items() if column.column not in available}
+    optional = [name for name, column in missing.items() if name in reader.tasks and column == Column(name)]
     if may_lack_columns and len(optional) == len(missing) < len(reader.tasks):
         missing = {}
     if missing:
-        wanted = ", ".join(repr(c) if c == name else f"{c!r} (for {name!r})" for name, c in missing.items())
-        raise ValueError(f"the data set lacks the columns {wanted}; it has {available}{layout_hint(available)}")
+        wanted = ", ".join(describe_column(name, column) for name, column in missing.items())
+        raise ValueError(f"the data set lacks {wanted}; it has {available}{layout_hint(available)}")
     needed = {column.column for column in reader.columns.values()} | {"image_id"} & set(available)
     data = data.select_columns([name for name in available if name in needed])
     # Arrays take an order of magnitude longer as lists.
