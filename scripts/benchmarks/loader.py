@@ -32,6 +32,8 @@ from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 
 
 NUM_EPOCHS = 4
+# Of each image processor and photo; the quickest counts.
+NUM_CALLS = 10
 # What is timed, in order; none of them calls another.
 STAGES = {
     "decoding the files": (MappedDataset, "__getitem__"),
@@ -70,7 +72,7 @@ def timed(function, seconds: dict[str, float], stage: str):
     return call
 
 
-def compare_processors(size: tuple[int, int], num_calls: int = 10):
+def compare_processors(size: tuple[int, int]):
     """Prints the shortest CPU time of each image processor, called in turns, for photos of several sizes."""
     height, width = size
     rng = np.random.default_rng(0)
@@ -80,7 +82,7 @@ def compare_processors(size: tuple[int, int], num_calls: int = 10):
         for resample in (None,) if factor == 1 else Image.Resampling:
             options = {} if resample is None else {"size": {"height": height, "width": width}, "resample": resample}
             seconds = {name: float("inf") for name in PROCESSORS}
-            for _ in range(num_calls):
+            for _ in range(NUM_CALLS):
                 for name, processor_class in PROCESSORS.items():
                     processor = processor_class(do_resize=bool(options), **options)
                     start = process_time()

@@ -86,7 +86,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH (default: the benchmark's, 425x560 for NYUD-v2)")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured (default: 5)")
-    parser.add_argument("--against", default="textbook", choices=["textbook"], help="what the model is compared with")
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[], help="show time against image size")
     parser.add_argument("--tasks", type=int, nargs="+", default=[], help="show time against the number of tasks")
     parser.add_argument(
