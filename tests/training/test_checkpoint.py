@@ -34,6 +34,24 @@ def test_other_arguments_are_named(tmp_path, parts):
         load_checkpoint(tmp_path / "c.pt", parts, {"seed": 1, "batch_size": 4}, Accelerator())
 
 
+def test_nan_equals_itself(tmp_path, parts):
+    save_checkpoint(tmp_path / "c.pt", parts, {"columns": {"depth": {"invalid": [0, float("nan")]}}}, Accelerator())
+    load_checkpoint(tmp_path / "c.pt", parts, {"columns": {"depth": {"invalid": [0, float("nan")]}}}, Accelerator())
+    with pytest.raises(ValueError, match=r"`columns` was .*nan.* and is .*\[0, 1\]"):
+        load_checkpoint(tmp_path / "c.pt", parts, {"columns": {"depth": {"invalid": [0, 1]}}}, Accelerator())
+
+
+def test_generators_of_devices_that_are_not_there_are_left_out(tmp_path, parts, monkeypatch):
+    save_checkpoint(tmp_path / "c.pt", parts, {}, Accelerator())
+    checkpoint = torch.load(tmp_path / "c.pt", weights_only=True)
+    checkpoint["generators"][0]["cuda"].append(torch.get_rng_state())
+    torch.save(checkpoint, tmp_path / "c.pt")
+    restored = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.extend)
+    load_checkpoint(tmp_path / "c.pt", parts, {}, Accelerator())
+    assert len(restored) == torch.cuda.device_count()
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "something else", "object"])
 def test_damaged_checkpoint(tmp_path, parts, damage):
     path = tmp_path / "c.pt"

@@ -1,5 +1,6 @@
 """The state of a training run in one file, which appears whole or not at all."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,15 +51,20 @@ def load_checkpoint(path: Path, parts: dict[str, Any], arguments: dict[str, Any]
         saved = checkpoint["arguments"]
     except Exception as error:  # PyTorch's parser raises many types
         raise ValueError(f"{path} is no checkpoint of a training run: {error}") from error
-    changed = {name: (saved.get(name), arguments[name]) for name in arguments if saved.get(name) != arguments[name]}
+    changed = [name for name in arguments if _comparable(saved.get(name)) != _comparable(arguments[name])]
     if changed:
-        listed = ", ".join(f"`{name}` was {old!r} and is {new!r}" for name, (old, new) in changed.items())
+        listed = ", ".join(f"`{name}` was {saved.get(name)!r} and is {arguments[name]!r}" for name in changed)
         raise ValueError(f"{path} is of a run with other arguments: {listed}")
     for name, part in parts.items():
         part.load_state_dict(checkpoint["parts"][name])
     generators = checkpoint["generators"][accelerator.process_index]
     torch.set_rng_state(generators["cpu"])
-    torch.cuda.set_rng_state_all(generators["cuda"])
+    torch.cuda.set_rng_state_all(generators["cuda"][: torch.cuda.device_count()])  # there may have been more devices
+
+
+def _comparable(value: Any) -> Any:
+    """The value of an argument with texts in place of NaN, which does not equal itself."""
+    return json.loads(json.dumps(value), parse_constant=str)
 
 
 @contextmanager
