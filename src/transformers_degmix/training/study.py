@@ -98,7 +98,10 @@ def run(
 
 
 def tune(folder: Path, args: TrainingArguments, initial: Path, seed: int, **changes: Any) -> Outcome:
-    """Trains and scores the model in the directory `initial`, or reads `result.json` in `folder` if it exists."""
+    """Trains and scores the model in the directory `initial`, or reads `result.json` in `folder` if it exists.
+
+    If the training was interrupted, `cpu_seconds` is only the time since it was resumed.
+    """
     result = folder / "result.json"
     if result.exists():
         return json.loads(result.read_text())
