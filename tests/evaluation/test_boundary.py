@@ -210,6 +210,17 @@ def test_the_best_constant_has_a_score():
     assert 0 < scores((BoundaryMetric.best_constant(label).expand_as(label), label))["ods_f"] < 1
 
 
+@pytest.mark.parametrize("size", [(1, 20), (20, 1), (2, 20), (1, 1)])
+def test_thin_images_have_no_ridges(size):
+    # All pixels are at the border, where predictions have faded to 0.
+    label = torch.ones(1, *size)
+    assert scores((label, label))["ods_f"] == 0
+    # In a larger image, such a label is what its valid pixels span.
+    padded = torch.nn.functional.pad(label, (2, 3, 4, 5), value=255.0)
+    line = lines((20, 1.0))
+    assert scores((line, line), (torch.ones_like(padded), padded)) == scores((line, line), (label, label))
+
+
 def test_no_valid_pixel_is_an_error():
     with pytest.raises(ValueError, match="no valid pixel"):
         scores((torch.zeros(1, 20, 20), torch.full((1, 20, 20), 255.0)))

@@ -127,7 +127,7 @@ def boundary_counts(prediction: np.ndarray, label: np.ndarray, tolerance: float)
     program links unmatched pixels at random to save time and misses up to 0.2% of the pairs.
 
     Args:
-        prediction: probabilities `(height, width)` in [0, 1]. The bounding box has at least two rows and columns.
+        prediction: probabilities `(height, width)` in [0, 1].
         label: `(height, width)`, boundary above 0.5, 255 = ignored.
         tolerance: largest distance of a pair as a fraction of the image's diagonal.
 
@@ -159,8 +159,10 @@ def suppress_non_maxima(prediction: np.ndarray) -> np.ndarray:
     with r = 1, s = 5, m = 1.01).
 
     Args:
-        prediction: `(height, width)`, both 2 or more.
+        prediction: `(height, width)`.
     """
+    if min(prediction.shape) < 3:
+        return np.zeros_like(prediction)  # all pixels are at the border
     triangle = np.convolve(np.ones(5), np.ones(5)) / 25
     smooth = convolve1d(convolve1d(prediction, triangle, axis=0), triangle, axis=1)
     d_row, d_column = np.gradient(smooth)
