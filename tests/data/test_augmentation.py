@@ -324,6 +324,8 @@ def test_draws_are_as_published():
         {"flip_probability": 1.5},
         {"brightness": -1.0},
         {"hue": float("nan")},
+        *[{"size": 3}, {"size": (2.5, 3)}, {"size": ["a", "b"]}],
+        *[{"scale": 2}, {"contrast": (1, "b")}, {"saturation": None}, {"hue": "x"}, {"brightness": [1]}],
     ],
 )
 def test_fields_out_of_range(fields):

@@ -35,6 +35,7 @@ def test_file_and_command_line(config):
     [
         *[(text, text) for text in ("no", "yes", "on", "Off", "y", "truer", "1.5.2", "1e", "e3")],
         *[("true", True), ("False", False), ("null", None), ("12", 12), ("-3", -3), ("1_000", 1000)],
+        *[(text, text) for text in ("2024-02-30", "2024-02-03")],
         *[("1e-3", 0.001), ("-1E5", -1e5), (".5", 0.5), ("1.", 1.0), ("1.0e+10", 1e10), ("-.inf", -math.inf)],
     ],
 )
@@ -74,7 +75,10 @@ def test_later_files_come_before_earlier_ones(config, tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "resume"),
-    [([], False), (["--resume"], True), (["--resume", "false"], False), (["--resume", "--seed", "1"], True)],
+    [
+        *[([], False), (["--resume"], True), (["--resume", "--seed", "1"], True)],
+        *[(["--resume", word], word.lower() == "true") for word in ("true", "True", "false", "False")],
+    ],
 )
 def test_resume_needs_no_value(config, words, resume):
     assert parse_arguments([config("output_dir: out"), "--max_steps", "2", *words]).resume is resume
@@ -95,7 +99,7 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out\noptimizer: adam", [], "`optimizer`.*adamw.*'adam'"),
         ("output_dir: out\nlr_scheduler: linear", [], "`lr_scheduler`.*cosine.*'linear'"),
         ("output_dir: out\nmax_steps: 0", [], "`max_steps`.*0"),
-        ("output_dir: out\nmax_steps: many", [], "(?s)max_steps.*int.*'many'"),
+        ("output_dir: out\nmax_steps: many", [], "max_steps.*int.*'many'"),
         ("output_dir: out\nlearning_rate: -1", [], "`learning_rate`.*-1"),
         ("output_dir: out\nlearning_rate: fast", [], "learning_rate.*'fast'"),
         ("output_dir: out\npretrained: a\nmodel: {hidden_size: 8}", [], "`pretrained`"),
@@ -121,12 +125,64 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out\npretrained: a\ntasks: [depth]", [], "`pretrained`.*`tasks`"),
         ("max_steps: 3", [], "output_dir"),
         ("- a\n- b", [], "field: value.*list"),
-        ("output_dir: [", [], "run.yaml"),
+        ("output_dir: [", [], "run.yaml is not YAML"),
+        ("output_dir: out", ["--tasks", "[depth"], "`--tasks` is not YAML.*expected ',' or ']'"),
+        ("output_dir: out", ["--seed", "0x_"], "`--seed` is not YAML"),
+        ("output_dir: out\nseed: 2", ["--seed.x", "1"], "`--seed.x`: `seed` is 2, which has no fields"),
+        ("output_dir: out", ["--seed.x", "1"], "seed.*int.*'x'"),
+        ("output_dir: out\ndatasets: [{name: a}]", ["--datasets.0.name", "b"], "`--datasets.0.name`.*no fields"),
+        ("output_dir: out\ncolumns: {depth: d}", ["--columns.depth.scale", "2"], "`depth` is 'd', which has"),
+        ("output_dir: out", ["--resume", "yes"], "resume.*bool.*'yes'"),
+        ("1: 2\na: 3\noutput_dir: out", [], r"\[1, 'a'\]"),
+        ("output_dir: out\nmodel: {1: 2, hidden_size: 3}", [], r"model.key.*str.*1"),
+        ("output_dir: out\nmodel: {hidden_sizze: 3}", [], r"`model`.*\['hidden_sizze'\].*'hidden_size'"),
+        ("output_dir: out\nmodel: 3", [], "model.*dict.*int"),
+        ("output_dir: out\nbatch_size: 2.5", [], "batch_size.*int.*2.5"),
+        ("output_dir: out\ntasks: depth", [], "tasks.*'depth'.*list"),
+        ("output_dir: out\nfreeze: [1]", [], r"freeze\[0\].*str.*1"),
+        ("output_dir: out\ncolumns: [a]", [], "columns.*dict.*list"),
+        ("output_dir: out\nimage_size: 212", [], "image_size.*212.*list"),
+        ("output_dir: out\nimage_size: [212]", [], r"`image_size`.*\[212\]"),
+        ("output_dir: out\nimage_size: [0, 5]\naugmentation: null", [], r"`image_size`.*\[0, 5\]"),
+        ("output_dir: out", ["--augmentation.scale", "2"], "`augmentation`: `scale`.*range.*2"),
+        ("output_dir: out\naugmentation: {size: 3}", [], "`augmentation`: `size`.*3"),
+        ("output_dir: out\nimage_processor: {image_mean: x}", [], "`image_processor`: .*image_mean.*'x'.*float"),
+        ("output_dir: out\nimage_processor: {do_resize: maybe}", [], "`image_processor`: .*do_resize.*bool.*'maybe'"),
     ],
 )
 def test_bad_runs_are_refused(config, text, overrides, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         parse_arguments([config(text), *overrides])
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_the_base_of_each_other(config, tmp_path):
+    (tmp_path / "a.yaml").write_text("base: run.yaml")
+    for base, between in (("run.yaml", ""), ("a.yaml", ".*a.yaml -> ")):
+        with pytest.raises(ValueError, match=f"run.yaml is its own `base`: .*run.yaml -> {between}.*run.yaml$"):
+            parse_arguments([config(f"base: {base}\noutput_dir: out")])
+    # Several may have the same base.
+    (tmp_path / "a.yaml").write_text("base: [b.yaml, c.yaml]")
+    (tmp_path / "b.yaml").write_text("base: c.yaml")
+    (tmp_path / "c.yaml").write_text("seed: 5")
+    assert parse_arguments([config("base: a.yaml\noutput_dir: out")]).seed == 5
+
+
+@pytest.mark.parametrize("base", ["3", "null", "[3]", "{a: b}"])
+def test_bases_that_are_no_files(config, base):
+    with pytest.raises(OSError, match="No such file"):
+        parse_arguments([config(f"base: {base}\noutput_dir: out")])
+
+
+def test_fields_of_what_is_null(config):
+    args = parse_arguments([config("output_dir: out\naugmentation: null"), "--augmentation.scale", "[1, 1]"])
+    assert args.augmentation == {"scale": [1, 1]}
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"output_dir: \xff")
+    with pytest.raises(ValueError, match="run.yaml is not YAML.*invalid start byte"):
+        parse_arguments([str(tmp_path / "run.yaml")])
 
 
 def test_missing_file(tmp_path):

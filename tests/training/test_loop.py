@@ -664,6 +664,18 @@ def test_early_stop_on_the_multi_task_gain(tmp_path):
         arguments(tmp_path, early_stopping_patience=2)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": 2.5}, "hidden_size.*int.*2.5"),
+        ({"backbone_config": {**MODEL["backbone_config"], "depths": "many"}}, "depths.*'many'.*list"),
+    ],
+)
+def test_fields_of_the_model_of_another_type(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=f"^`model`: .*{message}"):
+        train(arguments(tmp_path, model={**MODEL, **fields}))
+
+
 def test_trackers_see_losses_scores_and_pictures(tmp_path):
     train(arguments(tmp_path, log_with=["tensorboard"], logging_steps=2, num_logged_images=2))
     curves = read_curves(tmp_path / "run")

@@ -9,6 +9,8 @@ Images are float32 arrays `(3, height, width)` in 0..255. Label maps are arrays 
 """
 
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,15 +52,16 @@ class Augmentation:
     hue: float = 18.0
 
     def __post_init__(self):
-        if len(self.size) != 2 or min(self.size) < 1:
+        if not (_are_numbers(self.size, 2, Integral) and min(self.size) >= 1):
             raise ValueError(f"`size` must be a height and a width of at least 1, got {self.size}")
         for name, lowest in (("scale", 1e-2), ("contrast", 0), ("saturation", 0)):
             value = getattr(self, name)
-            if len(value) != 2 or not lowest <= value[0] <= value[1] < float("inf"):
+            if not (_are_numbers(value, 2) and lowest <= value[0] <= value[1] < float("inf")):
                 raise ValueError(f"`{name}` must be a range (low, high) with {lowest:g} <= low <= high, got {value}")
         for name, highest in (("flip_probability", 1), ("brightness", 255), ("hue", 90)):
-            if not 0 <= getattr(self, name) <= highest:
-                raise ValueError(f"`{name}` must be from 0 to {highest}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not (_are_numbers([value], 1) and 0 <= value <= highest):
+                raise ValueError(f"`{name}` must be from 0 to {highest}, got {value!r}")
 
     def __call__(
         self,
@@ -110,6 +113,10 @@ class Augmentation:
             if rng.random() < DISTORTION_PROBABILITY:
                 pixels = adjust(pixels, amount)
         return pixels
+
+
+def _are_numbers(values: Any, count: int, number: type = Real) -> bool:
+    return isinstance(values, list | tuple) and len(values) == count and all(isinstance(v, number) for v in values)
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import yaml
-from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.dataclasses import strict, validate_typed_dict
 
+from ..configuration_degmix import DeGMixConfig
 from ..data.augmentation import Augmentation
 from ..data.benchmarks import BENCHMARKS
 from .balancing import TASK_BALANCING
-from .sources import Source, parse_sources
+from .sources import Source, naming_errors, parse_sources
 
 
 if TYPE_CHECKING:
@@ -46,11 +46,21 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
-# Fields of `image_processor`. `tasks` is not one: it comes from the model.
-PROCESSOR_FIELDS = (
-    "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
-    "image_std", "do_pad", "pad_size", "size_divisor",
-)  # fmt: skip
+class ProcessorFields(TypedDict, total=False):
+    """Fields of `image_processor`; null is the default. `tasks` is not one: it comes from the model."""
+
+    do_convert_rgb: bool
+    do_resize: bool
+    size: int | list[int] | dict[str, int]
+    resample: Any  # the processor checks it
+    do_rescale: bool
+    rescale_factor: int | float
+    do_normalize: bool
+    image_mean: int | float | list[int | float]
+    image_std: int | float | list[int | float]
+    do_pad: bool
+    pad_size: int | list[int] | dict[str, int]
+    size_divisor: int
 
 
 @strict
@@ -222,6 +232,8 @@ class TrainingArguments:
             )
         if self.image_size is None:
             self.image_size = list(BENCHMARKS[self.benchmark or "nyud"].input_size)
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"`image_size` must be a height and a width of at least 1, got {self.image_size}")
         if self.skip_unreadable and self.streaming:
             raise ValueError("`skip_unreadable` reads all samples before the first step, which `streaming` avoids")
         if not 0 <= self.max_unreadable < 1:
@@ -238,8 +250,14 @@ class TrainingArguments:
                 raise ValueError(f"`{name}` must map names of tasks to their fields, got {tasks!r}")
         if self.new_tasks and not self.pretrained:
             raise ValueError("`new_tasks` are for a `pretrained` model; a new one has its tasks in `model.tasks`")
+        _check_names("model", self.model, list(DeGMixConfig.__annotations__))
         _check_names("augmentation", self.augmentation or {}, [f.name for f in fields(Augmentation)])
-        _check_names("image_processor", self.image_processor, PROCESSOR_FIELDS)
+        _check_names("image_processor", self.image_processor, list(ProcessorFields.__annotations__))
+        with naming_errors("`augmentation`: "):
+            self.build_augmentation()
+        with naming_errors("`image_processor`: "):
+            given = {name: value for name, value in self.image_processor.items() if value is not None}
+            validate_typed_dict(ProcessorFields, given)
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
             raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: do not give these too")
 
@@ -249,26 +267,32 @@ class TrainingArguments:
         shared = ("dataset", "columns", "train_split", "eval_split", "num_train_images", "num_eval_images")
         return parse_sources(self.datasets, {name: getattr(self, name) for name in shared})
 
+    def build_augmentation(self) -> Augmentation | None:
+        """The augmentation of training images, unless the run has none."""
+        if self.augmentation is None:
+            return None
+        return Augmentation(**{"size": tuple(self.image_size), **self.augmentation})
+
     def decisive(self) -> dict[str, Any]:
         """The fields that determine the weights. A run can be resumed only with the same values."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
 
 
 def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
-    unknown = sorted(set(given) - set(allowed))
+    unknown = [key for key in given if key not in allowed]
     if unknown:
         raise ValueError(f"`{name}` has unknown fields {unknown}; allowed are {list(allowed)}")
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML as people write it: only `true` and `false` are booleans, and `1e-3` is a number.
+    """YAML as people write it: only `true` and `false` are booleans, `1e-3` is a number, and dates are texts.
 
     YAML 1.1 reads `no` as false, and numbers with an exponent only if they have a point and the exponent has a sign.
     """
 
 
 RecipeLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
@@ -278,6 +302,18 @@ RecipeLoader.add_implicit_resolver(
     re.compile(r"([-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)(e[-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", re.IGNORECASE),
     list("-+.0123456789"),
 )
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """The value that a recipe or a field of the command line gives.
+
+    Raises:
+        ValueError: it is not YAML; the message begins with `where` and has one line.
+    """
+    try:
+        return yaml.load(text, RecipeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as the number `0x_`
+        raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def find_recipe(name: str) -> Path:
@@ -312,47 +348,57 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
     parser.add_argument("recipe", help=f"a YAML file of these fields, or one that comes with the package: {recipes}")
     parsed, overrides = parser.parse_known_args(argv)
     values = read_config(find_recipe(parsed.recipe))
-    if "--resume" in overrides and overrides[overrides.index("--resume") + 1 :][:1] not in (["true"], ["false"]):
-        overrides.insert(overrides.index("--resume") + 1, "true")
+    if "--resume" in overrides:
+        after = overrides.index("--resume") + 1
+        if not overrides[after:] or overrides[after].startswith("--"):
+            overrides.insert(after, "true")
     if len(overrides) % 2 or not all(name.startswith("--") for name in overrides[::2]):
         raise ValueError(f"expected `--field value` pairs after the recipe, got {' '.join(overrides)}")
     for name, value in zip(overrides[::2], overrides[1::2]):
         *parents, leaf = name[2:].split(".")
         node = values
         for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = yaml.load(value, RecipeLoader)
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
+            if not isinstance(node, dict):
+                raise ValueError(f"`{name}`: `{parent}` is {node!r}, which has no fields")
+        node[leaf] = parse_yaml(value, f"`{name}`")
 
     types = {f.name: f.type for f in fields(TrainingArguments)}
-    unknown = sorted(set(values) - set(types))
+    unknown = [name for name in values if name not in types]
     if unknown:
         raise ValueError(f"unknown fields {unknown}; accepted are {sorted(types)}")
+    if "output_dir" not in values:
+        raise ValueError("the run needs an `output_dir`, in the recipe or on the command line")
     for name, value in values.items():
         if types[name] in (float, float | None) and type(value) is int:
             values[name] = float(value)
-    try:
+    with naming_errors():
         return TrainingArguments(**values)
-    except (TypeError, StrictDataclassError) as error:  # a field is missing or of another type
-        raise ValueError(str(error)) from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The fields in a YAML file and in the files that it names as `base`.
 
+    Args:
+        path: of the file.
+        above: the files that led to it, each named by the one before.
+
     Raises:
-        ValueError: a file is not YAML, or does not hold fields.
+        ValueError: a file is not YAML, does not hold fields, or has itself as a `base`, perhaps through other files.
         OSError: a file cannot be read.
     """
-    try:
-        own = yaml.load(path.read_text(), RecipeLoader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    above = (*above, path.resolve())
+    if above[-1] in above[:-1]:
+        raise ValueError(f"{path} is its own `base`: {' -> '.join(map(str, above))}")
+    own = parse_yaml(path.read_bytes(), str(path)) or {}
     if not isinstance(own, dict):
         raise ValueError(f"{path} must hold `field: value` lines, got a {type(own).__name__}")
     bases = own.pop("base", [])
     values = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        values = merge_fields(values, read_config(path.parent / base))
+    for base in bases if isinstance(bases, list) else [bases]:
+        values = merge_fields(values, read_config(path.parent / str(base), above))
     return merge_fields(values, own)
 
 

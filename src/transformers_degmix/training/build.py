@@ -19,7 +19,7 @@ from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments
 from .backbones import find_backbone
 from .data import describe_split
-from .sources import check_tasks
+from .sources import check_tasks, naming_errors
 
 
 def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePrediction, DeGMixImageProcessorPil]:
@@ -52,7 +52,9 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
         if pretrained:
             fields |= pretrained.processor_fields
         backbone_config = {"backbone_config": pretrained.config} if pretrained else {}
-        model = DeGMixForMultiTaskDensePrediction(DeGMixConfig(**{**backbone_config, **args.model, "tasks": tasks}))
+        with naming_errors("`model`: "):
+            config = DeGMixConfig(**{**backbone_config, **args.model, "tasks": tasks})
+        model = DeGMixForMultiTaskDensePrediction(config)
         processor = DeGMixImageProcessorPil(**{**fields, **args.image_processor, "tasks": model.config.tasks})
         if pretrained:
             pretrained.load(model.model.backbone)

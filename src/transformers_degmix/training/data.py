@@ -19,7 +19,6 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Sampler, Subset, get_worker_info
 from transformers.utils import logging
 
-from ..data.augmentation import Augmentation
 from ..data.collator import DeGMixDataCollator
 from ..data.mapping import MappedDataset, find_unreadable
 from ..data.splits import DataSplit
@@ -262,10 +261,7 @@ class TrainBatches:
         tasks: dict[str, dict],
         accelerator: Accelerator,
     ):
-        augmentation = None
-        if args.augmentation is not None:
-            augmentation = Augmentation(**{"size": tuple(args.image_size), **args.augmentation})
-        self.collator = DeGMixDataCollator(processor, augmentation, args.seed, tasks)
+        self.collator = DeGMixDataCollator(processor, args.build_augmentation(), args.seed, tasks)
         self.accelerator = accelerator
         rank, num_processes = accelerator.process_index, accelerator.num_processes
         parts = [load_split(args, source, "train", tasks) for source in sources]

@@ -2,12 +2,30 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
+
+
+@contextmanager
+def naming_errors(where: str = "") -> Iterator[None]:
+    """Puts `where` before the message of a ValueError inside the block.
+
+    An error of a `@strict` dataclass, which says that a value has another type, becomes a ValueError of one line.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+    except StrictDataclassError as error:
+        cause: BaseException = error
+        while cause.__cause__:  # the innermost names type and value
+            cause = cause.__cause__
+        message, *_ = str(cause).split(". Errors:")  # which repeat it
+        raise ValueError(f"{where}{message}") from error
 
 
 @strict
@@ -38,13 +56,9 @@ class Source:
         """The start of messages about it."""
         return "" if self.name is None else f"source {self.name!r}: "
 
-    @contextmanager
-    def naming(self) -> Iterator[None]:
-        """Puts the title before the message of a ValueError inside the block."""
-        try:
-            yield
-        except ValueError as error:
-            raise ValueError(f"{self.title}{error}") from error
+    def naming(self) -> AbstractContextManager[None]:
+        """Puts the title before the messages of errors inside the block."""
+        return naming_errors(self.title)
 
     def choose(self, tasks: dict[str, dict]) -> dict[str, dict]:
         """The tasks whose labels are read; all if the source names none."""
@@ -87,10 +101,8 @@ def _parse_source(number: int, given: dict[str, Any], shared: dict[str, Any]) ->
     missing = [name for name in ("name", "dataset") if given.get(name) is None]
     if missing:
         raise ValueError(f"{where} must have the fields {missing}")
-    try:
+    with naming_errors(f"{where}: "):
         source = Source(**{**shared, **given})
-    except StrictDataclassError as error:  # of another type
-        raise ValueError(f"{where}: {error}") from error
     if source.weight is not None and not 0 < source.weight < math.inf:
         raise ValueError(f"{where} must have a positive number as `weight`, got {source.weight!r}")
     if source.tasks is not None and not source.tasks:
