@@ -330,6 +330,8 @@ def test_single_task_scores():
     assert single_task_scores({"a": depth, "b": edge}, tasks) == {"depth": 0.5, "edge": 0.7}
     with pytest.raises(ValueError, match=r"there is none for \['edge'\]"):
         single_task_scores({"a": depth}, tasks)
+    with pytest.raises(ValueError, match=r"there is none for \['edge'\]"):  # no gain is relative to 0
+        single_task_scores({"a": depth, "b": {"scores": {"edge": {"ods_f": 0.0}}}}, tasks)
     for reports in (
         {"a": depth, "b": depth},
         {"b": {"scores": {"semseg": {}}}},

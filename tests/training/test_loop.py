@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import resource
@@ -662,6 +663,14 @@ def test_early_stop_on_the_multi_task_gain(tmp_path):
     assert progress["step"] == 3 and list(progress["qualities"]) == [1]
     with pytest.raises(ValueError, match="`early_stopping_patience`.*`single_task_scores`"):
         arguments(tmp_path, early_stopping_patience=2)
+
+
+@pytest.mark.parametrize("scores", [{"depth": 1}, {"depth": 1, "semseg": 0}, {"depth": 1, "semseg": math.nan}])
+def test_single_task_scores_that_give_no_gain_are_refused(tmp_path, scores):
+    message = r"`single_task_scores`.*above 0 for each of \['semseg', 'depth'\]; \['semseg'\] have none"
+    with pytest.raises(ValueError, match=message):
+        train(arguments(tmp_path, tasks=["semseg", "depth"], single_task_scores=scores))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

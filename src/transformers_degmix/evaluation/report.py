@@ -191,9 +191,11 @@ def single_task_scores(reports: dict[str, dict[str, Any]], tasks: dict[str, dict
         if len(names) != 1 or names[0] not in tasks or names[0] in scores:
             raise ValueError(f"single-task reports must be one for each of {list(tasks)}; {path} is for {names}")
         scores[names[0]] = report["scores"][names[0]][BENCHMARK_METRICS[tasks[names[0]]["kind"]].main]
-    missing = [name for name in tasks if name not in scores]
+    missing = [name for name in tasks if not scores.get(name)]
     if missing:
-        raise ValueError(f"the gain needs a single-task report for each task; there is none for {missing}")
+        raise ValueError(
+            f"the gain needs a single-task report with a score above 0 for each task; there is none for {missing}"
+        )
     return scores
 
 

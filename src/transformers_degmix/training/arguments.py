@@ -133,9 +133,10 @@ class TrainingArguments:
         seed: of initialisation, order and augmentation.
 
         eval_steps: steps between two evaluations; there is always one at the end.
-        single_task_scores: task -> score of a model for that task alone. If given, the best model is the one with the
-            highest multi-task gain over these scores, otherwise the one with the lowest evaluation loss. With several
-            `datasets`, each task's score and loss are means over the sources that label it.
+        single_task_scores: task -> score of a model for that task alone, above 0, for each trained task. If given, the
+            best model is the one with the highest multi-task gain over these scores, otherwise the one with the lowest
+            evaluation loss. With several `datasets`, each task's score and loss are means over the sources that label
+            it.
         early_stopping_patience: the run ends after so many evaluations without a higher gain; never by default.
         num_best_models: how many of the best models to keep. The best is in `best`; if there are more, all are in
             `best_models/step_<step>`.
@@ -196,7 +197,7 @@ class TrainingArguments:
     seed: int = 0
 
     eval_steps: int = 2_000
-    single_task_scores: dict[str, float] | None = None
+    single_task_scores: dict[str, int | float] | None = None
     early_stopping_patience: int | None = None
     num_best_models: int = 1
     checkpoint_steps: int = 1_000

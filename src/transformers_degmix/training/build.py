@@ -143,8 +143,16 @@ def name_source_classes(args: TrainingArguments, tasks: dict[str, dict]) -> dict
 
 
 def trained_tasks(args: TrainingArguments, model: DeGMixForMultiTaskDensePrediction) -> dict[str, dict]:
-    """The tasks for which the run needs labels."""
-    names = args.new_tasks if args.new_tasks and args.train_only_new else model.config.tasks
+    """The tasks for which the run needs labels.
+
+    Raises:
+        ValueError: `single_task_scores` are given, but a task has none above 0, which the gain is relative to.
+    """
+    names = list(args.new_tasks if args.new_tasks and args.train_only_new else model.config.tasks)
+    if args.single_task_scores is not None:
+        without = [name for name in names if not args.single_task_scores.get(name, 0) > 0]
+        if without:
+            raise ValueError(f"`single_task_scores` needs a score above 0 for each of {names}; {without} have none")
     return {name: model.config.tasks[name] for name in names}
 
 
