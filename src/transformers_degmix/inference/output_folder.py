@@ -191,9 +191,7 @@ class OutputFolder:
         if self.job.return_confidence:
             notes.append("`<task>_confidence` is the confidence times 255, as 8-bit PNG.")
         ignored = {
-            name: {"ignore": [IGNORE_INDEX]}
-            for name, kind in kinds.items()
-            if thresholds[name] and kind.has_class_ids
+            name: {"ignore": [IGNORE_INDEX]} for name, kind in kinds.items() if thresholds[name] and kind.has_class_ids
         }
         if ignored:
             notes.append(
