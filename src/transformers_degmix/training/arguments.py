@@ -355,6 +355,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
             overrides.insert(after, "true")
     if len(overrides) % 2 or not all(name.startswith("--") for name in overrides[::2]):
         raise ValueError(f"expected `--field value` pairs after the recipe, got {' '.join(overrides)}")
+    # Not by jsonargparse: in a dictionary, it takes `model.hidden_size` but not `model.tasks.depth.loss_weight`.
     for name, value in zip(overrides[::2], overrides[1::2]):
         *parents, leaf = name[2:].split(".")
         node = values
