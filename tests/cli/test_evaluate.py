@@ -135,7 +135,10 @@ def test_gain(evaluate, model_dir, tmp_path):
     assert "\n" not in message and "no gain: this evaluation and" in message and "protocol.flip" in message
     assert "gain_percent" not in json.loads((tmp_path / "flipped" / "report.json").read_text())
     message = evaluate(*arguments[:-1], tmp_path / "third", "--single-task-reports", singles[0])
-    assert message == "error: the gain needs a single-task report for each task; there is none for ['edge']"
+    assert (
+        message
+        == "error: the gain needs a single-task report with a score above 0 for each task; there is none for ['edge']"
+    )
     assert not (tmp_path / "third").exists()
 
 
