@@ -415,6 +415,7 @@ def read_curves(output_dir: str) -> dict[str, list[float]]:
 WITHOUT_DROP_PATH = {**MODEL, "backbone_config": {**MODEL["backbone_config"], "drop_path_rate": 0.0}}
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     # 7 images are not a multiple of the batch, 5 evaluation images not one of the processes, 4 steps not one epoch.
     # Images of one data set have no labels of the other's tasks: processes, and steps, lack labels of some.
