@@ -23,7 +23,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from PIL import Image
 from small_data import save_folder
-from small_models import ALL_KINDS, BACKBONES, random_labels, small_model
+from small_models import ALL_KINDS, BACKBONES, random_labels, save_small_model, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModel, pipeline
 
@@ -197,6 +197,14 @@ def test_new_tasks_are_learnt_from_their_labels_alone(tmp_path):
     changed = AutoModel.from_pretrained(tmp_path / "all" / "last").state_dict()
     name = "model.mixers.depth.0.channel_mixing.weight"
     assert not torch.equal(changed[name], kept[name])
+
+
+def test_a_pretrained_model_whose_configuration_is_damaged_is_named(tmp_path):
+    folder = save_small_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "many"}))
+    with pytest.raises(ValueError, match=r"`pretrained`: .*model: Field 'hidden_size' expected int, got str"):
+        build_model(arguments(tmp_path, model={}, pretrained=str(folder)))
 
 
 def test_pretrained_backbone(tmp_path):

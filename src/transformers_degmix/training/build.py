@@ -35,7 +35,8 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
     """
     if args.pretrained:
         place = find_model(args.pretrained)
-        model = DeGMixForMultiTaskDensePrediction.from_pretrained(place)
+        with naming_errors(f"`pretrained`: {args.pretrained}: "):
+            model = DeGMixForMultiTaskDensePrediction.from_pretrained(place)
         new_tasks = choose_tasks(args, args.new_tasks) if args.new_tasks else {}
         if new_tasks and args.train_only_new:
             model.requires_grad_(False)
