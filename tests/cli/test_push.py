@@ -136,11 +136,6 @@ def test_failures_leave_nothing_and_a_retry_pushes_the_whole(run, hub, tmp_path)
     assert hub.files("user/model", "models") == contents(directory)
     assert len(hub.repos["models", "user/model"].commits) == 2  # the empty one and this
 
-    process = run("-m", "transformers_degmix", "push", directory, "user/other", "--private")
-    assert (process.returncode, process.stdout.splitlines()[-1]) == (0, f"{hub.url}/user/other"), process.stderr
-    assert hub.repos["models", "user/other"].private
-    assert hub.files("user/other", "models") == contents(directory)
-
 
 def test_weights_of_an_earlier_push_are_replaced(run, hub, tmp_path):
     directory = tmp_path / "model"
@@ -151,8 +146,11 @@ def test_weights_of_an_earlier_push_are_replaced(run, hub, tmp_path):
     (earlier / "notes.txt").write_text("kept")
     model.save_pretrained(earlier, max_shard_size="20KB")
     assert "model.safetensors.index.json" in contents(earlier)
-    process = run("-c", PUSH, earlier, directory)
-    assert process.stdout == "pushed\n" * 2, process.stderr
+    process = run("-m", "transformers_degmix", "push", earlier, "user/model", "--private")
+    assert (process.returncode, process.stdout.splitlines()[-1]) == (0, f"{hub.url}/user/model"), process.stderr
+    assert hub.repos["models", "user/model"].private
+    process = run("-c", PUSH, directory)
+    assert process.stdout == "pushed\n", process.stderr
     assert hub.files("user/model", "models") == {**contents(directory), "notes.txt": b"kept"}
 
 

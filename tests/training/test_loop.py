@@ -16,7 +16,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from commands import DEGMIX
+from commands import DEGMIX, run_command
 from datasets import ClassLabel, Dataset, List
 from datasets import config as datasets_config
 from hub_server import HubServer
@@ -389,15 +389,14 @@ def test_less_than_a_batch(tmp_path):
         train(arguments(tmp_path, batch_size=5))
 
 
-def test_script(tmp_path):
-    process = run_train(arguments(tmp_path, max_steps=2))
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+def test_command(monkeypatch, capsys, tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(vars(arguments(tmp_path, max_steps=2))))
+    assert run_command(monkeypatch, "train", config) is None
+    output = capsys.readouterr().out
     assert "rmse" in output and str(tmp_path / "run") in output
-
-    process = run_train(arguments(tmp_path), "--optimizer", "adam")
-    _, errors = process.communicate()
-    assert process.returncode == 1 and "Traceback" not in errors and "adamw" in errors
+    message = run_command(monkeypatch, "train", config, "--optimizer", "adam")
+    assert message.startswith("error: ") and "adamw" in message and "\n" not in message
 
 
 def run_train(
