@@ -65,8 +65,8 @@ def check_writable(path: str | PathLike, overwrite: bool = False):
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]):
     """Lets `write` fill a file beside `path`, which takes that name only when it is complete."""
-    # Not the process's id, which another machine or a restarted container can have too.
-    aside = path.with_name(f".{path.name}{UNFINISHED}.{secrets.token_hex(4)}")
+    # The process's id tells whose it is, but another machine or a restarted container can have the same.
+    aside = path.with_name(f".{path.name}{UNFINISHED}.{secrets.token_hex(4)}.{os.getpid()}")
     try:
         with open(aside, "xb") as file:
             write(file)
