@@ -19,6 +19,7 @@ from transformers_degmix.data.mapping import map_columns
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import BENCHMARK_METRICS, BoundaryMetric
 from transformers_degmix.evaluation.calibration import Calibration
+from transformers_degmix.evaluation.depth import crop_depth
 from transformers_degmix.evaluation.evaluator import evaluate_model
 from transformers_degmix.evaluation.report import (
     build_report,
@@ -384,6 +385,16 @@ def test_samples_that_cannot_be_evaluated_are_named(model, evaluation, tmp_path)
     write_report(tmp_path, report, partial, model, processor, data, Protocol(), Accelerator())
     assert json.loads((tmp_path / "report.json").read_text())["failed"] == partial.failed
     assert "Samples that could not be evaluated (2)\n\n- tiny: " in (tmp_path / "report.md").read_text()
+
+
+def test_depths_that_the_protocol_leaves_out_are_not_scored(model):
+    rows, tasks = load_rooms("test", 3, (32, 48)), model.config.tasks
+    protocol = Protocol(depth_crop="garg", max_depth=4.0)
+    found = evaluate(model, DeGMixImageProcessorPil(tasks=tasks), map_columns(rows, tasks), protocol)
+    depths = torch.from_numpy(np.stack([np.array(depth) for depth in rows["depth"]]))
+    num_scored = int((crop_depth(depths, "garg", 4.0) > 0).sum())
+    assert 0 < num_scored < (depths > 0).sum()
+    assert found.metrics["depth"].sums["valid"] == num_scored
 
 
 def test_samples_can_be_scored_in_other_processes(model, data, evaluation):
