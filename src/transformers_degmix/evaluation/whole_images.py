@@ -124,7 +124,7 @@ class Evaluation:
         error_counts: dict[str, Tensor],
         calibrations: dict[str, dict[str, Calibration]],
     ):
-        """Adds a sample: its row, without scores, and what [`score_sample`] returns."""
+        """Adds a sample: its row as [`_describe`] makes it, and what [`score_sample`] returns."""
         _add_sums(self.metrics, metrics)
         for signal, sums in calibrations.items():
             _add_sums(self.calibrations[signal], sums)
@@ -137,7 +137,7 @@ class Evaluation:
         self.failed.append({"index": sample["index"], "image_id": sample["image_id"], "reason": str(reason)})
 
     def gather(self, accelerator: Accelerator):
-        """Brings the results of all processes to each of them."""
+        """Brings the results of all processes to each of them, and makes the fingerprint of the samples' hashes."""
         summed: list[StreamingMetric | Calibration] = [*self.metrics.values()]
         for by_task in self.calibrations.values():
             summed += by_task.values()
@@ -275,7 +275,7 @@ def evaluate_whole_images(
                 evaluation.fail(sample, error)
                 continue
             predictions, confidences = ({name: x[name] for name in tasks if name in x} for x in maps)
-            labels = cut_depths(sample["labels"], tasks, protocol)
+            labels = _cut_depths(sample["labels"], tasks, protocol)
             scores = executor.submit(score_sample, tasks, protocol, predictions, confidences, labels)
             yield _describe(sample, labels), scores
 
@@ -293,7 +293,7 @@ def evaluate_whole_images(
     return evaluation
 
 
-def cut_depths(labels: dict[str, Tensor], tasks: dict[str, dict[str, Any]], protocol: Protocol) -> dict[str, Tensor]:
+def _cut_depths(labels: dict[str, Tensor], tasks: dict[str, dict[str, Any]], protocol: Protocol) -> dict[str, Tensor]:
     """The labels, without the depths that the protocol leaves out."""
     depths = [name for name in labels if tasks[name]["kind"] == "depth"]
     return {**labels, **{name: crop_depth(labels[name], protocol.depth_crop, protocol.max_depth) for name in depths}}
