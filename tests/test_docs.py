@@ -48,11 +48,16 @@ class Block(NamedTuple):
     language: str
     text: str
     reason_not_to_run: str | None
+    file: str | None  # that the paragraph before it names as the recipe
 
 
 def read_blocks(page: Path) -> list[Block]:
     text = page.read_text()
-    blocks = [Block(text.count("\n", 0, m.start(3)) + 1, m[2], m[3], m[1]) for m in BLOCK.finditer(text)]
+    blocks = []
+    for m in BLOCK.finditer(text):
+        paragraph = text[: m.start()].rstrip().rpartition("\n\n")[2]
+        file = re.search(r"`(\w+\.yaml)`", paragraph)
+        blocks.append(Block(text.count("\n", 0, m.start(3)) + 1, m[2], m[3], m[1], file and file[1]))
     assert text.count("```") == 2 * len(blocks), f"{page.name} has fences that are not at the start of a line"
     return blocks
 
@@ -100,7 +105,7 @@ def run_commands(monkeypatch, text: str):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_run(page, folder, monkeypatch):
     names = {}
-    for line, language, text, reason_not_to_run in read_blocks(page):
+    for line, language, text, reason_not_to_run, file in read_blocks(page):
         if reason_not_to_run or language in SHOWN:
             continue
         for full, smaller in SMALLER.items():
@@ -110,8 +115,9 @@ def test_blocks_run(page, folder, monkeypatch):
         elif language == "bash":
             run_commands(monkeypatch, text)
         elif language == "yaml":
-            Path("mine.yaml").write_text(text)
-            parse_arguments(["mine.yaml"])
+            assert file, f"{page.name}, line {line}: the paragraph before a recipe must name its file"
+            Path(file).write_text(text)
+            parse_arguments([file])
         else:
             pytest.fail(f"{page.name}, line {line}: a block of language {language!r} is neither run nor marked")
 

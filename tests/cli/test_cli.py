@@ -3,13 +3,16 @@
 import re
 import subprocess
 import sys
+from argparse import ArgumentParser
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from commands import SCRIPTS, run_command
 
 from transformers_degmix.cli import COMMANDS
+from transformers_degmix.cli.arguments import add_device_argument
 from transformers_degmix.training.arguments import RECIPES
 
 
@@ -19,6 +22,16 @@ def test_every_module_is_a_command_with_help(monkeypatch, capsys):
     for command in COMMANDS:
         assert run_command(monkeypatch, command, "--help") == 0
         assert capsys.readouterr().out.startswith(f"usage: degmix {command} ")
+
+
+@pytest.mark.parametrize(("accelerator", "device"), [(None, "cpu"), (torch.device("cuda"), "cuda")])
+def test_an_accelerator_is_the_default_device(monkeypatch, accelerator, device):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: accelerator)
+    parser = ArgumentParser()
+    add_device_argument(parser)
+    assert parser.parse_args([]).device == device
+    assert parser.parse_args(["--device", "cuda:1"]).device == "cuda:1"
 
 
 def test_help_lists_commands_and_recipes(monkeypatch, capsys):

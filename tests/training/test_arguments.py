@@ -168,9 +168,14 @@ def test_files_that_are_the_base_of_each_other(config, tmp_path):
     assert parse_arguments([config("base: a.yaml\noutput_dir: out")]).seed == 5
 
 
-@pytest.mark.parametrize("base", ["3", "null", "[3]", "{a: b}"])
-def test_bases_that_are_no_files(config, base):
-    with pytest.raises(OSError, match="No such file"):
+def test_recipes_of_the_package_as_base(config):
+    args = parse_arguments([config("base: rooms_tiny\noutput_dir: out")])
+    assert args == parse_arguments(["rooms_tiny", "--output_dir", "out"])
+
+
+@pytest.mark.parametrize("base", ["3", "null", "[3]", "{a: b}", "nyud_swin_tiny"])
+def test_bases_that_are_no_recipes(config, base):
+    with pytest.raises(OSError, match="there is no file .*, and the recipes of the package are .*nyud_swin_base"):
         parse_arguments([config(f"base: {base}\noutput_dir: out")])
 
 

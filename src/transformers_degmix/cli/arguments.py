@@ -4,6 +4,7 @@ import warnings
 from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from ..hub.shipped import DEFAULT_MODEL, SHIPPED_MODELS
@@ -17,6 +18,16 @@ def add_model_argument(parser: ArgumentParser):
         default=DEFAULT_MODEL,
         help="model directory, name on the Hugging Face Hub, or one of the models that come with the package: "
         f"{', '.join(SHIPPED_MODELS)} (default: {DEFAULT_MODEL})",
+    )
+
+
+def add_device_argument(parser: ArgumentParser):
+    """The option `--device` of a command that predicts in one process."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    parser.add_argument(
+        "--device",
+        default=str(device),
+        help="cpu, cuda, cuda:1, ... (default: a GPU or the like if there is one; here %(default)s)",
     )
 
 

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..data.rooms import render_room
 from ..demo import LAUNCH_OPTIONS, MAX_PIXELS, build_demo, read_photo
 from ..hub.model_directory import load_model_directory
-from .arguments import add_model_argument
+from .arguments import add_device_argument, add_model_argument
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
         "--max-pixels", type=int, default=MAX_PIXELS, help=f"refuse larger photos (default {MAX_PIXELS})"
     )
     parser.add_argument("--server-port", type=int, help="default: the first free port from 7860 on")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    add_device_argument(parser)
     return parser.parse_args()
 
 

@@ -31,7 +31,7 @@ from ..interpretation.attention import (
     inspect_images,
 )
 from ..interpretation.pictures import draw_affinity, draw_sampling
-from .arguments import add_data_arguments, add_model_argument, check_data_arguments
+from .arguments import add_data_arguments, add_device_argument, add_model_argument, check_data_arguments
 from .splits import read_split
 
 
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         metavar="X,Y",
         help="pixels of the upright photo, counted from 0 at the top left (default: six, spread evenly)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    add_device_argument(parser)
     args = parser.parse_args()
     if args.dataset is None and args.image is None:
         parser.error("give --dataset, --image, or both")

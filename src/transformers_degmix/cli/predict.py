@@ -44,7 +44,14 @@ from ..visualization import (
     draw_prediction,
     panel_size,
 )
-from .arguments import add_data_arguments, add_model_argument, add_window_arguments, allow_pixels, check_data_arguments
+from .arguments import (
+    add_data_arguments,
+    add_device_argument,
+    add_model_argument,
+    add_window_arguments,
+    allow_pixels,
+    check_data_arguments,
+)
 
 
 IMAGE_SUFFIXES = {
@@ -85,7 +92,7 @@ def parse_args() -> argparse.Namespace:
         default=2,
         help="threads that read and write images (default 2); with 0, everything is done one after the other",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    add_device_argument(parser)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     rows = parser.add_argument_group("data sets")
     add_data_arguments(rows, required=False)

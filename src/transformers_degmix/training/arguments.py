@@ -317,24 +317,28 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, folder: Path = Path()) -> Path:
     """The file of a recipe: one that comes with the package, by its name without `.yaml`, or any by its path.
+
+    Args:
+        name: either.
+        folder: that a path is relative to.
 
     Raises:
         FileNotFoundError: there is neither.
     """
     known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
-    path = known.get(name, Path(name))
+    path = known.get(name, folder / name)
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {name}, and the recipes of the package are {', '.join(known)}")
+        raise FileNotFoundError(f"there is no file {path}, and the recipes of the package are {', '.join(known)}")
     return path
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
     """Reads `RECIPE [--field value ...]`; values are YAML, dots reach inside (`--model.hidden_size 64`).
 
-    `--resume` is short for `--resume true`. A file can name other files as `base`, one or a list, by paths relative to
-    itself. Their fields are its defaults; later files override earlier ones.
+    `--resume` is short for `--resume true`. A file can name other recipes as `base`, one or a list: names of the
+    package's, or paths relative to itself. Their fields are its defaults; later ones override earlier ones.
 
     Raises:
         ValueError: the file or the command line has an unknown field or a value that does not fit.
@@ -400,7 +404,7 @@ def read_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = own.pop("base", [])
     values = {}
     for base in bases if isinstance(bases, list) else [bases]:
-        values = merge_fields(values, read_config(path.parent / str(base), above))
+        values = merge_fields(values, read_config(find_recipe(str(base), path.parent), above))
     return merge_fields(values, own)
 
 
