@@ -113,6 +113,18 @@ def test_new_parts_start_as_those_of_a_new_model():
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+def test_new_parts_recompute_as_the_old_ones_do():
+    model = small_model(tasks=OLD, num_mixer_layers=1).train()
+    model.gradient_checkpointing_enable()
+    add_normals(model, train_only_new=False)
+    states = {
+        name: x.gradient_checkpointing for name, x in model.named_modules() if hasattr(x, "gradient_checkpointing")
+    }
+    assert any("normals" in name for name in states) and all(states.values()), states
+    model(PIXELS[:, :, :64, :64]).logits["normals"].sum().backward()
+    assert model.heads["normals"].classifier.weight.grad is not None
+
+
 def test_models_without_decoder_grow_too():
     before, model = grown_model(use_decoder=False)
     assert_same(predict(model).logits, predict(before).logits)

@@ -100,6 +100,16 @@ def test_backbone_as_dict():
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 2, "id2label": {0: "a"}}}}, r"\['id2label'\]"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 1, "id2label": ["a"]}}}, r"id2label.*dictionary"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 1, "id2label": {"a": "b"}}}}, r"\['id2label'\]"),
+        (
+            {"tasks": {"s": {"kind": "segmentation", "num_labels": 2, "id2label": {0: 1, 1: "b"}}}},
+            r"\['id2label'\]` must be names that are texts",
+        ),
+        ({"tasks": [{"name": True, "kind": "depth"}]}, "name True: names must be identifiers"),
+        ({"tasks": {"image": {"kind": "depth"}}}, "'image', which data sets have for another column"),
+        (
+            {"tasks": {"d": {"kind": "depth"}, "d_confidence": {"kind": "depth"}}},
+            "'d_confidence', which data sets have for a column about 'd'",
+        ),
         ({"tasks": {"d": {"kind": "depth", "loss_weight": True}}}, r"\['loss_weight'\].*True"),
         ({"tasks": {"s": {"kind": "segmentation", "num_labels": 2, "ignore_empty": 1}}}, r"\['ignore_empty'\].*got 1"),
         ({"tasks": {"d": {"kind": "depth", "ignore_empty": True}}}, r"tasks\['d'\].*ignore_empty.*loss_weight"),

@@ -4,8 +4,10 @@ import base64
 import json
 import math
 import struct
+import threading
 import zlib
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 
 import numpy as np
@@ -232,6 +234,8 @@ MAX_SAMPLE_VALUE, S_MAX_SAMPLE_VALUE, WHITE_LEVEL = 281, 341, 50717
         png_with_significant_bits(Image.fromarray(np.uint16(RAMP * 65535)), 16),
         # As the standard wants it: the bits that count are the upper ones.
         png_with_significant_bits(Image.fromarray(np.uint16(RAMP * 4095) * 16), 12),
+        # So are the values of a dark picture, which would fit into the lower bits.
+        png_with_significant_bits(Image.fromarray(np.uint16(RAMP * 255) * 16), 12),
         tiff(np.uint16(RAMP * 1023), MAX_SAMPLE_VALUE, 1023),
         tiff(np.uint16(RAMP * 3900), MAX_SAMPLE_VALUE, 3900),
         tiff(np.uint16(RAMP * 16383), WHITE_LEVEL, 16383),
@@ -249,7 +253,7 @@ def test_values_are_scaled_as_the_file_says(plain, tmp_path, caplog, content):
     path = tmp_path / "image"
     path.write_bytes(content)
     stored = np.asarray(Image.open(path)).astype(float)
-    expected = RAMP * (255 if stored.any() else 0)
+    expected = RAMP * (stored.max() / 257 if stored.max() in (0, 4080) else 255)
     np.testing.assert_allclose(pixels_of(plain, path)[0], expected, atol=13 if stored.max() == 3900 else 0.3)
     assert not caplog.text
 
@@ -294,7 +298,9 @@ def test_grey_palette_and_cmyk_become_rgb(plain, rng):
     for image in (Image.fromarray(grey), grey, grey[None], grey[..., None]):
         np.testing.assert_array_equal(pixels_of(plain, image), np.stack([grey] * 3))
     bits = grey > 127
-    np.testing.assert_array_equal(pixels_of(plain, Image.fromarray(bits)), np.stack([bits * 255] * 3))
+    for image in (Image.fromarray(bits), bits, torch.from_numpy(bits)):
+        np.testing.assert_array_equal(pixels_of(plain, image), np.stack([bits * 255] * 3))
+    np.testing.assert_array_equal(pixels_of(plain, Image.fromarray(bits), do_convert_rgb=False), bits[None] * 255)
 
     palette = rng.integers(0, 256, (256, 3), dtype=np.uint8)
     indexed = Image.fromarray(grey, "L").convert("P")
@@ -367,6 +373,32 @@ def test_files_that_hold_no_image(tmp_path, content, reason):
         load_image(tmp_path / "a.png")
 
 
+def test_urls(plain, rng, tmp_path):
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if self.path != "/cut":
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"less")
+
+        def log_message(self, *_):
+            pass
+
+    image = random_image(rng, 8, 10)
+    Image.fromarray(image).save(tmp_path / "a b é.png")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        for url in (f"http://{address}/a b é.png", f"HTTP://{address}/a%20b%20%C3%A9.png?size=1"):
+            np.testing.assert_array_equal(pixels_of(plain, url), image.transpose(2, 0, 1))
+        for name, reason in (("cut", "IncompleteRead"), ("gone.png", "404")):
+            with pytest.raises(ValueError, match=f"cannot read an image from 'http://{address}/{name}': .*{reason}"):
+                load_image(f"http://{address}/{name}")
+        server.shutdown()
+
+
 def test_floats_are_kept(plain, rng):
     image = rng.normal(100, 100, (3, 8, 10)).astype(np.float32)
     np.testing.assert_array_equal(pixels_of(plain, image), image)
@@ -387,6 +419,10 @@ def test_channels_are_kept_without_conversion(processor_class):
         (torch.full((3, 4, 5), math.inf), "image 1: .*infinity"),
         (Image.fromarray(np.full((4, 5), 70000, np.int32)), "image 1: .*65535.*70000"),
         (np.full((4, 4, 5), 9.0), "image 1: expected alpha from 0 to 1, got 9"),
+        (np.zeros((0, 10, 3)), r"image 1: .*got \(0, 10, 3\)"),
+        (None, "image 1: expected an image or an array of numbers, got a NoneType"),
+        (b"bytes", "image 1: .*got a bytes"),
+        (np.zeros((3, 4, 5), complex), "image 1: .*got a ndarray"),
         ("no such file.png", "no such file.png"),
     ],
 )
@@ -411,8 +447,22 @@ def test_bad_settings_are_named(processor_class, rng):
         for call in (processor_class, partial(processor, image)):
             with pytest.raises(ValueError, match=rf"`resample` must be one of .*BICUBIC \(3\).*got {resample!r}"):
                 call(resample=resample)
-    with pytest.raises(ValueError, match=r"tasks\['rain'\].*'boundary', 'depth'.*got 'weather'"):
-        processor_class(tasks={"rain": "weather"})
+    for tasks, found in (({"rain": "weather"}, "'weather'"), ({"rain": {"num_labels": 3}}, "None")):
+        with pytest.raises(ValueError, match=rf"tasks\['rain'\].*'boundary', 'depth'.*got {found}"):
+            processor_class(tasks=tasks)
+    with pytest.raises(ValueError, match="`tasks` as a list needs a `name` in each, got None"):
+        processor_class(tasks=[{"kind": "depth"}])
+    with pytest.raises(ValueError, match="`labels` must be a dictionary of task -> maps, got a ndarray"):
+        processor(image, labels=np.zeros((40, 50)))
+
+
+def test_floats_that_rescaling_would_make_black_are_warned_of(processor_class, rng, caplog):
+    image = rng.random((3, 32, 40))
+    for harmless, options in ((image, {"do_rescale": False}), (255 * image, {}), (0 * image, {})):
+        processor_class()(harmless, return_tensors="pt", **options)
+    assert not caplog.text
+    processor_class()([255 * image, image], return_tensors="pt")
+    assert "no value of an image is above 1" in caplog.text and "do_rescale=False" in caplog.text
 
 
 # Geometry
@@ -678,6 +728,16 @@ def test_whole_maps_are_activated(plain, dtype):
         np.testing.assert_allclose(maps["edge"], sigmoid(logits["edge"][0]), rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [{"shortest_edge": 16, "longest_edge": 64}, {"max_height": 64, "max_width": 64}])
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.NEAREST])
+def test_strips_keep_a_pixel(processor_class, rng, size, resample):
+    processor = processor_class(do_resize=True, size=size, resample=resample, tasks={"depth": "depth"})
+    inputs = processor(random_image(rng, 2, 300), {"depth": np.ones((2, 300))}, return_tensors="pt")
+    assert inputs.pixel_values.shape == (1, 3, 1, 64) and inputs.labels["depth"].shape == (1, 1, 64)
+    (maps,) = processor.post_process_dense_prediction(logits_for({"depth": "depth"}, 1, 1, 64), [(2, 300)])
+    assert maps["depth"].shape == (2, 300)
+
+
 def test_resize_and_padding_are_undone(processor_class):
     processor = processor_class(do_resize=True, size={"shortest_edge": 32}, size_divisor=32, tasks=ALL_KINDS)
     sizes = [(48, 70), (80, 48)]
@@ -724,6 +784,10 @@ def test_post_processing_errors(processor_class):
         processor.post_process_dense_prediction(outputs, [(32, 32)])
     with pytest.raises(ValueError, match=r"an image of 33 x 32 .*does not fit into logits of 32 x 32"):
         processor.post_process_dense_prediction(outputs, [(32, 32), (33, 32)])
+    for value in (math.nan, math.inf):
+        outputs.logits["depth"][1, 0, 3, 4] = value
+        with pytest.raises(ValueError, match="the logits are NaN or infinite"):
+            processor.post_process_dense_prediction(outputs, [(32, 32), (32, 32)])
     with pytest.raises(ValueError, match=r"logits of \['sal', 'edge'\]; .*\['depth'\]"):
         processor.post_process_dense_prediction(
             logits_for({"sal": "saliency", "depth": "depth", "edge": "boundary"}, 1, 32, 32)
@@ -784,7 +848,8 @@ def test_tasks_are_taken_from_the_config_and_keep_their_order(processor_class, t
         assert list(processor.tasks.items()) == list(kinds.items())
     processor.save_pretrained(tmp_path)
     assert list(processor_class.from_pretrained(tmp_path).tasks.items()) == list(kinds.items())
-    assert list(processor_class().tasks.items()) == [(n, t["kind"]) for n, t in DeGMixConfig().tasks.items()]
+    for processor in (processor_class(), processor_class(tasks=None)):
+        assert list(processor.tasks.items()) == [(n, t["kind"]) for n, t in DeGMixConfig().tasks.items()]
 
 
 def test_round_trip(processor_class, rng, tmp_path):

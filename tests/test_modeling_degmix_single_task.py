@@ -1,12 +1,13 @@
 """Models of one task predict what the model of all tasks does, to the last bit, from the same files."""
 
+import copy
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import ALL_KINDS, BACKBONES, random_labels, small_model
+from small_models import ALL_KINDS, BACKBONES, random_labels, small_config, small_model
 from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
@@ -126,6 +127,15 @@ def test_a_model_of_one_task_is_saved_as_such(tmp_path):
     assert list(loaded.config.tasks) == list(ALL_KINDS)  # which semseg attends to
     assert loaded.config.id2label == ALL_KINDS["semseg"]["id2label"]
     assert loaded.config.label2id["class 4"] == 4
+
+
+def test_models_of_one_task_cannot_grow():
+    model = DeGMixForDepthEstimation(small_config())
+    before = copy.deepcopy((model.config.tasks, [x.requires_grad for x in model.parameters()]))
+    for change in (lambda: model.add_task("more", {"kind": "depth"}), lambda: model.remove_task("edge", False)):
+        with pytest.raises(ValueError, match="change the tasks of the multi-task model"):
+            change()
+    assert (model.config.tasks, [x.requires_grad for x in model.parameters()]) == before
 
 
 def test_the_configuration_stays_as_it_was():

@@ -127,8 +127,17 @@ def test_windows_are_of_the_images_own_size(path, images, batch_size):
         inputs = processor(image, return_tensors="pt")["pixel_values"]
         outputs = predict_in_windows(model, inputs, (36, 33), 0.5)
         assert_equal_maps(maps, processor.post_process_dense_prediction(outputs)[0])
-    with pytest.raises(ValueError, match="`window_size`"):
-        predict(images[0], window_size=(16, 33))
+    for size in ((16, 33), 64):
+        with pytest.raises(ValueError, match="`window_size`"):
+            predict(images[0], window_size=size)
+    # Windows stay at the images' own size, wherever options were given.
+    in_windows = pipeline(TASK, model=str(path), image_processor=resizing, window_size=(36, 33), window_overlap=0.5)
+    found_too = in_windows(images, batch_size=batch_size, do_resize=True, return_confidence=True)
+    for (maps, confidences), expected in zip(found_too, found, strict=True):
+        assert_equal_maps(maps, expected)
+        assert {task: values.shape for task, values in confidences.items()} == {
+            task: values.shape[-2:] for task, values in maps.items()
+        }
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

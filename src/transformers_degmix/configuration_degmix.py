@@ -258,6 +258,9 @@ def complete_fields(tasks: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> 
         raise ValueError("`tasks` is empty: name at least one task")
     completed = {name: _complete_task(name, task) for name, task in tasks.items()}
     for name, task in completed.items():
+        taken = [other for other in completed if other in (f"{name}_confidence", f"{name}_classes")]
+        if taken:
+            raise ValueError(f"`tasks` has the name {taken[0]!r}, which data sets have for a column about {name!r}")
         if task["attends_to"] is None:
             continue
         attended = [other for other in completed if other in task["attends_to"]]
@@ -274,8 +277,10 @@ def complete_fields(tasks: dict[str, dict[str, Any]] | list[dict[str, Any]]) -> 
 def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
     """A task with every field that its kind has, or an error that names the task, the field and the value."""
     # Task names become parameter names.
-    if not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+    if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
         raise ValueError(f"`tasks` has the name {name!r}: names must be identifiers that `nn.ModuleDict` can hold")
+    if name in ("image", "image_id"):
+        raise ValueError(f"`tasks` has the name {name!r}, which data sets have for another column")
     if task.get("kind") not in list(TASK_KINDS):  # the list, because a value can be unhashable
         raise ValueError(f"`tasks[{name!r}]['kind']` must be one of {sorted(TASK_KINDS)}, got {task.get('kind')!r}")
     kind = TASK_KINDS[task["kind"]]
@@ -313,6 +318,8 @@ def _complete_task(name: str, task: dict[str, Any]) -> dict[str, Any]:
         # JSON turns integer keys into strings.
         if not isinstance(id2label, dict) or set(map(str, id2label)) != set(map(str, range(num_labels))):
             raise invalid("id2label", f"a dictionary with a name for each class from 0 to {num_labels - 1}")
+        if not all(isinstance(label, str) for label in id2label.values()):
+            raise invalid("id2label", "names that are texts")
         completed["id2label"] = {int(index): label for index, label in id2label.items()}
     return completed
 

@@ -32,8 +32,13 @@ class GrowingTasksMixin:
         config.tasks = complete_fields({**closed, name: task})
         if train_only_new:
             self.requires_grad_(False)
+        checkpointing = next((x for x in self.modules() if getattr(x, "gradient_checkpointing", False)), None)
         for modules, build in self.task_parts():
             modules[name] = build(name).apply(self._initialize_weights).to(self.device, self.dtype)
+            for module in modules[name].modules():
+                if checkpointing and hasattr(module, "gradient_checkpointing"):
+                    module.gradient_checkpointing = True
+                    module._gradient_checkpointing_func = checkpointing._gradient_checkpointing_func
         self.train(self.training)
 
     def remove_task(self, name: str, keep_outputs: bool = True):

@@ -8,7 +8,7 @@ and back again in `post_process_dense_prediction`.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,18 +58,23 @@ def resized_size(size: Size, target: SizeDict) -> Size:
     """Size of an image of `size` after resizing to `target`.
 
     `height` and `width` are taken as they are; `shortest_edge` (with `longest_edge` as a limit) and `max_height` and
-    `max_width` keep the aspect ratio.
+    `max_width` keep the aspect ratio, but leave at least one pixel.
+
+    Raises:
+        ValueError: `target` has none of these.
     """
     if target.height and target.width:
         return target.height, target.width
     if target.shortest_edge:
-        return get_size_with_aspect_ratio(size, target.shortest_edge, target.longest_edge)
-    if target.max_height and target.max_width:
-        return get_image_size_for_max_height_width(size, target.max_height, target.max_width)
-    raise ValueError(
-        "`size` must have `height` and `width`, or `shortest_edge`, or `max_height` and `max_width`, "
-        f"got {dict(target)}"
-    )
+        height, width = get_size_with_aspect_ratio(size, target.shortest_edge, target.longest_edge)
+    elif target.max_height and target.max_width:
+        height, width = get_image_size_for_max_height_width(size, target.max_height, target.max_width)
+    else:
+        raise ValueError(
+            "`size` must have `height` and `width`, or `shortest_edge`, or `max_height` and `max_width`, "
+            f"got {dict(target)}"
+        )
+    return max(1, height), max(1, width)
 
 
 def padded_size(sizes: list[Size], pad_size: SizeDict | None, size_divisor: int | None) -> Size:
@@ -164,6 +169,8 @@ class DeGMixImageProcessingMixin:
     tasks: dict[str, Any] = NYUD_TASKS
 
     def __init__(self, **kwargs: Unpack[DeGMixImageProcessorKwargs]):
+        if kwargs.get("tasks") is None:
+            kwargs["tasks"] = self.tasks
         super().__init__(**kwargs)
 
     def preprocess(
@@ -208,7 +215,7 @@ class DeGMixImageProcessingMixin:
             raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}")
         return {
             **super()._standardize_kwargs(**kwargs),
-            "tasks": _task_kinds(tasks),
+            "tasks": _task_kinds(self.tasks if tasks is None else tasks),
             "size_divisor": size_divisor,
             "resample": None if resample is None else to_resampling(resample),
         }
@@ -249,9 +256,14 @@ class DeGMixImageProcessingMixin:
         images = list(images) if is_batch else [images]
         if not images:
             raise ValueError("expected at least one image, got none")
+        are_floats = ["float" in str(getattr(image, "dtype", "")) for image in images]
         images = self._prepare_image_like_inputs(
             images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
+        if kwargs["do_rescale"] and any(is_float and 0 < x.max() <= 1 for x, is_float in zip(images, are_floats)):
+            logger.warning_once(
+                "no value of an image is above 1, but values from 0 to 255 are expected: set `do_rescale=False`"
+            )
         own_sizes = [tuple(image.shape[-2:]) for image in images]
         resized_sizes = [resized_size(own_size, size) for own_size in own_sizes] if do_resize else own_sizes
         padded_sizes = [padded_size(resized_sizes, pad_size, size_divisor)] * len(images) if do_pad else resized_sizes
@@ -303,6 +315,8 @@ class DeGMixImageProcessingMixin:
         device: torch.device,
     ) -> dict[str, list[Tensor]]:
         """The labels of each task, one tensor per image; `geometry` has each image's own, resized and padded size."""
+        if not isinstance(labels, Mapping):
+            raise ValueError(f"`labels` must be a dictionary of task -> maps, got a {type(labels).__name__}")
         prepared = {}
         for task, maps in labels.items():
             if task not in tasks:
@@ -352,8 +366,8 @@ class DeGMixImageProcessingMixin:
             with the largest values. `degmix evaluate --calibration` measures how good they are on your data.
 
         Raises:
-            ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, or an image of
-                such a size does not fit into the logits.
+            ValueError: the processor does not know a task, `target_sizes` is not as long as the batch, an image of
+                such a size does not fit into the logits, or logits are NaN or infinite.
         """
         kinds = self._kinds(outputs)
         sizes = _target_sizes(target_sizes, len(next(iter(outputs.logits.values()))))
@@ -462,6 +476,8 @@ class DeGMixImageProcessingMixin:
 
     def _to_target_size(self, logits: Tensor, target_size: Size | Tensor | None) -> Tensor:
         """Logits `(1, num_labels, H, W)` of one image -> logits of its own size."""
+        if not logits.isfinite().all():
+            raise ValueError("the logits are NaN or infinite: was the training stable? float16 has too small a range")
         if target_size is None:
             return logits
         height, width = (int(length) for length in target_size)
@@ -494,10 +510,12 @@ def _target_sizes(target_sizes: Sequence[Size] | Tensor | None, batch_size: int)
 def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -> dict[str, str]:
     """Task name -> kind, from any of the forms that [`DeGMixImageProcessorKwargs`] allows."""
     if isinstance(tasks, list):
-        tasks = {task["name"]: task for task in tasks}
-    kinds = {name: task if isinstance(task, str) else task["kind"] for name, task in tasks.items()}
+        tasks = {task.get("name"): task for task in tasks}
+    kinds = {name: task.get("kind") if isinstance(task, dict) else task for name, task in tasks.items()}
     for name, kind in kinds.items():
-        if kind not in TASK_KINDS:
+        if not isinstance(name, str):
+            raise ValueError(f"`tasks` as a list needs a `name` in each, got {name!r}")
+        if kind not in list(TASK_KINDS):  # the list, because a value can be unhashable
             raise ValueError(f"`tasks[{name!r}]` must be of one of the kinds {sorted(TASK_KINDS)}, got {kind!r}")
     return kinds
 

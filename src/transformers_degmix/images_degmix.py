@@ -2,9 +2,12 @@
 
 import math
 import os
+import string
 from collections.abc import Callable
+from http.client import HTTPException
 from io import BytesIO
 from typing import Any, TypeAlias
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import numpy as np
@@ -66,12 +69,12 @@ def load_image(source: str | os.PathLike, timeout: float | None = None) -> Image
     """
     source = os.fspath(source)
     try:
-        if source.startswith(("http://", "https://", "data:")):
-            with urlopen(source, timeout=timeout) as response:
+        if source[:8].lower().startswith(("http://", "https://", "data:")):
+            with urlopen(quote(source, safe=string.punctuation), timeout=timeout) as response:
                 image = decode_image(BytesIO(response.read()))
         else:
             image = decode_image(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise ValueError(f"cannot read an image from {source[:200]!r}: {error}") from error
     if DOUBT in image.info:
         logger.warning(f"{source[:200]}: {image.info[DOUBT]}")
@@ -156,7 +159,9 @@ def _describe_range(image: Image.Image, largest: float, stated: float) -> dict[s
     unit = largest / 255
     found = np.max(image.getextrema()) * (1 if len(image.getbands()) == 1 else unit)
     if 0 < found <= stated:
-        return {WHITE: stated / unit}
+        # Dark, and already scaled to the full range: PNG wants that, and then sBIT only says how many bits are exact.
+        is_scaled = image.mode != "F" and not (np.asarray(image) % ((largest + 1) // (stated + 1))).any()
+        return {} if is_scaled else {WHITE: stated / unit}
     if not 0 < found < math.inf:  # or NaN
         return {}
     bits = math.ceil(math.log2(max(found, 1) + 1))
@@ -207,6 +212,10 @@ def to_pixels(
     else:
         array = np.asarray(image)
 
+    if array.dtype.kind == "b":
+        array = array * np.uint8(255)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"expected an image or an array of numbers, got a {type(image).__name__}")
     shape = array.shape
     if array.ndim == 2:
         array = array[None]
@@ -214,7 +223,7 @@ def to_pixels(
         input_data_format == ChannelDimension.LAST or (input_data_format is None and shape[0] not in (1, 3, 4))
     ):
         array = np.moveaxis(array, -1, 0)
-    if array.ndim != 3 or len(array) not in (1, 3, 4):
+    if array.ndim != 3 or len(array) not in (1, 3, 4) or not array.size:
         raise ValueError(
             "expected the shape (height, width), (channels, height, width) or (height, width, channels) with 1, 3 or "
             f"4 channels, got {shape}"
@@ -235,6 +244,12 @@ def to_pixels(
     if do_convert_rgb and len(pixels) == 1:
         pixels = pixels.repeat(3, axis=0)
     return pixels
+
+
+def to_photo(image: Image.Image | np.ndarray | Tensor) -> Image.Image:
+    """Image -> 8-bit RGB picture of it, upright, of the values of [`to_pixels`], which raises the same errors."""
+    pixels = to_pixels(image, do_convert_rgb=True)  # a copy, and four times the image's size: changed in place
+    return Image.fromarray(np.moveaxis(np.rint(pixels, out=pixels).clip(0, 255, out=pixels), 0, -1).astype(np.uint8))
 
 
 def image_size(image: Image.Image | np.ndarray) -> Size:
@@ -288,7 +303,7 @@ def to_label(label: LabelMap, kind: TaskKind, size: Size) -> Tensor:
     indices or, if the palette is grey, its levels. Other dtypes hold the values themselves, booleans (mode 1) 0 and 1.
 
     Raises:
-        ValueError: the map has another shape, or NaN or infinite values.
+        ValueError: the map has another shape, NaN or infinite values, or fractions as class ids.
     """
     return torch.from_numpy(decode_label(to_coded_label(label, kind, size), kind))
 

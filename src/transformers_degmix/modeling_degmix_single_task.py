@@ -70,6 +70,12 @@ class DeGMixForSingleTask(DeGMixForMultiTaskDensePrediction):
                 for other in set(needed) - {task}:
                     del modules[other]
 
+    def add_task(self, *args, **kwargs):
+        """Refused with a `ValueError`."""
+        raise ValueError("a model of one task cannot grow: change the tasks of the multi-task model and load it again")
+
+    remove_task = add_task
+
     @can_return_tuple
     def forward(
         self,

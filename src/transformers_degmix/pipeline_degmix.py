@@ -13,7 +13,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import ModelOutput
 
 from .images_degmix import load_image, upright
-from .sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
+from .sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows, predict_maps_in_windows
 
 
 class MultiTaskDensePredictionPipeline(Pipeline):
@@ -81,9 +81,11 @@ class MultiTaskDensePredictionPipeline(Pipeline):
                     "window_overlap": window_overlap,
                     "return_confidence": return_confidence,
                 },
-                {"do_resize": False if window_size else do_resize, "return_confidence": return_confidence},
+                {"do_resize": do_resize, "return_confidence": return_confidence},
             )
         )
+        if window_size:
+            check_window(window_size, window_overlap or 0)
         return preprocess, forward, postprocess
 
     def _processor(self, do_resize: bool | None) -> ImageProcessingMixin:
@@ -114,33 +116,29 @@ class MultiTaskDensePredictionPipeline(Pipeline):
         window_overlap: float = DEFAULT_OVERLAP,
         return_confidence: bool = False,
     ) -> dict[str, Any]:
-        """Logits, or the maps in windows: memory then never holds all logits of an image. Confidences need all."""
+        """Logits. In windows, the result: memory then holds all logits of an image only if confidences need them."""
         inputs, target_size = model_inputs["inputs"], model_inputs["target_size"]
         batch_size = len(inputs) if isinstance(inputs, list) else 1
-        in_bands = window_size is not None and not return_confidence  # which also depend on the pixels around each
 
-        def predict(pixel_values: Tensor) -> list[dict[str, Tensor]]:
-            if window_size and in_bands:
+        def predict(pixel_values: Tensor) -> list[Any]:
+            if window_size:
+                windows = (window_size, window_overlap, batch_size)
                 post_process = self.image_processor.post_process_dense_prediction
-                return predict_maps_in_windows(
-                    self.model, pixel_values, post_process, window_size, window_overlap, batch_size
-                )
-            logits = (
-                predict_in_windows(self.model, pixel_values, window_size, window_overlap, batch_size)
-                if window_size
-                else self.model(pixel_values)
-            ).logits
+                if not return_confidence:
+                    return predict_maps_in_windows(self.model, pixel_values, post_process, *windows)
+                return post_process(predict_in_windows(self.model, pixel_values, *windows), return_confidence=True)
+            logits = self.model(pixel_values).logits
             return [
                 {task: maps[image : image + 1] for task, maps in logits.items()} for image in range(len(pixel_values))
             ]
 
-        name = "maps" if in_bands else "logits"
+        name = "result" if window_size else "logits"
         if not isinstance(inputs, list):
             return {name: predict(inputs["pixel_values"])[0], "target_size": target_size}
         by_size = defaultdict(list)
         for index, image in enumerate(inputs):
             by_size[image["pixel_values"].shape].append(index)
-        predictions: list[dict[str, Tensor] | None] = [None] * len(inputs)
+        predictions: list[Any] = [None] * len(inputs)
         for indices in by_size.values():
             batch = predict(torch.cat([inputs[index]["pixel_values"] for index in indices]))
             for index, prediction in zip(indices, batch):
@@ -150,8 +148,8 @@ class MultiTaskDensePredictionPipeline(Pipeline):
     def postprocess(
         self, model_outputs: dict[str, Any], do_resize: bool | None = None, return_confidence: bool = False
     ) -> dict[str, Tensor] | tuple[dict[str, Tensor], dict[str, Tensor]]:
-        if "maps" in model_outputs:
-            return model_outputs["maps"]
+        if "result" in model_outputs:
+            return model_outputs["result"]
         outputs, target_size = ModelOutput(logits=model_outputs["logits"]), model_outputs["target_size"]
         return self._processor(do_resize).post_process_dense_prediction(outputs, [target_size], return_confidence)[0]
 

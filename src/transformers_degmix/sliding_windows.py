@@ -126,8 +126,8 @@ def _predict_bands(
 
 def check_window(window_size: tuple[int, int], overlap: float):
     """Raises ValueError unless windows can have this size and overlap."""
-    if len(window_size) != 2 or min(window_size) < 32:
-        raise ValueError(f"`window_size` must be (height, width), 32 or more each, got {tuple(window_size)}")
+    if not isinstance(window_size, tuple | list) or len(window_size) != 2 or min(window_size) < 32:
+        raise ValueError(f"`window_size` must be (height, width), 32 or more each, got {window_size}")
     if not 0 <= overlap < 1:
         raise ValueError(f"the overlap of windows must be a share in [0, 1), got {overlap}")
 

@@ -37,10 +37,12 @@ def smallest_model(backbone="resnet", seed=0):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    model = smallest_model()
+    model = smallest_model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     differences = export_onnx(model, path, DeGMixImageProcessor(tasks=TASKS))
-    return model, path, differences
+    assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    return model.eval(), path, differences
 
 
 def test_onnx_file_stands_alone(exported):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -234,7 +235,38 @@ def test_predictions_that_are_not_finite_are_bad_rows(job, tmp_path):
     save_model_directory(tmp_path / "model", model, processor)
     summary = predict_dataset(replace(job, model=str(tmp_path / "model")))
     assert summary.num_failed == summary.num_rows == 7
-    assert (job.output / "errors.csv").read_text().count("the prediction has NaN or infinite values") == 7
+    assert (job.output / "errors.csv").read_text().count("the logits are NaN or infinite") == 7
+
+
+def test_failures_of_the_machine_end_the_run_and_lose_nothing(monkeypatch, job, model_dir, tmp_path, expected):
+    def fail(*args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as context:
+        context.setattr(torch.nn.functional, "conv2d", fail)
+        with pytest.raises(OSError, match=r"cannot make .*train-00000-of-00005.parquet: image 0: CUDA error"):
+            predict_dataset(job)
+    assert predict_dataset(job).num_failed == 0 and read_rows(job.output) == expected
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))  # nobody listens
+        image = f"http://127.0.0.1:{server.getsockname()[1]}/photo.jpg"
+        photos = save_photos(tmp_path / "remote", [photo(0), image])
+        remote = Job(str(model_dir), DataSplit(str(photos), "train"), tmp_path / "remote_out", num_shards=2)
+        with pytest.raises(OSError, match="cannot read the image"):
+            predict_dataset(remote)
+    assert os.listdir(remote.output / "data") == ["train-00000-of-00002.parquet"]
+
+
+def test_images_of_a_doubtful_range_are_warned_of(model_dir, tmp_path, caplog):
+    file = BytesIO()
+    Image.fromarray(np.linspace(0, 3997, 1600).reshape(40, 40).astype(np.uint16)).save(file, "PNG")
+    photos = save_photos(tmp_path / "photos: dark", [file.getvalue()])
+    output = tmp_path / "out"
+    predict_dataset(Job(str(model_dir), DataSplit(str(photos), "train"), output))
+    assert "is 4095 meant?" in caplog.text
+    # The card can be read, whatever the folder is called.
+    assert len(datasets.load_dataset(str(output), split="train")) == 1
 
 
 def test_images_in_arrays_and_in_other_columns(model_dir, tmp_path):

@@ -14,7 +14,7 @@ from transformers_degmix.visualization import (
     draw_overview,
     draw_prediction,
     panel_size,
-    stack_overviews,
+    stack,
 )
 from transformers_degmix.visualization.attention import crop_attentions, mean_shares
 from transformers_degmix.visualization.geometry import depth_normals_angles
@@ -184,6 +184,12 @@ def test_class_legend_has_only_present_classes_by_area():
     assert class_legend(TASKS["semseg"], [torch.full(SIZE, IGNORE_INDEX)]) == []
 
 
+def test_names_that_the_font_cannot_show_are_spelt_otherwise_or_ids():
+    task = {**TASKS["semseg"], "num_labels": 3, "id2label": {0: "Küche", 1: "床", 2: "floor"}}
+    maps = torch.tensor([[0, 0, 0, 1, 1, 2]])
+    assert [name for _, name in class_legend(task, [maps])] == ["Kuche", "1", "floor"]
+
+
 def test_legend_wraps_and_counts_what_is_left_over():
     assert fit_legend([40, 40, 40], 100, 4, 30) == [2, 1]
     assert fit_legend([50, 50], 100, 1, 30) == [2]
@@ -202,6 +208,12 @@ def test_overview_shows_every_task_and_the_classes_present():
         assert has_panel(overview, column, draw_prediction(predictions()[name], task, size=PANEL_SIZE))
     absent = {tuple(color) for color in label_palette(5)[[0, 2, 3, 4]].tolist()}
     assert not absent & colors_of(overview)
+
+
+def test_narrow_overviews():
+    attentions, confidences = torch.full((6, 2, 6, 4, 5), 1 / 6), dict.fromkeys(TASKS, torch.ones(SIZE))
+    picture = draw_overview(PHOTO, predictions(), TASKS, attentions, confidences=confidences, panel_width=60)
+    assert picture.width == 8 * (60 + GAP) + GAP
 
 
 def test_overview_draws_references_with_the_predictions_colors():
@@ -326,7 +338,7 @@ def test_long_and_many_class_names_stay_in_their_column():
 
 def test_stack():
     first, second = Image.new("RGB", (20, 10), (255, 0, 0)), Image.new("RGB", (30, 10), (0, 0, 255))
-    stacked = stack_overviews([first, second])
+    stacked = stack([first, second])
     assert stacked.size == (30, 20 + GAP)
     assert stacked.getpixel((0, 0)) == (255, 0, 0) and stacked.getpixel((29, stacked.height - 1)) == (0, 0, 255)
     assert stacked.getpixel((29, 0)) == PAPER

@@ -24,13 +24,13 @@ from ..data.columns import RowReader
 from ..data.inspection import check_columns, choose_rows, evenly_spaced, inspect_row, known_values, summarize
 from ..data.mapping import layout_hint, name_classes, select_columns
 from ..data.splits import DataSplit
-from ..images_degmix import decode_label, to_pixels
+from ..images_degmix import decode_label, to_photo
 from ..tasks import TASK_KINDS, Suspicion, TaskKind
 from ..training.arguments import TrainingArguments
 from ..training.build import complete_tasks, known_tasks
 from ..training.data import describe_split
 from ..training.sources import Source
-from ..visualization import draw_overview, stack_overviews
+from ..visualization import draw_overview, stack
 from .splits import read_source
 
 
@@ -90,16 +90,16 @@ def decode(label: np.ndarray | None, kind: TaskKind) -> Tensor | None:
 
 def draw(image: Image.Image | np.ndarray, labels: dict[str, np.ndarray | None], tasks: Tasks) -> Image.Image:
     """The image and its labels. A missing label is drawn as unknown."""
-    pixels = np.moveaxis(to_pixels(image, do_convert_rgb=True), 0, -1).round().clip(0, 255).astype(np.uint8)
+    photo = to_photo(image)
     maps = {}
     for name, task in tasks.items():
         kind = TASK_KINDS[task["kind"]]
         label = decode(labels[name], kind)
         if label is None:
             channels = () if kind.label_channels == 1 else (kind.label_channels,)
-            label = torch.full((*channels, *pixels.shape[:2]), kind.label_padding, dtype=kind.label_dtype)
+            label = torch.full((*channels, photo.height, photo.width), kind.label_padding, dtype=kind.label_dtype)
         maps[name] = label
-    return draw_overview(Image.fromarray(pixels), maps, tasks)
+    return draw_overview(photo, maps, tasks)
 
 
 def main():
@@ -132,7 +132,7 @@ def main():
     if not overviews:
         raise ValueError("; ".join(bad))
     args.output.mkdir(parents=True, exist_ok=True)
-    stack_overviews(overviews).save(args.output / "inspection.png")
+    stack(overviews).save(args.output / "inspection.png")
     for name, task in tasks.items():
         print(f"{name} ({task['kind']}, column {reader.columns[name].column!r})")
         for line in summarize([sample[name] for sample in labels], task):

@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from errno import ENAMETOOLONG
 from io import BytesIO
 from typing import Any
 
@@ -34,6 +35,11 @@ from .collator import read_label
 _NOT_NUMBERS = ("colors", "classes", "resize", "ignore_orientation")
 # Fields that users cannot give
 _CONCLUDED = {"rounds", "expected"}
+# Errors of a cell that cannot be read later either, unlike those of connections and disks
+_LASTING = (
+    *(ValueError, TypeError, KeyError),
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+)
 
 
 @dataclass(frozen=True)
@@ -280,7 +286,8 @@ class RowReader:
         """The `bytes` and `path` of the image file in a row, or `None` if the row has an array or nothing.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: there is no such file, or it must not be read.
+            OSError: it cannot be read now, for example because a connection is lost.
         """
         stored: Any = row.get(self.columns["image"].column)
         if not _is_file(stored):
@@ -289,7 +296,10 @@ class RowReader:
             try:
                 content = _read_file(stored)
             except Exception as error:  # file systems raise any type
-                raise ValueError(f"cannot read the image: {error}") from error
+                # For lost connections too, fsspec raises FileNotFoundError.
+                reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
+                is_lasting = isinstance(reason, _LASTING) or getattr(reason, "errno", None) == ENAMETOOLONG
+                raise (ValueError if is_lasting else OSError)(f"cannot read the image: {error}") from error
         if content.startswith(np.lib.format.MAGIC_PREFIX):
             return None
         return {"bytes": content, "path": stored.get("path") if isinstance(stored, dict) else None}

@@ -156,12 +156,7 @@ def stored_prediction(prediction: np.ndarray, kind: TaskKind, unknown: np.ndarra
         unknown: boolean `(height, width)`: pixels to mark as unknown. There must be none if the kind [`lacks_unknown`]
             and `as_array` is not set.
         as_array: whether to keep the values as float16 rather than code them in 8 bits.
-
-    Raises:
-        ValueError: there are NaN or infinite values.
     """
-    if not np.isfinite(prediction).all():
-        raise ValueError("the prediction has NaN or infinite values")
     values = prediction if kind.label_channels == 1 else np.moveaxis(prediction, 0, -1)
     if as_array:
         values = values.astype(np.float16)

@@ -13,7 +13,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image, ImageDraw
 from transformers.image_processing_base import ImageProcessingMixin
 
-from ..images_degmix import DOUBT, decode_image, to_pixels
+from ..images_degmix import DOUBT, decode_image, to_photo
 from ..inference.predictor import Result, predict_batch, prepare
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..visualization import draw_overview, draw_prediction
@@ -295,8 +295,7 @@ def read_photo(path: str | PathLike, max_pixels: int = MAX_PIXELS) -> Image.Imag
     image = decode_image(path, FORMATS, check)
     if DOUBT in image.info:
         gr.Warning(image.info[DOUBT])
-    pixels = to_pixels(image, do_convert_rgb=True)
-    photo = Image.fromarray(np.moveaxis(pixels, 0, -1).round().clip(0, 255).astype(np.uint8))
+    photo = to_photo(image)
     photo.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return photo
 

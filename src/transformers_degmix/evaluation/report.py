@@ -17,11 +17,11 @@ from PIL import Image
 
 from ..data.mapping import MappedDataset
 from ..hub.onnx import OnnxModel
-from ..images_degmix import to_pixels
+from ..images_degmix import to_photo
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..tasks import TASK_KINDS
 from ..version import __version__
-from ..visualization import draw_overview, stack_overviews
+from ..visualization import draw_overview, stack
 from . import BENCHMARK_METRICS, BoundaryMetric, SegmentationMetric
 from .calibration import REMOVED, Calibration, median_angle
 from .evaluator import markdown_table
@@ -461,8 +461,7 @@ def draw_rows(
         sample = collator([row])
         with accelerator.autocast():
             predictions, confidences = predict_whole_image(model, processor, sample["pixels"], protocol)
-        pixels = to_pixels(row["image"], do_convert_rgb=True).round().clip(0, 255).astype(np.uint8)
-        image = Image.fromarray(pixels.transpose(1, 2, 0))
+        image = to_photo(row["image"])
         references = {name: sample["labels"][name][0]}
         overviews.append(draw_overview(image, predictions, tasks, references=references, confidences=confidences))
-    return stack_overviews(overviews)
+    return stack(overviews)

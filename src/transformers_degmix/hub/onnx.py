@@ -164,6 +164,7 @@ def export_onnx(
     except ImportError as error:
         raise _missing_extra(error) from error
 
+    model = copy.deepcopy(model).float().cpu().eval()
     config = model.config.to_dict()
     program: Any = torch.onnx.export(
         export_program(model),

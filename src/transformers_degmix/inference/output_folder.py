@@ -201,7 +201,7 @@ class OutputFolder:
         notes.append("`datasets.load_dataset` and `degmix train` take this folder.")
         paragraphs = "\n\n".join(notes)
         return f"""---
-pretty_name: {title}
+pretty_name: {json.dumps(title, ensure_ascii=False)}
 license: other
 task_categories:
 {tags}

@@ -10,14 +10,13 @@ from functools import partial
 from itertools import groupby, islice, repeat, takewhile
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import ImageProcessingMixin
 
 from ..image_processing_pil_degmix import resized_size
-from ..images_degmix import to_pixels
+from ..images_degmix import to_photo
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from ..sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
 from ..visualization.attention import crop_attentions
@@ -26,8 +25,14 @@ from ..visualization.attention import crop_attentions
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-# Errors of a single photo: it is not a usable image, or too large for the memory.
+# What a photo can fail with. [`is_photos_fault`] tells it from failures of the machine.
 PREDICTION_ERRORS = (ValueError, RuntimeError, MemoryError)
+
+
+def is_photos_fault(error: Exception) -> bool:
+    """Whether the photo is not a usable image, or too large for the memory, so that it would fail again."""
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, ValueError) or is_memory
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,7 @@ def prepare(processor: ImageProcessingMixin, image: Image.Image, in_windows: boo
     Raises:
         ValueError: its values are out of range.
     """
-    pixels = to_pixels(image, do_convert_rgb=True)
-    photo = Image.fromarray(np.moveaxis(np.rint(pixels, out=pixels).clip(0, 255, out=pixels), 0, -1).astype(np.uint8))
-    del pixels  # four times the image's size
+    photo = to_photo(image)
     options = {"do_resize": False, "do_pad": False} if in_windows else {}
     return Prepared(photo, processor(image, return_tensors="pt", **options)["pixel_values"])
 
@@ -182,7 +185,7 @@ class Predictor:
 
         Args:
             items: anything from which `load` makes a photo.
-            load: item -> photo. [`PREDICTION_ERRORS`] concern this photo only; other errors end everything.
+            load: item -> photo. [`PREDICTION_ERRORS`] are yielded; other errors end everything.
             finish: item and its result on the CPU -> outcome.
 
         Yields:
@@ -283,15 +286,3 @@ def take_ahead(executor: Executor | None, items: Iterable[Item], ahead: int) -> 
     end: Any = object()
     taken = map_ahead(executor, lambda _: next(iterator, end), repeat(None), ahead)
     return takewhile(lambda item: item is not end, taken)
-
-
-__all__ = [
-    "PREDICTION_ERRORS",
-    "Predictor",
-    "Prepared",
-    "Result",
-    "map_ahead",
-    "predict_batch",
-    "prepare",
-    "take_ahead",
-]

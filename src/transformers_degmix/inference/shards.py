@@ -17,7 +17,7 @@ from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
 
 from ..data.columns import RowReader
-from ..data.mapping import select_columns
+from ..data.mapping import select_columns, warn_of_columns
 from ..data.schema import (
     encode_confidence,
     encode_maps,
@@ -31,7 +31,7 @@ from ..files import write_whole
 from ..hub.model_directory import load_model_directory
 from ..sliding_windows import DEFAULT_OVERLAP, check_window
 from ..tasks import IGNORE_INDEX, TASK_KINDS
-from .predictor import Predictor, Result
+from .predictor import Predictor, Result, is_photos_fault
 
 
 # Rows of a shard by default: an interruption costs each process at most this many.
@@ -159,7 +159,7 @@ class ShardPredictor:
             on_row: called after each row.
 
         Raises:
-            OSError: it cannot be written, or the rows cannot be read.
+            OSError: it cannot be written, or the rows cannot be read, or the device fails. Nothing is written.
         """
         path = self.path(shard)
         if path.exists():
@@ -175,6 +175,8 @@ class ShardPredictor:
         def predicted() -> Generator[dict[str, Any], None, None]:
             for row, outcome in self.predictor(self.rows(shard), self._load, self._encode):
                 if isinstance(outcome, Exception):
+                    if not is_photos_fault(outcome):
+                        raise OSError(f"image {row.image_id}: {outcome}") from outcome
                     failed.append({"image_id": row.image_id, "reason": " ".join(str(outcome).split())})
                 else:
                     yield outcome
@@ -259,6 +261,8 @@ def choose_thresholds(given: dict[str | None, float], tasks: dict[str, dict[str,
 def open_rows(split: DataSplit) -> tuple[RowReader, Dataset | IterableDataset]:
     """The reader of the images, and the rows of a split as they are stored, with only the image and its id.
 
+    What looks wrong about some images, such as a range of values that can be meant otherwise, is logged.
+
     Raises:
         ValueError: there is no such split, it is a part of one, it is empty, or it lacks the column of the images.
     """
@@ -267,9 +271,11 @@ def open_rows(split: DataSplit) -> tuple[RowReader, Dataset | IterableDataset]:
     data = split.open()
     reader = RowReader({}, {name: column for name, column in split.columns.items() if name == "image"}, data.features)
     try:
-        return reader, select_columns(data, reader)
+        data = select_columns(data, reader)
     except ValueError as error:
         raise ValueError(f"{split}: {error}") from error
+    warn_of_columns(data, reader)
+    return reader, data
 
 
 def choose_num_shards(job: Job, data: Dataset | IterableDataset) -> int:

@@ -153,6 +153,3 @@ class VideoWriter:
         if kind is None:
             self.container.mux(self.stream.encode())
         self.container.close()
-
-
-__all__ = ["Frame", "Survey", "VideoWriter", "read_frames", "survey_video"]

@@ -239,16 +239,3 @@ def describe_sampling(inspection: Inspection, tasks: list[str]) -> list[dict[str
     values = torch.cat((inspection.distances, inspection.outside.unsqueeze(-1)), dim=-1).mean(dim=0)
     names = ("median_distance", "distance_90th_percentile", "outside")
     return [{task: dict(zip(names, row)) for task, row in zip(tasks, layer)} for layer in values.tolist()]
-
-
-__all__ = [
-    "Inspection",
-    "SamplingPoints",
-    "describe_affinity",
-    "describe_sampling",
-    "find_sampling_points",
-    "inspect_images",
-    "observe_sampling",
-    "pixel_centres",
-    "prepare_image",
-]

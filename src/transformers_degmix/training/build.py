@@ -48,7 +48,9 @@ def build_model(args: TrainingArguments) -> tuple[DeGMixForMultiTaskDensePredict
         tasks, fields = choose_tasks(args, args.model.get("tasks")), {}
         if all(source.dataset == "rooms" for source in args.sources):
             # Rooms have the size of the run already. Photos are resized to the scale that the model has learnt.
-            fields = {"do_resize": True, "size": {"shortest_edge": min(args.image_size)}}
+            # A long strip must not grow to hundreds of megapixels.
+            shortest = min(args.image_size)
+            fields = {"do_resize": True, "size": {"shortest_edge": shortest, "longest_edge": 4 * shortest}}
         pretrained = find_backbone(args.pretrained_backbone) if args.pretrained_backbone else None
         if pretrained:
             fields |= pretrained.processor_fields

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from ..data.collator import DeGMixDataCollator
 from ..evaluation.evaluator import Scores, format_main_scores, format_source_table
-from ..images_degmix import to_pixels
+from ..images_degmix import to_photo
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
-from ..visualization import draw_overview, stack_overviews
+from ..visualization import draw_overview, stack
 from .arguments import TrainingArguments
 
 
@@ -133,10 +133,10 @@ def draw_samples(model: DeGMixForMultiTaskDensePrediction, processor, rows: list
     for row in rows:
         batch = collator([row])
         outputs = model(batch["pixel_values"].to(model.device))
-        image = Image.fromarray(to_pixels(row["image"], do_convert_rgb=True).astype(np.uint8).transpose(1, 2, 0))
+        image = to_photo(row["image"])
         predictions = {
             task: values.cpu() for task, values in processor.post_process_dense_prediction(outputs)[0].items()
         }
         references = {task: label[0] for task, label in batch["labels"].items()}
         overviews.append(draw_overview(image, predictions, tasks, references=references))
-    return stack_overviews(overviews)
+    return stack(overviews)

@@ -70,7 +70,7 @@ def _draw_shares(names: list[str], shares: list[float], colors: list[Color], wid
     labels = [text_line(shorten(name, width // 2)) for name in names]
     numbers = [text_line(f"{share:.0%}") for share in shares]
     start = max(label.width for label in labels) + LINE_GAP
-    length = width - start - LINE_GAP - text_line("100%").width
+    length = max(1, width - start - LINE_GAP - text_line("100%").width)
     lines = []
     for label, number, share, color in zip(labels, numbers, shares, colors):
         line = Image.new("RGB", (width, label.height), PAPER)

@@ -111,6 +111,3 @@ def depth_normals_angles(
     is_unknown = TASK_KINDS["normals"].unknown
     unknown = is_unknown(derived) | is_unknown(predictions[normals_task])
     return angles.masked_fill(unknown[0], torch.nan)
-
-
-__all__ = ["FIELD_OF_VIEW", "depth_normals_angles", "first_of_kind", "normals_from_depth", "viewing_rays"]

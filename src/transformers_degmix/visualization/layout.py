@@ -1,5 +1,6 @@
 """Pictures made of smaller ones, pasted side by side or one below the other, and of text."""
 
+import unicodedata
 from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
@@ -27,8 +28,15 @@ def panel_size(size: tuple[int, int], width: int = PANEL_WIDTH) -> tuple[int, in
 
 @cache
 def load_font(size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, which every machine has. It covers ASCII."""
+    """Pillow's own font, which every machine has. It covers ASCII; see [`to_ascii`]."""
     return ImageFont.load_default(size)  # type: ignore[return-value]  # of this type, because a size is given
+
+
+def to_ascii(text: str) -> str:
+    """The text without accents, or nothing if other scripts are in it."""
+    letters = unicodedata.normalize("NFKD", text)
+    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return plain if plain.isascii() else ""
 
 
 def text_line(text: str, size: int = TEXT_SIZE, color: Color = INK) -> Image.Image:

@@ -24,6 +24,7 @@ from .layout import (
     stack,
     swatch,
     text_line,
+    to_ascii,
     to_image,
 )
 from .maps import CONSISTENCY_RANGE, ValueRange, hatching, shown_range
@@ -56,14 +57,17 @@ def draw_legend(task: dict[str, Any], maps: list[Tensor], width: int = PANEL_WID
 
 
 def class_legend(task: dict[str, Any], maps: list[Tensor]) -> list[tuple[Color, str]]:
-    """Colour and name (or id) of the classes that occur in the maps `(height, width)`, largest area first."""
+    """Colour and name of the classes that occur in the maps `(height, width)`, largest area first.
+
+    The id stands for a name that is missing or that the font cannot show.
+    """
     ids = torch.cat([values.flatten().long().cpu() for values in maps])
     areas = torch.bincount(ids, minlength=IGNORE_INDEX + 1)
     areas[IGNORE_INDEX] = 0
     present = [index for index in areas.argsort(descending=True, stable=True).tolist() if areas[index]]
     palette = label_palette(IGNORE_INDEX).tolist()
     names = task.get("id2label") or {}
-    return [(tuple(palette[index]), names.get(index, str(index))) for index in present]
+    return [(tuple(palette[index]), to_ascii(names.get(index, "")) or str(index)) for index in present]
 
 
 def fit_legend(widths: list[int], line_width: int, max_lines: int, more_width: int) -> list[int]:
@@ -113,7 +117,7 @@ def _draw_scale_legend(task: dict[str, Any], _, value_range: ValueRange, width: 
 def scale_bar(kind: str, value_range: ValueRange, ends: list[str], width: int) -> Image.Image:
     """The colours of the range, between the texts for both ends."""
     low, high = map(text_line, ends)
-    length = width - low.width - high.width - 2 * LINE_GAP
+    length = max(SWATCH_SIZE, width - low.width - high.width - 2 * LINE_GAP)
     colors = TASK_KINDS[kind].colorize(torch.linspace(*value_range, length).expand(SWATCH_SIZE, -1), value_range)
     return side_by_side([low, to_image(colors), high], LINE_GAP)
 

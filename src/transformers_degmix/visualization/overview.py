@@ -76,11 +76,6 @@ def draw_overview(
     return ImageOps.expand(grid(rows, panel_width), GAP, PAPER)
 
 
-def stack_overviews(overviews: list[Image.Image]) -> Image.Image:
-    """Several overviews, one below the other."""
-    return stack(overviews)
-
-
 def _confidence_cell(
     name: str, task: dict[str, Any], confidences: dict[str, Tensor], size: tuple[int, int], width: int
 ) -> Image.Image | None:
