@@ -93,6 +93,7 @@ def test_processes_give_the_same_report(model_dir, rooms, tmp_path):
         assert one["depth_rmse"] == pytest.approx(other["depth_rmse"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_model_and_data_from_the_hub_launched_by_accelerate(model_dir, rooms, hub, tmp_path):
     files = {path.name: File(path.read_bytes(), path.suffix == ".safetensors") for path in model_dir.iterdir()}
     hub.repos["models", "user/model"] = Repo(private=True)

@@ -77,6 +77,7 @@ def test_thirds(study):
         assert all(value.equal(whole[key]) for key, value in weights.items())
 
 
+@pytest.mark.slow
 def test_photographs_with_rooms(study):
     every = [True, True, True, True]
     assert study("rooms") == {"photographs alone": every, "photographs with rooms": every}

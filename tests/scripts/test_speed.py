@@ -28,6 +28,7 @@ model:
 """
 
 
+@pytest.mark.slow
 def test_report(monkeypatch, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     options = ["--recipe", tmp_path / "recipe.yaml", "--size", "160x192", "--sizes", "64x64", "64x96", "--tasks", 1, 2]
