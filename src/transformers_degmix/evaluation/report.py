@@ -200,8 +200,11 @@ def single_task_scores(reports: dict[str, dict[str, Any]], tasks: dict[str, dict
 
 
 def format_table(reports: list[dict[str, Any]]) -> str:
-    """A Markdown table of main scores, a row per report; the best of several is bold."""
-    tasks = {name: task for report in reports for name, task in report["model"]["tasks"].items()}
+    """A Markdown table of main scores, a row per report; the best of several is bold.
+
+    It has the tasks that are scored in some report.
+    """
+    tasks = {name: report["model"]["tasks"][name] for report in reports for name in report["scores"]}
     header, columns = ["model"], [[report["model"]["name"] for report in reports]]
     for name, task in tasks.items():
         metric = BENCHMARK_METRICS[task["kind"]]
