@@ -1,4 +1,5 @@
 import json
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -270,6 +271,7 @@ def test_null_labels_and_dtypes_of_arrays(streaming):
         ({"depth": 3}, r"columns\['depth'\].*name of a column or a dictionary, got 3"),
         ({"depth": {"column": 3}}, r"columns\['depth'\].*`column`, got 3"),
         ({"depth": {"scale": "1/256"}}, r"columns\['depth'\].*`scale`, got '1/256'"),
+        ({"depth": {"ignore": True}}, r"columns\['depth'\].*a number or a list of them as `ignore`, got True"),
         ({"depth": {"scale": [1, 2, 3]}}, r"columns\['depth'\].*1 finite number.*`scale`"),
         ({"normals": {"scale": [1, 2]}}, r"columns\['normals'\].*1 or 3 finite.*`scale`"),
         ({"depth": {"offset": float("nan")}}, r"columns\['depth'\].*`offset`, got nan"),
@@ -282,7 +284,8 @@ def test_mappings_that_are_refused(columns, message):
 
 
 def test_numbers_that_yaml_takes_for_texts():
-    assert parse_columns({"depth": {"scale": "1e-3"}}, TASKS)["depth"].scale == (0.001,)
+    columns = parse_columns({"depth": {"scale": "1e-3"}, "semseg": {"classes": {"7": 0, 8.0: 1}}}, TASKS)
+    assert columns["depth"].scale == (0.001,) and columns["semseg"].classes == {7: 0, 8: 1}
 
 
 @pytest.mark.parametrize(
@@ -413,6 +416,11 @@ def test_class_names_that_are_given_go_first():
         {"colors": 3},
         {"classes": [7, 8]},
         {"classes": {"road": 0}},
+        {"classes": {7.9: 0}},
+        {"classes": {7: 0.9}},
+        {"classes": {7: True}},
+        {"classes": {math.inf: 0}},
+        {"colors": [[0.5, 0, 0]]},
     ],
 )
 def test_tables_that_are_refused(column):

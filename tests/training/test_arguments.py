@@ -35,7 +35,8 @@ def test_file_and_command_line(config):
     [
         *[(text, text) for text in ("no", "yes", "on", "Off", "y", "truer", "1.5.2", "1e", "e3")],
         *[("true", True), ("False", False), ("null", None), ("12", 12), ("-3", -3), ("1_000", 1000)],
-        *[(text, text) for text in ("2024-02-30", "2024-02-03")],
+        *[(text, text) for text in ("2024-02-30", "2024-02-03", "0x1F", "0b1", "1:30", "1_0:3")],
+        *[("010", 10.0), ("0", 0), ("+7", 7)],
         *[("1e-3", 0.001), ("-1E5", -1e5), (".5", 0.5), ("1.", 1.0), ("1.0e+10", 1e10), ("-.inf", -math.inf)],
     ],
 )
@@ -127,7 +128,11 @@ def test_sizes_are_those_of_the_benchmark():
         ("- a\n- b", [], "field: value.*list"),
         ("output_dir: [", [], "run.yaml is not YAML"),
         ("output_dir: out", ["--tasks", "[depth"], "`--tasks` is not YAML.*expected ',' or ']'"),
-        ("output_dir: out", ["--seed", "0x_"], "`--seed` is not YAML"),
+        ("output_dir: out", ["--seed", "!!int x"], "`--seed` is not YAML"),
+        ("output_dir: out\nbatch_size: 010", [], "batch_size.*int.*10.0"),
+        ("output_dir: out\nseed: 1\nseed: 2", [], "run.yaml is not YAML: seed is given twice.* line 3"),
+        ("output_dir: out\ncolumns: {semseg: {classes: {7: 0, 7: 1}}}", [], "is not YAML: 7 is given twice"),
+        ("output_dir: out", ["--model", "{hidden_size: 8, hidden_size: 9}"], "`--model` is not YAML: hidden_size is"),
         ("output_dir: out\nseed: 2", ["--seed.x", "1"], "`--seed.x`: `seed` is 2, which has no fields"),
         ("output_dir: out", ["--seed.x", "1"], "seed.*int.*'x'"),
         ("output_dir: out\ndatasets: [{name: a}]", ["--datasets.0.name", "b"], "`--datasets.0.name`.*no fields"),
@@ -147,6 +152,19 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out", ["--augmentation.scale", "2"], "`augmentation`: `scale`.*range.*2"),
         ("output_dir: out\naugmentation: {size: 3}", [], "`augmentation`: `size`.*3"),
         ("output_dir: out\nimage_processor: {image_mean: x}", [], "`image_processor`: .*image_mean.*'x'.*float"),
+        *[
+            (
+                f"output_dir: out\nimage_processor: {{{name}: {value}}}",
+                [],
+                f"`image_processor`: `{name}` must be {rule}",
+            )
+            for name, value, rule in (
+                ("image_mean", "[0.5, 0.5]", r"1 or 3 finite numbers, got \[0.5, 0.5\]"),
+                ("image_mean", ".nan", "1 or 3 finite numbers, got nan"),
+                ("image_std", "0", "1 or 3 finite numbers above 0, got 0"),
+                ("image_std", "[1, 1, -1]", r"1 or 3 finite numbers above 0, got \[1, 1, -1\]"),
+            )
+        ],
         ("output_dir: out\nimage_processor: {do_resize: maybe}", [], "`image_processor`: .*do_resize.*bool.*'maybe'"),
     ],
 )
@@ -177,6 +195,11 @@ def test_recipes_of_the_package_as_base(config):
 def test_bases_that_are_no_recipes(config, base):
     with pytest.raises(OSError, match="there is no file .*, and the recipes of the package are .*nyud_swin_base"):
         parse_arguments([config(f"base: {base}\noutput_dir: out")])
+
+
+def test_fields_that_override_those_of_an_alias_are_not_given_twice():
+    read = yaml.load("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}", RecipeLoader)
+    assert read == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}}
 
 
 def test_fields_of_what_is_null(config):

@@ -190,13 +190,13 @@ def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None)
             raise ValueError(f"{where} must have true or false as `{flag}`, got {others[flag]!r}")
     try:
         if "colors" in others:
-            others["colors"] = tuple(tuple(int(value) for value in color) for color in others["colors"])
+            others["colors"] = tuple(tuple(map(_integer, color)) for color in others["colors"])
             if any(len(color) != 3 or not 0 <= min(color) <= max(color) <= 255 for color in others["colors"]):
                 raise ValueError
             if len(set(others["colors"])) < len(others["colors"]):
                 raise ValueError
         if "classes" in others:
-            others["classes"] = {int(stored): int(meant) for stored, meant in others["classes"].items()}
+            others["classes"] = {_integer(stored): _integer(meant) for stored, meant in others["classes"].items()}
     except (AttributeError, TypeError, ValueError):
         raise ValueError(
             f"{where} must have different colours as `colors`, such as [[0, 0, 0], [128, 64, 128]], and a table as "
@@ -214,9 +214,24 @@ def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
 def _numbers(where: str, field: str, value: Any) -> tuple[float, ...]:
     """A number or a list of them, as a tuple."""
     try:
-        return tuple(float(number) for number in (value if isinstance(value, list) else [value]))
+        return tuple(map(_number, value if isinstance(value, list) else [value]))
     except (TypeError, ValueError):
         raise ValueError(f"{where} must have a number or a list of them as `{field}`, got {value!r}") from None
+
+
+def _number(value: Any) -> float:
+    """Raises TypeError or ValueError for everything else, booleans included. Texts are allowed, such as "1e-3"."""
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def _integer(value: Any) -> int:
+    """The same for whole numbers."""
+    number = _number(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
 
 
 def describe_column(name: str, column: Column) -> str:

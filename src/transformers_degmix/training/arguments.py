@@ -1,6 +1,7 @@
 """The settings of a training run, from a YAML file and the command line."""
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -259,6 +260,12 @@ class TrainingArguments:
         with naming_errors("`image_processor`: "):
             given = {name: value for name, value in self.image_processor.items() if value is not None}
             validate_typed_dict(ProcessorFields, given)
+            for name, lowest in (("image_mean", -math.inf), ("image_std", 0)):
+                value = given.get(name, 1)
+                numbers = value if isinstance(value, list) else [value]
+                if len(numbers) not in (1, 3) or not all(lowest < number < math.inf for number in numbers):
+                    above = " above 0" if lowest == 0 else ""
+                    raise ValueError(f"`{name}` must be 1 or 3 finite numbers{above}, got {value!r}")
         if self.pretrained and (self.model or self.pretrained_backbone or self.tasks):
             raise ValueError("`pretrained` brings its own `model`, `tasks` and backbone: do not give these too")
 
@@ -288,15 +295,27 @@ def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
 class RecipeLoader(yaml.SafeLoader):
     """YAML as people write it: only `true` and `false` are booleans, `1e-3` is a number, and dates are texts.
 
-    YAML 1.1 reads `no` as false, and numbers with an exponent only if they have a point and the exponent has a sign.
+    YAML 1.1 reads `no` as false, `010` as 8 and `1:30` as 90, and numbers with an exponent only if they have a point
+    and the exponent has a sign. Of fields that are given twice, PyYAML would take the last.
     """
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), []
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.append((key.tag, key.value))
+        return node
 
 
 RecipeLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     # Integers would match too, but their own pattern is tried first.
@@ -313,7 +332,7 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """
     try:
         return yaml.load(text, RecipeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as the number `0x_`
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: such as `!!int x`
         raise ValueError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
