@@ -310,11 +310,17 @@ def test_numbers_that_yaml_takes_for_texts():
         (DEPTH, "d", [encoded(IMAGE)], "column 'd'.*expected an array of numbers"),
         (DEPTH, "d", b"", "column 'd'.*the file is empty"),
         (DEPTH, "d", [[1.0, 2.0], [3.0]], "column 'd'"),
+        (DEPTH, {"resize": True}, [1.0, 2.0], r"column 'task': .*height and width, got one of the shape \(2,\)"),
     ],
 )
 def test_values_that_are_refused(task, column, stored, message):
     with pytest.raises(ValueError, match=message):
         read(task, column, stored)
+
+
+def test_images_without_width_are_refused():
+    with pytest.raises(ValueError, match=r"column 'image': .*height and width, got one of the shape \(2,\)"):
+        RowReader({"depth": DEPTH}, {"depth": {"resize": True}})({"image": [1, 2], "depth": [[1.0]]})
 
 
 @pytest.mark.parametrize("ids", [{}, {"image_id": [None, None]}])

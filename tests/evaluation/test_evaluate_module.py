@@ -45,6 +45,20 @@ def test_there_is_a_test_of_every_configuration(tmp_path):
     assert set(evaluate_module.CONFIGURATIONS) == set(CONFIGURATIONS)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("segmentation", {}, "`num_labels` must be the number of classes, got None"),
+        ("segmentation", {"num_labels": 0}, "`num_labels` must be the number of classes, got 0"),
+        ("depth", {"tolerance": 0.1}, "`tolerance` is for 'boundary', not for 'depth'"),
+        ("boundary", {"tolerance": -1}, "`tolerance` is a fraction"),
+    ],
+)
+def test_options_that_are_refused(tmp_path, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.load(evaluate_module.__file__, name, cache_dir=str(tmp_path), **options)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_batches_add_up_and_are_forgotten(name, tmp_path):
     module = load(name, tmp_path)

@@ -266,3 +266,5 @@ def test_constant_scores():
         np.bincount(classes.astype(int)).max() / classes.size
     )
     assert set(constants) == set(TASKS)
+    unlabelled = {**labels, "semseg": torch.full_like(labels["semseg"], 255)}
+    assert set(TASKS) - set(constant_scores(TASKS, [{"labels": unlabelled}], [{"labels": labels}])) == {"semseg"}

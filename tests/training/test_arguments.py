@@ -100,6 +100,8 @@ def test_sizes_are_those_of_the_benchmark():
         ("output_dir: out\noptimizer: adam", [], "`optimizer`.*adamw.*'adam'"),
         ("output_dir: out\nlr_scheduler: linear", [], "`lr_scheduler`.*cosine.*'linear'"),
         ("output_dir: out\nmax_steps: 0", [], "`max_steps`.*0"),
+        ("output_dir: out\nnum_train_images: -1", [], "`num_train_images` must be at least 1, got -1"),
+        ("output_dir: out\nseed: -1", [], "`seed` must be at least 0, got -1"),
         ("output_dir: out\nmax_steps: many", [], "max_steps.*int.*'many'"),
         ("output_dir: out\nlearning_rate: -1", [], "`learning_rate`.*-1"),
         ("output_dir: out\nlearning_rate: fast", [], "learning_rate.*'fast'"),

@@ -63,6 +63,8 @@ A = {"name": "a", "dataset": "x"}
         ([{"name": "a"}], {}, r"source 'a' .* must have the fields \['dataset'\]"),
         ([{**A, "tasks": "depth"}], {}, "source 'a'.*tasks.*'depth'.*list"),
         ([{**A, "num_train_images": "all"}], {}, "source 'a'.*num_train_images.*'all'.*int"),
+        ([{**A, "num_train_images": 0}], {}, "source 'a'.*`num_train_images` must be at least 1, got 0"),
+        ([A], {"num_eval_images": -1}, "source 'a'.*`num_eval_images` must be at least 1, got -1"),
         ([{**A, "tasks": []}], {}, "source 'a'.*`tasks`.*none"),
         ([{**A, "weight": 0}], {}, "source 'a'.*positive number as `weight`, got 0"),
         ([{**A, "weight": -1.5}], {}, "source 'a'.*positive number as `weight`, got -1.5"),

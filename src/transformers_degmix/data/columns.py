@@ -374,24 +374,25 @@ class RowReader:
             # Columns without the feature `Image` can hold files too.
             stored = _decode(stored, column.ignore_orientation)
             mode = getattr(feature, "mode", None)
-            return stored.convert(mode) if mode and isinstance(stored, Image.Image) else stored
-        if isinstance(stored, list | np.ndarray):
+            stored = stored.convert(mode) if mode and isinstance(stored, Image.Image) else stored
+        elif isinstance(stored, list | np.ndarray):
             # Lists have no dtype, and NumPy's format widens integers: 8-bit maps would not be recognised.
             dtype = getattr(leaf_feature(feature), "dtype", None)
-            values = np.asarray(stored, dtype=None if dtype in ("binary", "string", "null") else dtype)
-            if values.dtype.kind not in "biuf":
-                raise ValueError(f"expected an array of numbers, got one of {values.dtype}")
-            return values
-        if isinstance(stored, str):
+            stored = np.asarray(stored, dtype=None if dtype in ("binary", "string", "null") else dtype)
+            if stored.dtype.kind not in "biuf":
+                raise ValueError(f"expected an array of numbers, got one of {stored.dtype}")
+        elif isinstance(stored, str):
             raise ValueError(
                 f"expected an image or an array, got the text {stored[:40]!r}. If it is the name of a file, call the "
                 f"column {column.column + '_file_name'!r} in metadata.jsonl, or save the data set after "
                 f"`cast_column({column.column!r}, datasets.Image())`; if it is base64, store the bytes"
             )
-        if not isinstance(stored, Image.Image):
+        elif not isinstance(stored, Image.Image):
             raise ValueError(
                 f"expected an image, an array, or a file as bytes or {{bytes, path}}, got a {type(stored).__name__}"
             )
+        if isinstance(stored, np.ndarray) and stored.ndim not in (2, 3):
+            raise ValueError(f"expected an array with height and width, got one of the shape {stored.shape}")
         return stored
 
     @contextmanager

@@ -19,16 +19,17 @@ def constant_scores(
         eval_batches: batches with `labels`, on which the constants are scored.
 
     Returns:
-        By task, then by name of the score.
+        By task, then by name of the score. Tasks that have no label in either are left out.
     """
     train_labels = [batch["labels"] for batch in train_batches]
     metrics, constants = {}, {}
     for name, task in tasks.items():
-        metrics[name] = METRICS[task["kind"]](task)
         labels = torch.cat([maps[name] for maps in train_labels])
         valid = valid_pixels(task["kind"], labels)
-        values = labels[valid] if labels.ndim == 3 else labels.transpose(0, 1)[:, valid]
-        constants[name] = metrics[name].best_constant(values)
+        if valid.any():
+            metrics[name] = METRICS[task["kind"]](task)
+            values = labels[valid] if labels.ndim == 3 else labels.transpose(0, 1)[:, valid]
+            constants[name] = metrics[name].best_constant(values)
     for batch in eval_batches:
         for name, metric in metrics.items():
             label = batch["labels"][name]

@@ -39,7 +39,7 @@ class DensePredictionMetric(evaluate.Metric):
         kwargs: of `evaluate.Metric`.
 
     Raises:
-        ValueError: there is no such metric.
+        ValueError: there is no such metric, it needs `num_labels`, or it takes no `tolerance`.
     """
 
     def __init__(
@@ -47,6 +47,10 @@ class DensePredictionMetric(evaluate.Metric):
     ):
         if config_name not in CONFIGURATIONS:
             raise ValueError(f"`config_name` must be one of {list(CONFIGURATIONS)}, got {config_name!r}")
+        if config_name == "segmentation" and (num_labels is None or num_labels < 1):
+            raise ValueError(f"`num_labels` must be the number of classes, got {num_labels}")
+        if tolerance is not None and config_name != "boundary":
+            raise ValueError(f"`tolerance` is for 'boundary', not for {config_name!r}")
         options = {} if tolerance is None else {"tolerance": tolerance}
         self.metric = CONFIGURATIONS[config_name]({"num_labels": num_labels}, **options)
         super().__init__(config_name=config_name, **kwargs)

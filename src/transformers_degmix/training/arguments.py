@@ -31,7 +31,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 LOWEST = {
     0: (
         "learning_rate", "backbone_learning_rate", "momentum", "weight_decay", "warmup_steps", "max_grad_norm",
-        "ema_decay", "num_workers", "num_logged_images",
+        "ema_decay", "num_workers", "num_logged_images", "seed",
     ),
     1: (
         "max_steps", "batch_size", "gradient_accumulation_steps", "eval_steps", "checkpoint_steps", "logging_steps",

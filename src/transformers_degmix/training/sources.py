@@ -51,6 +51,12 @@ class Source:
     num_train_images: int | None = None
     num_eval_images: int | None = None
 
+    def __post_init__(self):
+        for name in ("num_train_images", "num_eval_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}")
+
     @property
     def title(self) -> str:
         """The start of messages about it."""
