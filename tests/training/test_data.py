@@ -68,6 +68,17 @@ def test_labels_may_be_null_throughout_a_split(tmp_path, name, streaming):
         depths(tmp_path / name, "more", streaming)
 
 
+@pytest.mark.parametrize("name", ["data", "data [v2]"])
+def test_parts_of_a_split(tmp_path, name):
+    for split, values in {"train": (2, None, 3), "validation": (None, None)}.items():
+        write_split(tmp_path / name / split, *values)
+    for part, values in {"train[:2]": [2, None], "train[-1:]": [3], "train[:34%]": [2]}.items():
+        assert depths(tmp_path / name, part, False) == values
+    for several in ("train+validation", "train[:1]+validation"):
+        with pytest.raises(ValueError, match="can only be read one by one"):
+            depths(tmp_path / name, several, False)
+
+
 @pytest.mark.parametrize("name", ["data", "data [v2] (1)*"])
 def test_fingerprints_of_streams_change_with_their_files(tmp_path, name):
     split = DataSplit(str(tmp_path / name), "train", streaming=True)

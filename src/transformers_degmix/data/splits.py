@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -91,9 +92,11 @@ class DataSplit:
             if (data := self._load_joined()) is None:
                 raise
             return data
-        except (ValueError, OSError):
+        except (ValueError, OSError) as error:
             if not (alone := self._alone()):
                 raise
+            if "+" in self.name:
+                raise ValueError(f"{error}; the splits of this folder can only be read one by one") from None
             return load_dataset(**alone, split=self.name, streaming=self.streaming)
 
     def _alone(self) -> dict[str, Any]:
@@ -102,10 +105,11 @@ class DataSplit:
         Others may have other types of columns, such as null. Also, `datasets` by itself does not follow links to
         folders or accept brackets in their names.
         """
-        folder = Path(self.dataset, self.name)
+        split = re.split(r"[\[+]", self.name)[0]  # "train[:100]" is a part of it
+        folder = Path(self.dataset, split)
         if not any(folder.glob("metadata.*")):
             return {}
-        return {"path": "imagefolder", "data_files": {self.name: glob.escape(str(folder.resolve())) + "/**"}}
+        return {"path": "imagefolder", "data_files": {split: glob.escape(str(folder.resolve())) + "/**"}}
 
     def _load_joined(self) -> Dataset | IterableDataset | None:
         """The split with types that fit all files: `datasets` takes those of the first, whose columns may be null.
