@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, IterableDataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
 from datasets import config as datasets_config
 from hypothesis import given
@@ -66,6 +66,23 @@ def test_labels_may_be_null_throughout_a_split(tmp_path, name, streaming):
     assert depths(tmp_path / name, "train", streaming) == [2, None]
     with pytest.raises(ValueError, match="more"):
         depths(tmp_path / name, "more", streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["data", "data [v2]"])
+def test_data_sets_that_were_saved_to_disk(tmp_path, name, streaming):
+    path = str(write_split(tmp_path / "train", 2) / "0.tif")
+    rows = Dataset.from_dict({"image": [path] * 3, "depth": [path, None, path]})
+    for column in ("image", "depth"):
+        rows = rows.cast_column(column, ImageFeature())
+    rows.save_to_disk(tmp_path / name, num_shards=2)
+    DatasetDict({"validation": rows}).save_to_disk(tmp_path / "several" / name)
+    assert depths(tmp_path / name, "train", streaming) == [2, None, 2]
+    assert depths(tmp_path / "several" / name, "validation", streaming) == [2, None, 2]
+    with pytest.raises(ValueError, match=r"split 'validation'.*\['train'\]"):
+        depths(tmp_path / name, "validation", streaming)
+    split = DataSplit(str(tmp_path / name), "train", streaming=streaming)
+    assert split.fingerprint(split.open()) == split.fingerprint(split.open())
 
 
 @pytest.mark.parametrize("name", ["data", "data [v2]"])

@@ -100,16 +100,19 @@ class DataSplit:
             return load_dataset(**alone, split=self.name, streaming=self.streaming)
 
     def _alone(self) -> dict[str, Any]:
-        """What `datasets` takes for the split without the others, or {} if it has no metadata file.
+        """What `datasets` takes for the split without the others, or {} if it has no metadata and is not saved.
 
         Others may have other types of columns, such as null. Also, `datasets` by itself does not follow links to
-        folders or accept brackets in their names.
+        folders, accept brackets in their names, or read what `Dataset.save_to_disk` has made, which has no splits.
         """
-        split = re.split(r"[\[+]", self.name)[0]  # "train[:100]" is a part of it
-        folder = Path(self.dataset, split)
-        if not any(folder.glob("metadata.*")):
-            return {}
-        return {"path": "imagefolder", "data_files": {split: glob.escape(str(folder.resolve())) + "/**"}}
+        name = re.split(r"[\[+]", self.name)[0]  # "train[:100]" is a part of it
+        for folder, split in ((Path(self.dataset, name), name), (Path(self.dataset), "train")):
+            files = glob.escape(str(folder.resolve()))
+            if any(folder.glob("metadata.*")):
+                return {"path": "imagefolder", "data_files": {split: files + "/**"}}
+            if (folder / "state.json").exists():
+                return {"path": "arrow", "data_files": {split: files + "/*.arrow"}}
+        return {}
 
     def _load_joined(self) -> Dataset | IterableDataset | None:
         """The split with types that fit all files: `datasets` takes those of the first, whose columns may be null.
