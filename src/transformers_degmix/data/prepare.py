@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -38,7 +39,7 @@ SHARD_SIZE = 32
 VERSION = 1
 MAX_LISTED = 20
 
-ARCHIVES: dict[str, Callable[..., Source]] = {"nyud": NYUD, "pascal_context": PASCALContext, "cityscapes": Cityscapes}
+ARCHIVES: dict[str, type[Any]] = {"nyud": NYUD, "pascal_context": PASCALContext, "cityscapes": Cityscapes}
 
 
 @dataclass(frozen=True)

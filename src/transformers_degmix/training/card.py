@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
+from ..data.prepare import ARCHIVES, Rooms
 from ..evaluation import METRICS
 from ..evaluation.evaluator import Scores, format_source_table
 from ..hub.model_card import (
@@ -57,7 +58,7 @@ def run_card(
         environment: hours and hardware.
         has_picture: whether [`PICTURE`] is beside the card.
     """
-    tasks, described = model.config.tasks, [describe_data(args, source) for source in sources]
+    tasks, described = model.config.tasks, [describe_data(source) for source in sources]
     from_scratch = all(source.dataset == "rooms" for source in sources) and not (
         args.pretrained or args.pretrained_backbone
     )
@@ -135,13 +136,21 @@ def describe_scores(
     )
 
 
-def describe_data(args: TrainingArguments, source: Source) -> dict[str, str]:
-    """`id`, `title`, `holds`, `limits` and `bias` of a source's data set, as far as they are known."""
-    read = {other.dataset for other in args.sources if other.dataset != "rooms"}
-    # With several data sets, a recipe does not say which one is the benchmark's.
-    known = source.dataset if source.dataset == "rooms" or len(read) > 1 else args.benchmark or source.dataset
-    data_id = Path(source.dataset).name if Path(source.dataset).exists() else source.dataset
-    return {"id": data_id, "title": data_id, "holds": f"`{data_id}`.", **DATA.get(known, UNKNOWN_DATA)}
+def describe_data(source: Source) -> dict[str, str]:
+    """`id`, `title`, `holds`, `limits` and `bias` of a source's data set, as far as they are known.
+
+    A folder is known to hold a benchmark, or Rooms, if `degmix prepare` has written its card.
+    """
+    data_id, card = source.dataset, Path(source.dataset, "README.md")
+    if data_id == "rooms":
+        return DATA["rooms"]
+    if card.parent.exists():
+        data_id = card.parent.name
+    titles = card.read_bytes().splitlines() if card.exists() else []
+    for name, made in {"rooms": Rooms, **ARCHIVES}.items():
+        if f"pretty_name: {made.title}".encode() in titles:
+            return DATA[name]
+    return {"id": data_id, "title": data_id, "holds": f"`{data_id}`.", **UNKNOWN_DATA}
 
 
 def describe_source(source: Source, data: dict[str, str], fingerprints: dict[str, str]) -> list[str]:
