@@ -37,12 +37,12 @@ def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[P
         new.mkdir()
         yield new
         check_writable(path, overwrite)
-        if path.exists():
-            path.rename(old)
         try:
+            if path.exists():
+                path.rename(old)
             new.rename(path)
-        except OSError:
-            if old.exists():
+        except BaseException:  # Ctrl-C too
+            if old.exists() and not path.exists():
                 old.rename(path)
             raise
 

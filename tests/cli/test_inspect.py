@@ -1,4 +1,6 @@
+import os
 import re
+import resource
 from io import BytesIO
 from pathlib import Path
 
@@ -62,6 +64,18 @@ def test_rooms(inspect, rooms, tmp_path):
     picture = Image.open(tmp_path / "out" / "inspection.png")
     colors = {color for _, color in picture.getcolors(1 << 24)}
     assert picture.width > 7 * 300 and {tuple(color) for color in label_palette(2).tolist()} <= colors
+
+
+def test_a_full_disk_leaves_the_old_picture(inspect, rooms, tmp_path):
+    inspect(rooms[0], "--num", "2")
+    picture, limits = tmp_path / "out" / "inspection.png", resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = picture.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, limits[1]))
+    try:
+        assert "File too large" in inspect(rooms[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert picture.read_bytes() == old and os.listdir(picture.parent) == [picture.name]
 
 
 def test_tasks_and_columns_of_a_run(inspect, tmp_path):

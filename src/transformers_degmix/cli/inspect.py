@@ -24,6 +24,7 @@ from ..data.columns import RowReader
 from ..data.inspection import check_columns, choose_rows, evenly_spaced, inspect_row, known_values, summarize
 from ..data.mapping import layout_hint, name_classes, select_columns
 from ..data.splits import DataSplit
+from ..files import write_whole
 from ..images_degmix import decode_label, to_photo
 from ..tasks import TASK_KINDS, Suspicion, TaskKind
 from ..training.arguments import TrainingArguments
@@ -132,7 +133,7 @@ def main():
     if not overviews:
         raise ValueError("; ".join(bad))
     args.output.mkdir(parents=True, exist_ok=True)
-    stack(overviews).save(args.output / "inspection.png")
+    write_whole(args.output / "inspection.png", lambda file: stack(overviews).save(file, "PNG"))
     for name, task in tasks.items():
         print(f"{name} ({task['kind']}, column {reader.columns[name].column!r})")
         for line in summarize([sample[name] for sample in labels], task):

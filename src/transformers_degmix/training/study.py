@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from ..configuration_degmix import DeGMixConfig
 from ..evaluation import METRICS
+from ..files import write_whole
 from ..hub.model_directory import save_model_directory
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
 from .arguments import TrainingArguments, parse_arguments
@@ -120,6 +121,6 @@ def tune(folder: Path, args: TrainingArguments, initial: Path, seed: int, **chan
         "parameters": model.num_parameters(),
         "gflops": counter.get_total_flops() / 1e9,
     }
-    result.write_text(json.dumps(outcome))
+    write_whole(result, lambda file: file.write(json.dumps(outcome).encode()))
     gc.collect()
     return outcome
