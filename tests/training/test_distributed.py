@@ -1,8 +1,19 @@
+import os
+import sys
+from datetime import timedelta
+from unittest.mock import patch
+
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
+from transformers_degmix.cli import evaluate
+from transformers_degmix.data.splits import DataSplit
+from transformers_degmix.inference.dataset import Job, predict_dataset
+from transformers_degmix.training.arguments import TrainingArguments
 from transformers_degmix.training.distributed import CpuSyncBatchNorm, convert_sync_batch_norm
+from transformers_degmix.training.loop import train
 
 
 def batch_norm() -> nn.BatchNorm2d:
@@ -47,6 +58,40 @@ def test_two_processes_are_one_batch(tmp_path):
     for name in ("mean", "variance"):
         torch.testing.assert_close(first[name], expected[name])
         assert torch.equal(first[name], second[name])
+
+
+def evaluate_rooms():
+    sys.argv[1:] = "--dataset rooms --split test --num-images 1 --image-size 32 48 --output unused".split()
+    evaluate.main()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: train(TrainingArguments(output_dir="unused")),
+        evaluate_rooms,
+        lambda: predict_dataset(Job("unused", DataSplit("unused", "test"), "unused")),
+    ],
+    ids=["train", "evaluate", "predict"],
+)
+def test_processes_wait_long_for_the_first(monkeypatch, start):
+    """Which downloads, renders and examines the data."""
+    timeouts = []
+
+    def init_process_group(timeout=timedelta(minutes=10), **options):
+        timeouts.append(timeout)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        # As launchers do; Accelerate sets more.
+        with patch.dict(os.environ, LOCAL_RANK="0"), pytest.raises(InterruptedError):
+            start()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert min(timeouts) > timedelta(days=30)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -21,8 +21,10 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from transformers.utils import logging
 
+from ..data.splits import PROCESS_TIMEOUT
 from ..evaluation import BENCHMARK_METRICS
 from ..evaluation.depth import DEPTH_CROPS
 from ..evaluation.evaluator import multi_task_gain
@@ -180,6 +182,9 @@ def main():
     args = parse_args()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[args.precision])
+    accelerator = Accelerator(
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[args.precision],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
+    )
     evaluate(args, accelerator)
     accelerator.end_training()

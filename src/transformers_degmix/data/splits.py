@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from .rooms import ROOMS_TASKS, load_rooms
 from .schema import features_for
 
 
+# How long processes wait for the first one, which downloads or renders a split, and may examine all of it. By default,
+# it would be 10 or 30 minutes.
+PROCESS_TIMEOUT = timedelta(days=365)
 # What users call `num_images`
 NUM_IMAGES = "`--num-images`, in a recipe `num_train_images` or `num_eval_images`,"
 

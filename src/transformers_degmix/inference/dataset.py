@@ -7,7 +7,6 @@ workers.
 """
 
 from contextlib import nullcontext
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.splits import PROCESS_TIMEOUT
 from .output_folder import OutputFolder, Summary
 from .shards import Job, ShardPredictor
 
@@ -35,7 +35,7 @@ def predict_dataset(job: Job, device: str | torch.device = "cpu") -> Summary | N
         OSError: a file cannot be written, or rows cannot be read. What is done stays.
     """
     # Processes finish at different times, and the first may wait long for the last.
-    state = PartialState(cpu=torch.device(device).type == "cpu", timeout=timedelta(days=365))
+    state = PartialState(cpu=torch.device(device).type == "cpu", timeout=PROCESS_TIMEOUT)
     with state.main_process_first():  # it downloads and renders
         predictor = ShardPredictor(job, state.device if state.num_processes > 1 else device)
     folder = OutputFolder(predictor)

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from huggingface_hub import create_repo
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.splits import PROCESS_TIMEOUT
 from ..evaluation.evaluator import Scores, evaluate_model, mean_over_sources, multi_task_gain
 from ..files import hub_errors, remove_unfinished
 from ..hub.model_directory import push_model_directory, save_model_directory
@@ -114,12 +115,15 @@ class Run:
 
     def __init__(self, args: TrainingArguments):
         self.args = args
-        # Backbones can have parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
         self.accelerator = accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             log_with=args.log_with or None,
             project_dir=args.output_dir,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                # Backbones can have parameters that nothing reads, such as the last LayerNorm of SwinBackbone.
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
+            ],
         )
         set_seed(args.seed)
         with accelerator.main_process_first():  # which renders, downloads and converts
