@@ -15,7 +15,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import LoggerType, set_seed
 from commands import DEGMIX, run_command
 from datasets import ClassLabel, Dataset, List
 from datasets import config as datasets_config
@@ -702,6 +702,13 @@ def test_trackers_see_losses_scores_and_pictures(tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "degmix"), size_guidance={"images": 0}).Reload()
     pictures = [Image.open(BytesIO(event.encoded_image_string)) for event in events.Images("predictions")]
     assert len(pictures) == 2 and pictures[0].width > 1500 and len(pictures[0].getcolors(10**6)) > 100
+
+
+def test_trackers_that_are_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(ImportError, match="`log_with` needs .*pip install trackio wandb$"):
+        train(arguments(tmp_path, log_with=["wandb", "tensorboard", "trackio"]))
+    assert not (tmp_path / "run" / "last").exists()
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def train(args: TrainingArguments) -> dict[str, Scores]:
         are means over the sources that label the task.
 
     Raises:
+        ImportError: a tracker of `log_with` is not installed.
         ValueError: a data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
             checkpoint to resume from is damaged or of another run.
         OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set; or the Hub fails.
@@ -125,6 +126,9 @@ class Run:
                 InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT),
             ],
         )
+        missing = sorted(set(args.log_with) - set(map(str, accelerator.log_with)))
+        if missing:  # Accelerate leaves them out
+            raise ImportError(f"`log_with` needs packages that are not installed: pip install {' '.join(missing)}")
         set_seed(args.seed)
         with accelerator.main_process_first():  # which renders, downloads and converts
             self.plain_model, self.processor = build_model(args)
