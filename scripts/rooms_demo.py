@@ -42,7 +42,8 @@ def main():
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="receives models and picture")
     options = parser.parse_args()
     logging.disable_progress_bar()  # of saving; training has its own
-    overrides = ["--output_dir", str(options.output_dir), *(QUICK if options.quick else [])]
+    # `--resume` allows for models of an earlier demo.
+    overrides = ["--output_dir", str(options.output_dir), *(QUICK if options.quick else []), "--resume"]
 
     start = time.monotonic()
     args = parse_arguments(["rooms_demo", *overrides])

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 
 # In the names of files and directories that are being written. If it is there later, a killed process left it.
 UNFINISHED = ".unfinished"
@@ -47,10 +49,39 @@ def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[P
             raise
 
 
-def remove_unfinished(directory: str | PathLike):
-    """Removes what killed processes left in a directory. No process may be writing there."""
-    for path in list(Path(directory).rglob(f"*{UNFINISHED}*")):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Creates a directory if it is missing, and locks it against other processes.
+
+    Raises:
+        ValueError: another process has locked it.
+        OSError: it cannot be written.
+    """
+    lock = FileLock(directory / ".lock", timeout=0)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"another process is writing {directory}") from error
+    except OSError as error:
+        raise OSError(f"cannot write to {directory}: {error}") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def remove_unfinished(directory: Path, *names: str):
+    """Removes what killed processes left of some files and directories in a [`locked`] directory, and nothing else.
+
+    Args:
+        directory: that they were to appear in.
+        names: patterns of [`Path.glob`] for them, such as `data/*.parquet`.
+    """
+    for name in map(Path, names):
+        for path in directory.glob(str(name.with_name(f".{name.name}{UNFINISHED}*"))):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def check_writable(path: str | PathLike, overwrite: bool = False):

@@ -32,6 +32,7 @@ from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.rooms import ROOMS_TASKS, load_rooms
 from transformers_degmix.evaluation import METRICS
 from transformers_degmix.evaluation.evaluator import evaluate_model
+from transformers_degmix.files import locked
 from transformers_degmix.training.arguments import TrainingArguments, parse_arguments
 from transformers_degmix.training.balancing import FixedWeights, UncertaintyWeights
 from transformers_degmix.training.build import build_model, build_optimizer, build_scheduler
@@ -367,6 +368,22 @@ def test_output_that_cannot_be_written_stops_the_run_at_once(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         train(arguments(tmp_path, output_dir=str(tmp_path / "file" / "run"), max_steps=10_000_000))
+
+
+def test_a_directory_is_for_one_run(tmp_path):
+    args = arguments(tmp_path, max_steps=2, eval_steps=1)
+    strange = tmp_path / "run" / "notes.unfinished.txt"
+    with locked(tmp_path / "run"):
+        strange.touch()
+        with pytest.raises(ValueError, match="another process is writing .*run"):
+            train(args)
+    train(args)
+    assert strange.exists() and {path.name for path in strange.parent.iterdir()} == {
+        "best", "last", "checkpoint.pt", strange.name,
+    }  # fmt: skip
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    with pytest.raises(FileExistsError, match="best exists: replace it with `resume`, or choose another"):
+        train(args)
 
 
 def test_rooms_must_be_counted(tmp_path):

@@ -15,10 +15,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import torch
-from filelock import FileLock, Timeout
 
 from ..data.schema import stores_numbers
-from ..files import check_writable, remove_unfinished, write_whole
+from ..files import check_writable, locked, remove_unfinished, write_whole
 from ..tasks import IGNORE_INDEX, format_fields
 from .shards import FAILED, VERSION, ShardPredictor
 
@@ -74,23 +73,13 @@ class OutputFolder:
             OSError: the folder cannot be written, or has something else in it.
         """
         fingerprints = self._check_fingerprint()
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise ValueError(f"another process is writing {self.path}") from error
-        except OSError as error:
-            raise OSError(f"cannot write to {self.path}: {error}") from error
-        try:
-            remove_unfinished(self.path)  # of a run that was killed
+        own = ("data/*.parquet", "fingerprint.json", "errors.csv", "README.md")
+        with locked(self.path):
+            remove_unfinished(self.path, *own)  # of a run that was killed
             self._write_file("fingerprint.json", f"{json.dumps(fingerprints, indent=2)}\n")
             (self.path / "data").mkdir(exist_ok=True)
             yield
-            remove_unfinished(self.path)  # of workers that were killed
-        finally:
-            Path(lock.lock_file).unlink()
-            lock.release()
+            remove_unfinished(self.path, *own)  # of workers that were killed
 
     def _write_file(self, name: str, text: str):
         try:

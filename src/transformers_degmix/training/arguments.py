@@ -71,7 +71,7 @@ class TrainingArguments:
 
     Attributes:
         output_dir: receives the model directories `best` and `last`, `checkpoint.pt`, and the files of trackers.
-        resume: whether to continue from `checkpoint.pt` if it exists. Otherwise, it must not exist.
+        resume: whether to continue from `checkpoint.pt` if it exists. Otherwise, there must be none, and no models.
 
         dataset: `"rooms"` (rendered here), or what `datasets.load_dataset` takes: a folder or Hub id with a column
             of images and one per task, in which null means that there is no label. The default is rooms.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..data.splits import PROCESS_TIMEOUT
 from ..evaluation.evaluator import Scores, evaluate_model, mean_over_sources, multi_task_gain
-from ..files import hub_errors, remove_unfinished
+from ..files import hub_errors, locked, remove_unfinished
 from ..hub.model_directory import push_model_directory, save_model_directory
 from ..loss_degmix import count_pixels
 from .arguments import TrainingArguments
@@ -79,8 +79,9 @@ def train(args: TrainingArguments) -> dict[str, Scores]:
     Raises:
         ImportError: a tracker of `log_with` is not installed.
         ValueError: a data set lacks a task's column or is smaller than a batch, a loss is not finite, or the
-            checkpoint to resume from is damaged or of another run.
-        OSError: the output directory cannot be written, or has a checkpoint and `resume` is not set; or the Hub fails.
+            checkpoint to resume from is damaged or of another run, or another process is writing the output directory.
+        OSError: the output directory cannot be written, or has another run's checkpoint or models and `resume` is not
+            set; or the Hub fails.
         TrainingTerminated: on SIGTERM, at the end of the step.
     """
     return train_to_end(args).scores
@@ -88,13 +89,13 @@ def train(args: TrainingArguments) -> dict[str, Scores]:
 
 def train_to_end(args: TrainingArguments) -> Progress:
     """The same as [`train`], but returns the whole [`Progress`] of the run."""
-    if (Path(args.output_dir) / CHECKPOINT).exists() and not args.resume:
-        raise FileExistsError(
-            f"{Path(args.output_dir) / CHECKPOINT} exists: go on from it with `resume`, or choose another `output_dir`"
-        )
+    for path in (Path(args.output_dir, name) for name in (CHECKPOINT, "best", "last")):
+        if path.exists() and not args.resume:
+            found = "go on from it with `resume`" if path.name == CHECKPOINT else "replace it with `resume`"
+            raise FileExistsError(f"{path} exists: {found}, or choose another `output_dir`")
     run = Run(args)
     progress = run.progress
-    with catch_sigterm() as terminated:
+    with run.started(), catch_sigterm() as terminated:
         while not run.is_finished():
             is_terminated = run.step(terminated)
             if progress.step % args.eval_steps == 0 or progress.step == args.max_steps:
@@ -104,7 +105,7 @@ def train_to_end(args: TrainingArguments) -> Progress:
             if is_terminated and not run.is_finished():
                 run.tracker.close()
                 raise TrainingTerminated(f"stopped by SIGTERM after step {progress.step}; go on with `resume`")
-    run.accelerator.wait_for_everyone()
+        run.accelerator.wait_for_everyone()
     run.tracker.close()
     if args.push_to_hub and run.accelerator.is_main_process:
         push_model_directory(Path(args.output_dir) / "best", args.push_to_hub, args.hub_private)
@@ -112,7 +113,7 @@ def train_to_end(args: TrainingArguments) -> Progress:
 
 
 class Run:
-    """The parts of a training run, new or in the state of its checkpoint."""
+    """The parts of a training run."""
 
     def __init__(self, args: TrainingArguments):
         self.args = args
@@ -149,21 +150,23 @@ class Run:
         self.averaged = build_average(args, self.plain_model)
         self.evaluated: Any = self.averaged.module if self.averaged else self.plain_model
         self.progress = Progress()
-        self._open_output()
-        self.start = time.monotonic() - self.progress.seconds
-        self.tracker = RunTracker(args, accelerator, self.tasks, self.progress.step)
-        self.batches = iter(self.train_batches)
 
-    def _open_output(self):
-        output_dir = Path(self.args.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)  # if it cannot be written, fails now rather than after hours
-        if self.accelerator.is_main_process:
-            remove_unfinished(output_dir)
-            if self.args.push_to_hub:
-                with hub_errors():
-                    create_repo(self.args.push_to_hub, private=self.args.hub_private, exist_ok=True)
-        if (output_dir / CHECKPOINT).exists():
-            load_checkpoint(output_dir / CHECKPOINT, self._parts(), self._arguments(), self.accelerator)
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """The run in the state of its checkpoint, if there is one. No other run can write its directory meanwhile."""
+        args, accelerator, output_dir = self.args, self.accelerator, Path(self.args.output_dir)
+        with locked(output_dir) if accelerator.is_main_process else nullcontext():
+            if accelerator.is_main_process:
+                remove_unfinished(output_dir, CHECKPOINT, "best", "last", "best_models/step_*")
+                if args.push_to_hub:
+                    with hub_errors():
+                        create_repo(args.push_to_hub, private=args.hub_private, exist_ok=True)
+            if (output_dir / CHECKPOINT).exists():
+                load_checkpoint(output_dir / CHECKPOINT, self._parts(), self._arguments(), accelerator)
+            self.start = time.monotonic() - self.progress.seconds
+            self.tracker = RunTracker(args, accelerator, self.tasks, self.progress.step)
+            self.batches = iter(self.train_batches)
+            yield
 
     def _parts(self) -> dict[str, Any]:
         """The objects whose state a checkpoint holds, by name."""
