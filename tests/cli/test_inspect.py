@@ -121,6 +121,37 @@ def test_a_source_of_a_run(inspect, tmp_path):
     assert "is none of the sources of" in (message := inspect(folder, "--config", config)) and "['ids', 'r" in message
 
 
+def test_new_tasks_of_a_run(inspect, tmp_path):
+    rows = [{"image": photo(), "ids": Image.new("L", (8, 6), 1), "depth": floats(2)}] * 2
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "output_dir: o\npretrained: degmix_lite0_nyud\ncolumns: {surface: {column: ids, classes: {1: 0}}}\n"
+        "new_tasks: {surface: {kind: segmentation, num_labels: 2}}\n"
+    )
+    folder = save(tmp_path / "data", rows)
+    output = inspect(folder, "--config", config)
+    assert "surface (segmentation, column 'ids')" in output and "depth (" not in output
+    config.write_text(config.read_text() + "train_only_new: false\n")
+    output = inspect(folder, "--config", config)
+    assert "surface (segmentation, column 'ids')" in output and "depth (" in output
+
+
+def test_columns_that_serve_several_sources(inspect, tmp_path):
+    folder = save(tmp_path / "data", [{"image": photo(), "ids": Image.new("L", (8, 6), 1), "mm": floats(2)}] * 2)
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "output_dir: o\ncolumns: {parts: ids, depth: mm}\n"
+        "model: {tasks: {parts: {kind: segmentation, num_labels: 2}, depth: {kind: depth}}}\n"
+        f"datasets:\n- {{name: a, dataset: {folder}, tasks: [parts]}}\n"
+        f"- {{name: b, dataset: {folder}, tasks: [depth]}}\n"
+    )
+    assert "parts (segmentation, column 'ids')" in inspect("a", "--config", config)
+    assert "depth (depth, column 'mm')" in inspect("b", "--config", config)
+    config.write_text(config.read_text().replace("parts: ids", "part: ids"))
+    message = inspect("b", "--config", config)
+    assert message.startswith("error: source 'b': `columns` names ['part']; the run knows ['image', 'parts', 'depth'")
+
+
 STOP = "sample 1: training would stop: column "
 CASES = {
     "millimetres": (

@@ -261,7 +261,6 @@ def test_null_labels_and_dtypes_of_arrays(streaming):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"dpth": "d"}, r"`columns` has the keys \['dpth'\]; allowed are \['image', 'semseg', 'depth', 'normals'\]"),
         (
             {"depth": {"scal": 2}},
             r"columns\['depth'\].*\['scal'\]; allowed are \['column', 'ignore', 'invalid', 's.*t', 'resize'\]",

@@ -1,5 +1,6 @@
 """Several data sets in one run, each labelled for some of the tasks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,8 +125,23 @@ def test_a_source_labels_what_it_has_or_says(tmp_path, sources):
         find_sources(arguments(tmp_path, *sources), {"depth": TASKS["depth"]})
     with pytest.raises(ValueError, match=r"source 'kitchens': it labels none .*\['semseg'\].*`tasks` are \['depth'\]"):
         find_sources(arguments(tmp_path, sources[0], {**sources[1], "tasks": ["depth"]}), {"semseg": TASKS["semseg"]})
-    with pytest.raises(ValueError, match=r"source 'streets' has the `tasks` \['flow'\].*\['semseg', 'depth'\]"):
+    with pytest.raises(ValueError, match=r"source 'streets': `tasks` names \['flow'\].*\['semseg', 'depth'\]"):
         build_model(arguments(tmp_path, {**sources[0], "tasks": ["semseg", "flow"]}, sources[1]))
+
+
+def test_columns_may_be_of_more_tasks_than_are_trained(tmp_path):
+    rooms = load_rooms("train", 2, (32, 48)).select_columns(["image", "depth", "semseg"])
+    data = {"dataset": save(tmp_path / "data", rooms.rename_columns({"depth": "metres", "semseg": "ids"}))}
+    tasks = {"classes": {"kind": "segmentation", "num_labels": 18}, "depth": TASKS["depth"]}
+    columns = {"classes": "ids", "depth": "metres"}
+    for fields in ({"datasets": None, **data}, {"datasets": [{"name": "a", **data}, {"name": "b", **data}]}):
+        model = {**MODEL, "tasks": tasks}
+        args = arguments(tmp_path, columns=columns, tasks=["depth"], **{"model": model, **fields})
+        trained = build_model(args)[0].config.tasks
+        for source in find_sources(args, trained):
+            assert set(load_split(args, source, "train", trained)[0]) == {"image", "image_id", "depth"}
+    with pytest.raises(ValueError, match=r"source 'a': `columns` names \['clases'\]; .*'image', 'classes', 'depth'"):
+        build_model(replace(args, columns={"clases": "ids"}))
 
 
 def test_a_source_that_is_empty_or_not_there(tmp_path, sources):

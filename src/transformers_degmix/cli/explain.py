@@ -13,7 +13,6 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -73,8 +72,7 @@ def parse_point(text: str) -> tuple[int, int]:
 def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePrediction, processor, directory: Path):
     """Writes the attention and the sampling over a data set; prints how far sampling points lie from their pixels."""
     split = read_split(args)
-    columns = {name: column for name, column in split.columns.items() if name == "image"}
-    data = replace(split, columns=columns).load({})
+    data = split.load({})
     inspection, tasks = inspect_images(model, processor, data), list(model.config.tasks)
     affinity = describe_affinity(inspection.shares, tasks)
     source = {

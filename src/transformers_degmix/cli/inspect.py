@@ -1,7 +1,7 @@
 """Draws samples of a data set with all labels in one picture, counts, and warns of what looks wrong.
 
-With --config, the tasks are the run's `model.tasks`, with its `columns`. Without, they are all columns that have the
-name of a known task (semseg, human_parts, sal, depth, normals, edge).
+With --config, the tasks are the run's `model.tasks` or `new_tasks`, with its `columns`. Without, they are all columns
+that have the name of a known task (semseg, human_parts, sal, depth, normals, edge).
 
     degmix inspect my_data --all  # also reads every row, and lists those that training would refuse
 """
@@ -30,7 +30,7 @@ from ..tasks import TASK_KINDS, Suspicion, TaskKind
 from ..training.arguments import TrainingArguments
 from ..training.build import complete_tasks, known_tasks
 from ..training.data import describe_split
-from ..training.sources import Source
+from ..training.sources import Source, check_tasks
 from ..visualization import draw_overview, stack
 from .splits import read_source
 
@@ -66,7 +66,11 @@ def find_tasks(run: TrainingArguments | None, source: Source | None, data: Datas
     if run and source:
         known, owner = known_tasks(run)
         given = run.model.get("tasks")
+        if run.new_tasks:
+            given = run.new_tasks if run.train_only_new else {**tasks, **run.new_tasks}
         tasks = complete_tasks(known, given, owner) if known else given or tasks
+        if not run.pretrained:  # which has tasks of its own
+            check_tasks([source], tasks)
         tasks = source.choose(tasks)
         if source.name and source.tasks is None:
             tasks = {name: task for name, task in tasks.items() if name in columns or name in available}

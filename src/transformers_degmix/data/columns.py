@@ -128,14 +128,13 @@ def parse_columns(columns: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> 
     """`"image"` or task -> its column. Columns that are not mentioned have the name of the task.
 
     Args:
-        columns: `"image"` or task -> column name, or fields of [`Column`].
+        columns: `"image"` or task -> column name, or fields of [`Column`]. Other tasks are left out.
         tasks: `DeGMixConfig.tasks`.
 
     Raises:
-        ValueError: a key, a field or a value is not allowed; the message names it and what is allowed.
+        ValueError: a field or a value is not allowed; the message names it and what is allowed.
     """
     kinds = {"image": None, **{name: TASK_KINDS[task["kind"]] for name, task in tasks.items()}}
-    _check_keys("`columns`", columns, list(kinds))
     parsed = {name: _parse_column(name, columns.get(name, name), kind) for name, kind in kinds.items()}
     for name, task in tasks.items():
         num_labels = TASK_KINDS[task["kind"]].num_logits or task.get("num_labels") or IGNORE_INDEX

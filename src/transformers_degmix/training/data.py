@@ -54,8 +54,7 @@ def find_sources(args: TrainingArguments, tasks: dict[str, dict]) -> list[Source
                 reason = f"the columns are {available}, and `columns` names no other"
             if not names:
                 raise ValueError(f"it labels none of the run's tasks {list(tasks)}: {reason}")
-        columns = {name: column for name, column in source.columns.items() if name in names or name not in tasks}
-        found.append(replace(source, tasks=names, columns=columns))
+        found.append(replace(source, tasks=names))
     unlabelled = [name for name in tasks if not any(name in source.choose(tasks) for source in found)]
     if unlabelled:
         raise ValueError(f"none of the sources {[source.name for source in found]} labels the tasks {unlabelled}")

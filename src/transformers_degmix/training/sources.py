@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
+from ..data.benchmarks import TASKS
+
 
 @contextmanager
 def naming_errors(where: str = "") -> Iterator[None]:
@@ -117,8 +119,13 @@ def _parse_source(number: int, given: dict[str, Any], shared: dict[str, Any]) ->
 
 
 def check_tasks(sources: list[Source], known: dict[str, dict]):
-    """Raises ValueError if a source names a task that the run does not know."""
+    """Raises ValueError if a source names a task that the run does not know.
+
+    In `columns`, it may name any task of the benchmarks: the same columns can serve models of fewer tasks.
+    """
     for source in sources:
-        unknown = [name for name in source.tasks or () if name not in known]
-        if unknown:
-            raise ValueError(f"source {source.name!r} has the `tasks` {unknown}; the run knows {list(known)}")
+        columns = {"image": {}, **known, **TASKS}
+        for given, names, allowed in (("tasks", source.tasks or (), known), ("columns", source.columns, columns)):
+            unknown = [name for name in names if name not in allowed]
+            if unknown:
+                raise ValueError(f"{source.title}`{given}` names {unknown}; the run knows {list(allowed)}")
