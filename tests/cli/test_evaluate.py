@@ -217,6 +217,25 @@ def test_a_data_set_with_labels_of_some_tasks(evaluate, model_dir, rooms, tmp_pa
         shutil.rmtree(tmp_path / "out")
 
 
+def test_only_the_tasks_that_a_source_labels_are_scored(evaluate, model_dir, tmp_path):
+    load_rooms("test", 2, (32, 48)).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    config = tmp_path / "run.yaml"
+
+    def scored(*labelled: str, options=()) -> list[str] | str:
+        config.write_text(
+            f"output_dir: o\ndatasets: [{{name: x, dataset: {tmp_path / 'data'}, tasks: {list(labelled)}}}]\n"
+        )
+        arguments = ("--model", model_dir, "--dataset", "x", "--split", "test", "--config", config)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        output = evaluate(*arguments, "--output", tmp_path / "out", *options)
+        report = tmp_path / "out" / "report.json"
+        return list(json.loads(report.read_text())["scores"]) if report.exists() else output
+
+    assert scored("depth", "sal") == ["depth"]
+    assert scored("depth", options=("--tasks", "edge")) == ["edge"]
+    assert scored("sal") == "error: the source 'x' labels none of ['depth', 'edge']; give `--tasks`"
+
+
 def test_what_looks_wrong_is_in_the_report_and_one_bad_sample_is_not_all(evaluate, tmp_path):
     rows = load_rooms("test", 4, (32, 48))
     changed = [dict(row) for row in rows]

@@ -53,7 +53,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tasks",
         nargs="+",
-        help="tasks to evaluate (default: all tasks of the model that the data has labels for)",
+        help="tasks to evaluate (default: all tasks of the model that the data has labels for, and that the source of "
+        "`--config` labels)",
     )
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--flip", action="store_true", help="average with the predictions of mirrored images")
@@ -137,13 +138,16 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
         max_depth=args.max_depth,
         median_scaling=args.median_scaling,
     )
-    split = read_split(args)
+    split, source = read_split(args)
     with accelerator.main_process_first():  # it downloads and renders
         model, processor = load_model_directory(args.model, accelerator.device)
         unknown = sorted(set(args.tasks or ()) - set(model.config.tasks))
         if unknown:
             raise ValueError(f"`--tasks` must be some of {list(model.config.tasks)}, got {unknown}")
-        tasks = {name: model.config.tasks[name] for name in args.tasks or model.config.tasks}
+        labelled = source.choose(model.config.tasks) if source else model.config.tasks
+        if not (args.tasks or labelled):
+            raise ValueError(f"the source {args.dataset!r} labels none of {list(model.config.tasks)}; give `--tasks`")
+        tasks = {name: model.config.tasks[name] for name in args.tasks or labelled}
         if protocol.depth and "depth" not in (task["kind"] for task in tasks.values()):
             raise ValueError(
                 f"{', '.join(protocol.depth)}: no task of {args.model} is of the kind depth: {list(tasks)}"
@@ -154,7 +158,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator):
 
     with start_executor(args.num_workers) as executor:
         evaluation = evaluate_whole_images(
-            model, processor, data, protocol, accelerator, executor, args.num_workers, args.tasks
+            model, processor, data, protocol, accelerator, executor, args.num_workers, list(tasks)
         )
     described = {"dataset": split.dataset, "split": args.split}
     command = f"degmix evaluate {shlex.join(sys.argv[1:])}"

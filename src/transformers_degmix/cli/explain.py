@@ -71,8 +71,7 @@ def parse_point(text: str) -> tuple[int, int]:
 
 def explain_data(args: argparse.Namespace, model: DeGMixForMultiTaskDensePrediction, processor, directory: Path):
     """Writes the attention and the sampling over a data set; prints how far sampling points lie from their pixels."""
-    split = read_split(args)
-    data = split.load({})
+    data = read_split(args)[0].load({})
     inspection, tasks = inspect_images(model, processor, data), list(model.config.tasks)
     affinity = describe_affinity(inspection.shares, tasks)
     source = {

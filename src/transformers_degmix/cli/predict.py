@@ -281,7 +281,7 @@ def predict_rows(args: argparse.Namespace):
     from ..inference.dataset import Job, predict_dataset, predict_dataset_with_ray
     from .splits import read_split
 
-    split = read_split(args)
+    split, _ = read_split(args)
     column = {"image": args.image_column} if args.image_column else {}
     split = replace(split, name=args.split or "train", columns={**split.columns, **column}, streaming=args.streaming)
     job = Job(

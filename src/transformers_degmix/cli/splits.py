@@ -8,17 +8,17 @@ from ..training.arguments import TrainingArguments, find_recipe, parse_arguments
 from ..training.sources import Source
 
 
-def read_split(args: Namespace) -> DataSplit:
-    """The split that the options of [`~cli.arguments.add_data_arguments`] name, with the columns of `config`.
+def read_split(args: Namespace) -> tuple[DataSplit, Source | None]:
+    """The split that the options of [`~cli.arguments.add_data_arguments`] name, and its source in `config`, if given.
 
     Raises:
         ValueError, OSError: `config` is not a recipe, or has several sources and none of this name.
     """
     if args.config is None:
-        return DataSplit(args.dataset, args.split, args.num_images, args.image_size)
+        return DataSplit(args.dataset, args.split, args.num_images, args.image_size), None
     run, source = read_source(args.config, args.dataset, "--streaming", "false")
     size = args.image_size or run.image_size
-    return DataSplit(source.dataset, args.split, args.num_images, size, source.columns)
+    return DataSplit(source.dataset, args.split, args.num_images, size, source.columns), source
 
 
 def read_source(config: Path, dataset: str, *overrides: str) -> tuple[TrainingArguments, Source]:
