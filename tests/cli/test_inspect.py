@@ -121,6 +121,14 @@ def test_a_source_of_a_run(inspect, tmp_path):
     assert "is none of the sources of" in (message := inspect(folder, "--config", config)) and "['ids', 'r" in message
 
 
+@pytest.mark.parametrize("name", ["photos #2", "null", "2024"])
+def test_a_data_set_of_any_name_with_a_recipe(inspect, tmp_path, monkeypatch, name):
+    save(tmp_path / name, [{"image": photo(), "depth": floats(2)}])
+    (tmp_path / "run.yaml").write_text("output_dir: o")
+    monkeypatch.chdir(tmp_path)
+    assert "depth (depth, column 'depth')" in inspect(name, "--config", "run.yaml")
+
+
 def test_new_tasks_of_a_run(inspect, tmp_path):
     rows = [{"image": photo(), "ids": Image.new("L", (8, 6), 1), "depth": floats(2)}] * 2
     config = tmp_path / "run.yaml"

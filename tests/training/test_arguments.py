@@ -53,6 +53,16 @@ def test_words_and_numbers_in_recipes(config):
     assert parse_arguments([path, "--mixed_precision", "no"]).mixed_precision == "no"
 
 
+def test_texts_on_the_command_line_are_taken_as_they_are(config):
+    path = config("output_dir: out\ndataset: d\n")
+    for text in ("runs/exp #2", "2024", "[a", "a: b", "no", '"a"', "1e-3"):
+        args = parse_arguments([path, "--output_dir", text, "--dataset", text, "--train_split", text])
+        assert args.output_dir == args.dataset == args.train_split == text
+    args = parse_arguments([path, "--output_dir", "null", "--benchmark", "null", "--dataset", "null"])
+    assert (args.output_dir, args.benchmark, args.dataset) == ("null", None, "rooms")
+    assert parse_arguments([path, "--dataset", "x"], dataset="null").dataset == "null"
+
+
 def test_columns_from_file_and_command_line(config):
     path = config("output_dir: out\ndataset: folder\ncolumns:\n  image: rgb\n  depth: {column: d, scale: 0.001}\n")
     args = parse_arguments([path, "--columns.depth.invalid", "0", "--columns.semseg", "{ignore: -1}"])

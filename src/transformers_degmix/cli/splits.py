@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from ..data.splits import DataSplit
 from ..training.arguments import TrainingArguments, find_recipe, parse_arguments, read_config
@@ -16,19 +17,20 @@ def read_split(args: Namespace) -> tuple[DataSplit, Source | None]:
     """
     if args.config is None:
         return DataSplit(args.dataset, args.split, args.num_images, args.image_size), None
-    run, source = read_source(args.config, args.dataset, "--streaming", "false")
+    run, source = read_source(args.config, args.dataset, streaming=False)
     size = args.image_size or run.image_size
     return DataSplit(source.dataset, args.split, args.num_images, size, source.columns), source
 
 
-def read_source(config: Path, dataset: str, *overrides: str) -> tuple[TrainingArguments, Source]:
-    """A run, and its source for a data set. If the run has several sources, `dataset` is the name of one.
+def read_source(config: Path, dataset: str, **fields: Any) -> tuple[TrainingArguments, Source]:
+    """A run with other `fields`, and its source for a data set: by name if the run has several sources.
 
     Raises:
         ValueError, OSError: `config` is not a recipe, or has several sources and none of this name.
     """
-    several = read_config(find_recipe(str(config))).get("datasets") is not None
-    run = parse_arguments([str(config), *([] if several else ["--dataset", dataset]), *overrides])
+    if read_config(find_recipe(str(config))).get("datasets") is None:
+        fields["dataset"] = dataset
+    run = parse_arguments([str(config)], **fields)
     for source in run.sources:
         if source.name in (None, dataset):
             return run, source

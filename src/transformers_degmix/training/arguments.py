@@ -353,9 +353,10 @@ def find_recipe(name: str, folder: Path = Path()) -> Path:
     return path
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
-    """Reads `RECIPE [--field value ...]`; values are YAML, dots reach inside (`--model.hidden_size 64`).
+def parse_arguments(argv: Sequence[str] | None = None, **given: Any) -> TrainingArguments:
+    """Reads `RECIPE [--field value ...]`, where dots reach inside (`--model.hidden_size 64`); `given` overrides both.
 
+    Values are YAML. Those of text fields, such as `output_dir`, are taken as they are, except `null` if it is allowed.
     `--resume` is short for `--resume true`. A file can name other recipes as `base`, one or a list: names of the
     package's, or paths relative to itself. Their fields are its defaults; later ones override earlier ones.
 
@@ -371,7 +372,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
     recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     parser.add_argument("recipe", help=f"a YAML file of these fields, or one that comes with the package: {recipes}")
     parsed, overrides = parser.parse_known_args(argv)
-    values = read_config(find_recipe(parsed.recipe))
+    values, types = read_config(find_recipe(parsed.recipe)), {f.name: f.type for f in fields(TrainingArguments)}
     if "--resume" in overrides:
         after = overrides.index("--resume") + 1
         if not overrides[after:] or overrides[after].startswith("--"):
@@ -388,9 +389,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> TrainingArguments:
             node = node[parent]
             if not isinstance(node, dict):
                 raise ValueError(f"`{name}`: `{parent}` is {node!r}, which has no fields")
-        node[leaf] = parse_yaml(value, f"`{name}`")
+        is_text = not parents and (types.get(leaf) is str or (types.get(leaf) == str | None and value != "null"))
+        node[leaf] = value if is_text else parse_yaml(value, f"`{name}`")
 
-    types = {f.name: f.type for f in fields(TrainingArguments)}
+    values |= given
     unknown = [name for name in values if name not in types]
     if unknown:
         raise ValueError(f"unknown fields {unknown}; accepted are {sorted(types)}")
