@@ -46,14 +46,18 @@ def one_of_two(rank: int, folder: str, inputs: torch.Tensor):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_are_one_batch(tmp_path):
-    inputs = 10 + 3 * torch.randn(3, 3, 4, 5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_processes_are_one_batch(tmp_path, dtype):
+    inputs = (10 + 3 * torch.randn(3, 3, 4, 5)).to(dtype)
     expected = forward_and_backward(batch_norm(), inputs)
     torch.multiprocessing.start_processes(one_of_two, (str(tmp_path), inputs), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    for name in ("outputs", "inputs"):
-        torch.testing.assert_close(torch.cat([first[name], second[name]]), expected[name], rtol=1e-4, atol=1e-4)
-    for name in ("weight", "bias"):  # gradients, which DistributedDataParallel adds up
+    # The gradients of this test are of a sine, which makes much of the rounding to bfloat16.
+    is_exact = dtype == torch.float32
+    for name in ("outputs", "inputs") if is_exact else ("outputs",):
+        tolerance = 1e-4 if is_exact else 2e-2
+        torch.testing.assert_close(torch.cat([first[name], second[name]]), expected[name], rtol=tolerance, atol=1e-4)
+    for name in ("weight", "bias") if is_exact else ():  # gradients, which DistributedDataParallel adds up
         torch.testing.assert_close(first[name] + second[name], expected[name], rtol=1e-4, atol=1e-3)
     for name in ("mean", "variance"):
         torch.testing.assert_close(first[name], expected[name])

@@ -34,9 +34,10 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
     momentum: float
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`(B, C, h, w)` -> `(B, C, h, w)`; any B, h and w in each process."""
+        """`(B, C, h, w)` -> `(B, C, h, w)` of the same dtype; any B, h and w in each process."""
         if not self.training:
             return super().forward(inputs)
+        dtype, inputs = inputs.dtype, inputs.to(self.weight.dtype)  # autocast gives fewer bits
         count = SumOverProcesses.apply(inputs.new_tensor(inputs.numel() / inputs.shape[1]))
         mean = SumOverProcesses.apply(inputs.sum(dim=(0, 2, 3))) / count
         centred = inputs - mean.view(-1, 1, 1)
@@ -46,7 +47,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias.view(-1, 1, 1), centred, scale.view(-1, 1, 1))
+        return torch.addcmul(self.bias.view(-1, 1, 1), centred, scale.view(-1, 1, 1)).to(dtype)
 
 
 def convert_sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
