@@ -96,6 +96,30 @@ def test_conclusions_that_a_later_row_contradicts_are_refused():
         make(labels, BINARY)
 
 
+@pytest.mark.parametrize("task", [SALIENCY, BINARY])
+@pytest.mark.parametrize("column", [{}, {"resize": True}])
+def test_masks_of_two_levels_that_are_rare(task, column):
+    labels = [LEVELS[1]] * 64
+    labels[1] = LEVELS[0]  # not among the 16 that are looked at
+    with pytest.raises(ValueError, match="column 'map'.*0 and 255 are the only.*scale: 0.00392.*ignore: 255"):
+        make(labels, task, column)
+    assert make(labels, task, {**column, "scale": 0.00392})[1][1].tolist() == (DISC * 1).tolist()
+    assert make(labels, task, {**column, "ignore": 255})[1][1].tolist() == (DISC * 255).tolist()
+    # 1 tells that 255 is unlabelled, in the same map or among those that are looked at.
+    assert make([*LEVELS[1:] * 2, IGNORED, *LEVELS[1:] * 60], task, column)[1][2].tolist() == IGNORED.tolist()
+    assert make([IGNORED, *labels], task, column)[1][2].tolist() == (DISC * 255).tolist()
+
+
+def test_rare_masks_in_training():
+    rows = {"image": [file(np.full((*SIZE, 3), 90, np.uint8))] * 64, "sal": [file(LEVELS[1])] * 64}
+    rows["sal"][1] = file(LEVELS[0])
+    data = Dataset.from_dict(rows, features=Features(dict.fromkeys(rows, ImageFeature())))
+    mapped = map_columns(data, {"sal": SALIENCY})
+    assert not np.asarray(mapped[0]["sal"]).any()
+    with pytest.raises(ValueError, match="sample 1: column 'sal': 0 and 255 are the only values"):
+        mapped[1]
+
+
 def test_ids_with_gaps_lead_to_a_table():
     with pytest.raises(ValueError, match=r"got 7 \(not class ids, 7, 8, 11; `classes` in `columns`, such as \{"):
         make([np.array([7, 8, 11], np.uint8)[np.indices(SIZE).sum(0) % 3]], SEMSEG | {"num_labels": 3})

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, IterableDataset
 from datasets import Image as ImageFeature
 from datasets import config as datasets_config
@@ -26,6 +27,7 @@ from transformers_degmix.training.data import (
     MixedDataset,
     MixedStream,
     ShardedBatchSampler,
+    TrainBatches,
     draw_epoch,
     load_split,
     share_epoch,
@@ -308,6 +310,20 @@ def test_unreadable_samples_can_be_left_out(tmp_path, monkeypatch, num_workers):
     assert "\nsample 4: training would stop: column 'depth': expected metres of at least 0" in said[0]
     with pytest.raises(ValueError, match=r"2 of 8 samples.*`max_unreadable` \(20.0%\).*sample 1:.*sample 4:"):
         load_split(replace(skipping, max_unreadable=0.2), args.sources[0], "train", tasks)
+
+
+def test_evaluation_reads_masks_as_training_does(tmp_path):
+    """Also if none of the samples that tell what 255 means is in its split."""
+    full, empty = (Image.fromarray(np.uint8([[level, 0, 0]] * 2)) for level in (255, 0))
+    for split, masks in {"train": [full, empty], "validation": [empty, full, *[empty] * 62]}.items():
+        rows = {"image": [Image.new("RGB", (3, 2))] * len(masks), "sal": masks}
+        Dataset.from_dict(rows).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    tasks = {"sal": {"kind": "saliency"}}
+    args = TrainingArguments(output_dir="o", dataset=str(tmp_path), batch_size=1)
+    with pytest.raises(ValueError, match="sample 1: column 'sal': 0 and 255 are the only values"):
+        load_split(args, args.sources[0], "eval", tasks)[1]
+    (source,) = TrainBatches(args, args.sources, DeGMixImageProcessorPil(tasks=tasks), tasks, Accelerator()).sources
+    assert load_split(args, source, "eval", tasks)[1]["sal"].tolist() == [[1, 0, 0]] * 2
 
 
 def save_rows(folder):

@@ -128,7 +128,7 @@ def parse_columns(columns: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> 
     """`"image"` or task -> its column. Columns that are not mentioned have the name of the task.
 
     Args:
-        columns: `"image"` or task -> column name, or fields of [`Column`]. Other tasks are left out.
+        columns: `"image"` or task -> column name, or fields of [`Column`], or one. Other tasks are left out.
         tasks: `DeGMixConfig.tasks`.
 
     Raises:
@@ -156,8 +156,10 @@ def _check_tables(name: str, column: Column, num_labels: int):
             )
 
 
-def _parse_column(name: str, given: str | dict[str, Any], kind: TaskKind | None) -> Column:
+def _parse_column(name: str, given: str | dict[str, Any] | Column, kind: TaskKind | None) -> Column:
     where = f"`columns[{name!r}]`"
+    if isinstance(given, Column):
+        return given
     if isinstance(given, str):
         return Column(given)
     if not isinstance(given, dict):
@@ -262,6 +264,8 @@ class RowReader:
             for name, given in (columns or {}).items()
             if isinstance(given, dict) and set(given) - {"column", "resize"}
         }
+        # Tasks of two classes for which neither the user nor a sample has told whether 255 is class 1 or unlabelled.
+        self.ambiguous: set[str] = set()
         self.features = features or {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -274,7 +278,7 @@ class RowReader:
         size = image_size(image)
         labels = {task: self.read_label(row, task, size) for task in self.kinds}
         for task, label in labels.items():
-            if label is not None and self.columns[task].changes_values:
+            if label is not None and (self.columns[task].changes_values or task in self.ambiguous):
                 with self._naming(row, task):
                     self._check(label, task, size)  # the collator does not know what was stored
         image_id = row.get("image_id")
@@ -353,12 +357,20 @@ class RowReader:
             return self._check(label, task, size)
 
     def _check(self, label: Image.Image | np.ndarray | Tensor, task: str, size: Size) -> np.ndarray:
-        fields, column = self.tasks[task], self.columns[task]
+        fields, column, kind = self.tasks[task], self.columns[task], self.kinds[task]
 
         def describe(setting: dict[str, Any]) -> str:
             return format_fields(column.mended(setting).given(column.column))
 
-        return read_label(label, fields["kind"], size, fields.get("num_labels"), describe)
+        checked = read_label(label, fields["kind"], size, fields.get("num_labels"), describe)
+        for suspicion in kind.find_suspicions([checked], 2) if task in self.ambiguous else ():
+            if suspicion.only:
+                raise ValueError(
+                    "0 and 255 are the only values, and the samples read first do not tell what 255 means: say in "
+                    f"`columns` `{describe(suspicion.setting)}` if it is class 1, or "
+                    f"`{describe({'ignore': [IGNORE_INDEX]})}` if it is unlabelled"
+                )
+        return checked
 
     def _stored(self, row: dict[str, Any], column: Column) -> Image.Image | np.ndarray | None:
         """What a row has in a column: an image, an array, or nothing."""

@@ -32,6 +32,8 @@ class LabelInspector:
         self.waiting: dict[str, dict[int, np.ndarray]] = {name: {} for name in reader.tasks}
         # (task or "image", `Suspicion.what`) -> the first such suspicion, and sample -> share of its pixels.
         self.found: dict[tuple[str, str], tuple[Suspicion, dict[int, float]]] = {}
+        # Tasks of which a map has a value that is neither 0 nor 255.
+        self.varied: set[str] = set()
 
     def add(
         self,
@@ -78,6 +80,8 @@ class LabelInspector:
     def _examine(self, name: str):
         labels, self.waiting[name] = self.waiting[name], {}
         column = self.reader.columns[name]
+        if any(((label != 0) & (label != IGNORE_INDEX)).any() for label in labels.values()):
+            self.varied.add(name)
         for dtype in {label.dtype for label in labels.values()}:  # 8-bit maps are coded differently
             alike = {index: label for index, label in labels.items() if label.dtype == dtype}
             for suspicion in find_suspicions(list(alike.values()), self.reader.tasks[name]):
@@ -93,6 +97,11 @@ class LabelInspector:
             if suspicion.only and name not in self.reader.explained:
                 column = self.reader.columns[name]
                 self.reader.columns[name] = replace(column.mended(suspicion.setting), expected=suspicion.only)
+        for name, kind in self.reader.kinds.items():
+            has_two_classes = (kind.num_logits or self.reader.tasks[name].get("num_labels")) == 2
+            is_clear = name in self.varied | self.reader.explained or self.reader.columns[name].expected
+            if has_two_classes and not is_clear:
+                self.reader.ambiguous.add(name)
 
     def warnings(self) -> list[str]:
         """One line per suspicion: column, what, share of the pixels, samples, and the setting that fixes it."""

@@ -250,6 +250,7 @@ class TrainBatches:
     Attributes:
         epoch: of the last batch.
         position: how many batches of that epoch were taken.
+        sources: with the columns as training reads them, if it was concluded what their values mean (not of streams).
     """
 
     def __init__(
@@ -261,7 +262,7 @@ class TrainBatches:
         accelerator: Accelerator,
     ):
         self.collator = DeGMixDataCollator(processor, args.build_augmentation(), args.seed, tasks)
-        self.accelerator = accelerator
+        self.accelerator, self.sources = accelerator, sources
         rank, num_processes = accelerator.process_index, accelerator.num_processes
         parts = [load_split(args, source, "train", tasks) for source in sources]
         num_images = args.batch_size * num_processes
@@ -285,6 +286,10 @@ class TrainBatches:
             self.data = MixedStream(sources, streams, weights, args.seed, rank)
         else:
             self.data = MixedDataset(sources, parts)
+            self.sources = [
+                replace(source, columns=source.columns | {n: c for n, c in part.reader.columns.items() if c.expected})
+                for source, part in zip(sources, parts)
+            ]
             shares = share_epoch(sizes, [source.weight or size for source, size in zip(sources, sizes)])
             for source, share in zip(sources, shares):
                 if not share:

@@ -137,7 +137,8 @@ class Run:
             self.sources = find_sources(args, self.tasks)
             self.train_batches = TrainBatches(args, self.sources, self.processor, self.tasks, accelerator)
             self.eval_loaders: list[Any] = [
-                build_eval_loader(args, source, self.processor, self.tasks, accelerator) for source in self.sources
+                build_eval_loader(args, source, self.processor, self.tasks, accelerator)
+                for source in self.train_batches.sources
             ]
         if accelerator.num_processes > 1:
             convert_sync_batch_norm(self.plain_model, accelerator.device)
