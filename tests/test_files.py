@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from transformers_degmix.files import locked, remove_unfinished, whole_directory, write_whole
+from transformers_degmix.files import check_writable, locked, remove_unfinished, whole_directory, write_whole
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -81,3 +81,13 @@ def test_a_locked_directory_is_for_one_process(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot write to .*file"), locked(tmp_path / "file" / "run"):
         pytest.fail("a file is no directory")
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_the_work(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    check_writable(tmp_path / "new" / "report")
+    for path in (file / "report", file / "more" / "report", Path("/proc/report")):
+        with pytest.raises(OSError, match=f"cannot make {path}: ({file}: Not a directory|/proc: No such file)"):
+            check_writable(path)
+    assert os.listdir(tmp_path) == ["file"]

@@ -693,7 +693,7 @@ def main():
     )
     with whole_directory(args.output) as directory:
         (directory / "report.json").write_text(json.dumps(report, indent=2))
-        (directory / "report.md").write_text(text + "\n")
+        (directory / "report.md").write_text(text + "\n", encoding="utf-8")
         if args.sizes:
             rows = tables["Time against size"]
             draw(rows, "megapixels", "megapixels", ["model s", "backbone s"], directory / "size.png")

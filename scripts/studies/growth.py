@@ -39,7 +39,7 @@ def main():
         share = 1 - base["parameters"] / added["parameters"]
         print(f"seed {seed}: {share:.2%} of the parameters are new; values of other tasks that changed: {changed}")
     table = draw_table(results)
-    (options.output_dir / "study.md").write_text(table)
+    (options.output_dir / "study.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
 
 

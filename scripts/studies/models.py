@@ -40,7 +40,7 @@ def main():
             trainings[SINGLE_TASK, name, seed] = partial(run, folder / f"single_{name}", args, [name], PLAIN, seed)
     results = dict(zip(trainings, run_all(list(trainings.values()), options.jobs)))
     table = draw_table(results, options.seeds, tasks)
-    (options.output_dir / "study.md").write_text(table)
+    (options.output_dir / "study.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
 
 

@@ -78,7 +78,7 @@ def main():
         options.jobs,
     )
     table = draw_table(dict(zip(trainings, outcomes)), tasks)
-    (options.output_dir / "study.md").write_text(table)
+    (options.output_dir / "study.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
 
 

@@ -48,7 +48,7 @@ def main():
                     nearness = 1 if scale == [1, 1] else factor
                     results[training, position, factor, seed] = score(folder, args, factor, nearness)
     table = draw_tables(results, options.seeds, options.factors, tasks)
-    (options.output_dir / "study.md").write_text(table)
+    (options.output_dir / "study.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
 
 

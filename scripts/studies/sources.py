@@ -59,7 +59,7 @@ def main():
             trainings |= plan_rooms(folder / "rooms", args, options.num_images, options.num_rooms, list(tasks), seed)
     outcomes = dict(zip(trainings, run_all(list(trainings.values()), options.jobs)))
     table = draw_table(outcomes, options.seeds, tasks)
-    (options.output_dir / "study.md").write_text(table)
+    (options.output_dir / "study.md").write_text(table, encoding="utf-8")
     print(f"\n{table}\nalso in {options.output_dir / 'study.md'}")
     if "rooms" in options.only:
         for seed in options.seeds:

@@ -29,6 +29,7 @@ def whole_directory(path: str | PathLike, overwrite: bool = False) -> Iterator[P
 
     Raises:
         FileExistsError: `path` is a file, or a directory with content and `overwrite` is not set.
+        OSError: it cannot be made.
     """
     path = Path(path).absolute()
     check_writable(path, overwrite)
@@ -85,13 +86,18 @@ def remove_unfinished(directory: Path, *names: str):
 
 
 def check_writable(path: str | PathLike, overwrite: bool = False):
-    """Raises FileExistsError where [`whole_directory`] would, before the work is done."""
-    path = Path(path)
+    """Raises the errors of [`whole_directory`] before the work is done."""
+    path = Path(path).absolute()
     if path.is_dir():
         if not overwrite and any(path.iterdir()):
             raise FileExistsError(f"{path} exists and is not empty")
     elif path.exists():
         raise FileExistsError(f"{path} exists and is not a directory")
+    parent = next(parent for parent in path.parents if parent.exists())
+    try:
+        TemporaryDirectory(prefix=f".{path.name}{UNFINISHED}", dir=parent).cleanup()
+    except OSError as error:
+        raise OSError(f"cannot make {path}: {parent}: {error.strerror}") from error
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]):

@@ -190,6 +190,7 @@ def test_errors_are_one_line_and_nothing_is_written(evaluate, model_dir, tmp_pat
         ((*data, "--split", "test", "--tasks", "edg"), ("`--tasks`", "'edge'", "'edg'")),
         ((*ROOMS, "--model", tmp_path / "nothing"), ("cannot load", "nothing")),
         ((*ROOMS, "--output", tmp_path / "full"), ("full", "not empty")),
+        ((*ROOMS, "--output", tmp_path / "full" / "file" / "out"), ("cannot make", "file: Not a directory")),
         ((*ROOMS, "--edge-tolerance", 2), ("tolerance", "[0, 1]")),
         ((*ROOMS, "--scales", 0), ("scales", "positive")),
         ((*ROOMS, "--scales", 0.5), ("32", "16")),

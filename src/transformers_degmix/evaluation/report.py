@@ -279,7 +279,7 @@ def write_report(
             listed = ", ".join(f"{sample['image_id']} ({sample[f'{name}_{main}']:.4f})" for sample in samples)
             lines.append(f"The {title} samples by {main}, from top to bottom: {listed}\n")
             lines.append(f"![{title} samples of {name}]({name}_{title}.png)\n")
-    (directory / "report.md").write_text("\n".join(lines))
+    (directory / "report.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _describe(report: dict[str, Any]) -> str:
