@@ -424,7 +424,7 @@ def run_train(
     config.write_text(yaml.safe_dump(vars(args)))
     # `accelerate launch --cpu` starts one process, whatever it is told, unless there is MPI.
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
-    env = {**env, "ACCELERATE_USE_CPU": "true"}
+    env = {**env, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, *(launch if num_processes > 1 else []), *DEGMIX[1:], "train", str(config), *overrides]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, **pipes, env=env, start_new_session=True)

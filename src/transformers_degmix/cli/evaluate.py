@@ -187,6 +187,7 @@ def main():
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # by itself, Accelerate would let torchrun's processes run apart
         mixed_precision={"fp32": "no", "bf16": "bf16"}[args.precision],
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
     )

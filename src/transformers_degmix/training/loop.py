@@ -118,6 +118,7 @@ class Run:
     def __init__(self, args: TrainingArguments):
         self.args = args
         self.accelerator = accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # by itself, Accelerate would let torchrun's processes run apart
             mixed_precision=args.mixed_precision,
             log_with=args.log_with or None,
             project_dir=args.output_dir,
