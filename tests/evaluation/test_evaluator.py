@@ -3,8 +3,13 @@ import torch
 from accelerate import Accelerator
 from small_models import ALL_KINDS, random_labels, small_model
 
-from transformers_degmix.evaluation import METRICS
-from transformers_degmix.evaluation.evaluator import evaluate_model, format_main_scores, multi_task_gain
+from transformers_degmix.evaluation import METRICS, BoundaryMetric
+from transformers_degmix.evaluation.evaluator import (
+    evaluate_model,
+    format_main_scores,
+    multi_task_gain,
+    sum_over_processes,
+)
 
 
 def make_batch(num_images: int, seed: int) -> dict:
@@ -24,6 +29,37 @@ def test_loss_does_not_depend_on_batches():
     with torch.no_grad():
         expected = {name: loss.item() for name, loss in model(**whole).losses.items()}
     assert losses == [pytest.approx(expected, rel=1e-5)] * 2
+
+
+class WithoutFloat64(torch.Tensor):
+    """As a tensor on a device without float64, such as mps."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.double:
+            raise TypeError("there is no float64")
+        if function is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def test_devices_without_float64():
+    model, batch = small_model(), make_batch(2, 0)
+    expected = evaluate_model(model, [batch], model.config.tasks, Accelerator())
+    labels = {name: label.as_subclass(WithoutFloat64) for name, label in batch["labels"].items()}
+    batch = {"pixel_values": batch["pixel_values"].as_subclass(WithoutFloat64), "labels": labels}
+    assert evaluate_model(model, [batch], model.config.tasks, Accelerator()) == expected
+    task = model.config.tasks["edge"]
+    metrics = [BoundaryMetric(task), BoundaryMetric(task)]
+    for metric, kind in zip(metrics, (torch.Tensor, WithoutFloat64)):
+        metric.update(torch.rand(2, 32, 40, generator=torch.manual_seed(0)).as_subclass(kind), labels["edge"])
+    assert metrics[0].compute() == metrics[1].compute()
+
+
+def test_sums_of_one_process_stay_where_they_are(monkeypatch):
+    accelerator, sums = Accelerator(), {"a": torch.rand(2, dtype=torch.float64)}
+    monkeypatch.setattr(accelerator.state, "device", torch.device("meta"))
+    assert sum_over_processes(sums, accelerator) == sums
 
 
 def test_logits_that_are_not_finite_are_named():

@@ -82,7 +82,7 @@ class BoundaryMetric(StreamingMetric):
 
     def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
         self.sums["valid"] += valid.sum().cpu()
-        for image in zip(prediction.double().cpu().numpy(), label.cpu().numpy()):
+        for image in zip(prediction.cpu().double().numpy(), label.cpu().numpy()):
             counts = boundary_counts(*image, self.tolerance)
             self.sums["counts"] += torch.from_numpy(counts)
             *_, f_measure = _precision_recall_f(counts)

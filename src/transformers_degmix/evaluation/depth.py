@@ -84,7 +84,7 @@ class DepthMetric(StreamingMetric):
             self.sums[name] = torch.zeros((), dtype=torch.float64)
 
     def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
-        prediction, label = prediction[valid].double().cpu(), label[valid].double().cpu()
+        prediction, label = prediction[valid].cpu().double(), label[valid].cpu().double()
         error = prediction - label
         self.sums["squared"] += (error**2).sum()
         self.sums["abs_rel"] += (error.abs() / label).sum()

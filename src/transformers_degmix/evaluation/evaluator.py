@@ -19,7 +19,9 @@ Scores = dict[str, float]
 
 
 def sum_over_processes(sums: Any, accelerator: Accelerator) -> Any:
-    """The sum over all processes of a tensor, or of each tensor in a dictionary, on the CPU."""
+    """The sum over all processes of a tensor on the CPU, or of each tensor in a dictionary, on the CPU too."""
+    if accelerator.num_processes == 1:  # whose device may not have float64
+        return sums
     return send_to_device(accelerator.reduce(send_to_device(sums, accelerator.device), "sum"), "cpu")
 
 
@@ -47,8 +49,9 @@ def evaluate_model(
         with accelerator.autocast():
             outputs = model(**batch)
         pixels = count_pixels(batch["labels"])
-        counts = torch.stack([pixels[name][0] for name in tasks]).double()
-        total += torch.stack([counts * torch.stack([outputs.losses[name] for name in tasks]), counts]).cpu()
+        counts = torch.stack([pixels[name][0] for name in tasks]).cpu().double()
+        losses = torch.stack([outputs.losses[name] for name in tasks]).cpu()
+        total += torch.stack([counts * losses, counts])
         for name, metric in metrics.items():
             prediction = TASK_KINDS[tasks[name]["kind"]].activation(finite_logits(outputs.logits[name], name))
             metric.update(prediction, batch["labels"][name])
@@ -56,8 +59,8 @@ def evaluate_model(
     for metric in metrics.values():
         metric.sums = sum_over_processes(metric.sums, accelerator)
     errors, counts = sum_over_processes(total, accelerator).tolist()
-    losses = {name: error / count for name, error, count in zip(tasks, errors, counts) if count}
-    return losses, compute_scores(metrics)
+    means = {name: error / count for name, error, count in zip(tasks, errors, counts) if count}
+    return means, compute_scores(metrics)
 
 
 def mean_over_sources(values: Iterable[dict[str, float]]) -> dict[str, float]:

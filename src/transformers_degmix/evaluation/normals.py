@@ -42,7 +42,7 @@ class NormalsMetric(StreamingMetric):
         self.sums["histogram"] = torch.zeros(180 * BINS_PER_DEGREE + 1, dtype=torch.int64)
 
     def _add(self, prediction: Tensor, label: Tensor, valid: Tensor):
-        angles = angular_errors(prediction, label)[valid[:, 0]].cpu()
+        angles = angular_errors(prediction.cpu(), label.cpu())[valid[:, 0].cpu()]
         self.sums["angles"] += angles.sum()
         self.sums["squared"] += (angles**2).sum()
         self.sums["within"] += torch.stack([(angles < limit).sum() for limit in self.within])

@@ -101,7 +101,7 @@ def inspect_images(model: DeGMixForMultiTaskDensePrediction, processor, data: Ma
 
         with observe_sampling(model, measure):
             attentions = model(pixel_values, output_attentions=True).attentions[0][0]
-        shares.append(crop_attentions(attentions, padded, size).double().mean(dim=(-2, -1)).transpose(0, 1).cpu())
+        shares.append(crop_attentions(attentions, padded, size).cpu().double().mean(dim=(-2, -1)).transpose(0, 1))
     return Inspection(torch.stack(shares), torch.stack(distances), torch.stack(outside))
 
 
