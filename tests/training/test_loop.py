@@ -245,6 +245,18 @@ def test_a_task_without_labels_in_the_evaluation_split(tmp_path, fields):
         assert "depth" in AutoModel.from_pretrained(tmp_path / "run" / name).config.tasks
 
 
+@pytest.mark.parametrize("fields", [{}, {"single_task_scores": {"depth": 0.5}, "early_stopping_patience": 1}])
+def test_the_newest_model_is_the_best_one_without_labels_to_evaluate_with(tmp_path, fields):
+    rooms = load_rooms("train", 2, (32, 48)).select_columns(["image", "depth"])
+    rows = [{**row, "depth": None} for row in rooms]
+    save_splits(tmp_path / "data", rooms, ["train"])
+    fields |= save_splits(tmp_path / "data", Dataset.from_list(rows, features=rooms.features), ["validation"])
+    tasks = {"depth": {"kind": "depth"}}
+    assert train(arguments(tmp_path, model={**MODEL, "tasks": tasks}, max_steps=3, eval_steps=1, **fields)) == {}
+    cards = [ModelCard.load(tmp_path / "run" / name / "README.md").text for name in ("best", "last")]
+    assert cards[0] == cards[1] and "after step 3 of 3" in cards[0]
+
+
 def save_splits(folder: Path, data: Dataset, splits=("train", "validation")) -> dict:
     """Writes a data set; fields of a run that reads it."""
     for split in splits:

@@ -136,8 +136,8 @@ class TrainingArguments:
         eval_steps: steps between two evaluations; there is always one at the end.
         single_task_scores: task -> score of a model for that task alone, above 0, for each trained task. If given, the
             best model is the one with the highest multi-task gain over these scores, otherwise the one with the lowest
-            evaluation loss. With several `datasets`, each task's score and loss are means over the sources that label
-            it.
+            evaluation loss. Without any label to evaluate with, it is the newest. With several `datasets`, each task's
+            score and loss are means over the sources that label it.
         early_stopping_patience: the run ends after so many evaluations without a higher gain; never by default.
         num_best_models: how many of the best models to keep. The best is in `best`; if there are more, all are in
             `best_models/step_<step>`.

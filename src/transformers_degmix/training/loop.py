@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from huggingface_hub import create_repo
 from PIL import Image
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..data.splits import PROCESS_TIMEOUT
 from ..evaluation.evaluator import Scores, evaluate_model, mean_over_sources, multi_task_gain
@@ -34,6 +35,8 @@ from .data import TrainBatches, build_eval_loader, find_sources
 from .distributed import convert_sync_batch_norm
 from .tracking import RunTracker, draw_samples
 
+
+logger = logging.get_logger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -234,7 +237,7 @@ class Run:
             progress.source_scores[source.name or ""] = scores
         loss = sum(mean_over_sources(losses).values())
         progress.scores = mean_scores(self.tasks, progress.source_scores)
-        update_best(args, progress, model_quality(args, loss, progress.scores, self.tasks))
+        update_best(args, progress, model_quality(args, progress, loss, self.tasks))
         if self.accelerator.is_main_process:
             picture = self._draw_samples() if args.num_logged_images else None
             self.tracker.log_evaluation(progress.step, loss, progress.scores, progress.source_scores, picture)
@@ -328,11 +331,17 @@ def mean_scores(tasks: Iterable[str], source_scores: dict[str, dict[str, Scores]
     return {task: mean_over_sources(scores) for task, scores in by_task.items() if scores}
 
 
-def model_quality(args: TrainingArguments, loss: float, scores: dict, tasks: dict[str, dict]) -> float:
-    """Highest for the best model: its multi-task gain if single-task scores are given, else minus its loss."""
+def model_quality(args: TrainingArguments, progress: Progress, loss: float, tasks: dict[str, dict]) -> float:
+    """Highest for the best model: its multi-task gain if single-task scores are given, else minus its loss.
+
+    Without any label, nothing can be compared: it grows from step to step.
+    """
+    if not progress.scores:
+        logger.warning_once("there is no label to evaluate with: the newest model counts as the best one")
+        return progress.step
     if args.single_task_scores is None:
         return -loss
-    return multi_task_gain(scores, args.single_task_scores, tasks)
+    return multi_task_gain(progress.scores, args.single_task_scores, tasks)
 
 
 def update_best(args: TrainingArguments, progress: Progress, quality: float):
