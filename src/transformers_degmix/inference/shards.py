@@ -30,7 +30,7 @@ from ..data.splits import DataSplit
 from ..files import write_whole
 from ..hub.model_directory import load_model_directory
 from ..sliding_windows import DEFAULT_OVERLAP, check_window
-from ..tasks import IGNORE_INDEX, TASK_KINDS
+from ..tasks import TASK_KINDS
 from .predictor import Predictor, Result, is_photos_fault
 
 
@@ -117,9 +117,6 @@ class ShardPredictor:
         self.model, self.processor = model, processor
         self.tasks: dict[str, dict[str, Any]] = model.config.tasks
         self.kinds = {name: TASK_KINDS[task["kind"]] for name, task in self.tasks.items()}
-        many = [name for name, task in self.tasks.items() if task.get("num_labels", 0) > IGNORE_INDEX]
-        if many:
-            raise ValueError(f"8-bit maps hold at most {IGNORE_INDEX} classes, and {many} have more")
         self.thresholds = choose_thresholds(job.confidence_thresholds, self.tasks)
         # Maps that 8 bits cannot hold are stored as arrays.
         self.arrays = {
