@@ -431,7 +431,7 @@ def test_class_names_that_are_given_go_first():
 def test_tables_that_are_refused(column):
     with pytest.raises(ValueError, match=r"columns\['semseg'\].*as `colors`.* and a table"):
         parse_columns({"semseg": column}, TASKS)
-    with pytest.raises(ValueError, match=r"columns\['depth'\].*has the keys"):
+    with pytest.raises(ValueError, match=r"columns\['depth'\].*has unknown fields"):
         parse_columns({"depth": column}, TASKS)
     with pytest.raises(ValueError, match="true or false as `resize`, got 'no'"):
         parse_columns({"depth": {"resize": "no"}}, TASKS)

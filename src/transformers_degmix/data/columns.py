@@ -13,7 +13,7 @@ and is applied to each row when it is read.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from errno import ENAMETOOLONG
@@ -171,7 +171,7 @@ def _parse_column(name: str, given: str | dict[str, Any] | Column, kind: TaskKin
         refused |= {"colors", "classes"}
     if num_channels == 1:
         refused.add("channel_order")
-    _check_keys(where, given, [field.name for field in fields(Column) if field.name not in refused])
+    check_fields(where, given, [field.name for field in fields(Column) if field.name not in refused])
     column = given.get("column", name)
     if not isinstance(column, str):
         raise ValueError(f"{where} must have the name of a column as `column`, got {column!r}")
@@ -206,10 +206,11 @@ def _parse_column(name: str, given: str | dict[str, Any] | Column, kind: TaskKin
     return Column(column, rounds=are_ids and not {"scale", "offset"}.isdisjoint(given), **numbers, **others)
 
 
-def _check_keys(where: str, given: dict[str, Any], allowed: list[str]):
-    unknown = [key for key in given if key not in allowed]
+def check_fields(where: str, given: Iterable[str], allowed: Collection[str]):
+    """Raises ValueError if some of the given fields are not allowed. `where` is the subject of its message."""
+    unknown = [name for name in given if name not in allowed]
     if unknown:
-        raise ValueError(f"{where} has the keys {unknown}; allowed are {allowed}")
+        raise ValueError(f"{where} has unknown fields {unknown}; allowed are {list(allowed)}")
 
 
 def _numbers(where: str, field: str, value: Any) -> tuple[float, ...]:

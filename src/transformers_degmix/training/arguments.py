@@ -14,6 +14,7 @@ from huggingface_hub.dataclasses import strict, validate_typed_dict
 from ..configuration_degmix import DeGMixConfig
 from ..data.augmentation import Augmentation
 from ..data.benchmarks import BENCHMARKS
+from ..data.columns import check_fields
 from .balancing import TASK_BALANCING
 from .sources import Source, naming_errors, parse_sources
 
@@ -252,9 +253,9 @@ class TrainingArguments:
                 raise ValueError(f"`{name}` must map names of tasks to their fields, got {tasks!r}")
         if self.new_tasks and not self.pretrained:
             raise ValueError("`new_tasks` are for a `pretrained` model; a new one has its tasks in `model.tasks`")
-        _check_names("model", self.model, list(DeGMixConfig.__annotations__))
-        _check_names("augmentation", self.augmentation or {}, [f.name for f in fields(Augmentation)])
-        _check_names("image_processor", self.image_processor, list(ProcessorFields.__annotations__))
+        check_fields("`model`", self.model, DeGMixConfig.__annotations__)
+        check_fields("`augmentation`", self.augmentation or {}, [f.name for f in fields(Augmentation)])
+        check_fields("`image_processor`", self.image_processor, ProcessorFields.__annotations__)
         with naming_errors("`augmentation`: "):
             self.build_augmentation()
         with naming_errors("`image_processor`: "):
@@ -284,12 +285,6 @@ class TrainingArguments:
     def decisive(self) -> dict[str, Any]:
         """The fields that determine the weights. A run can be resumed only with the same values."""
         return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
-
-
-def _check_names(name: str, given: dict[str, Any], allowed: Sequence[str]):
-    unknown = [key for key in given if key not in allowed]
-    if unknown:
-        raise ValueError(f"`{name}` has unknown fields {unknown}; allowed are {list(allowed)}")
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -393,9 +388,7 @@ def parse_arguments(argv: Sequence[str] | None = None, **given: Any) -> Training
         node[leaf] = value if is_text else parse_yaml(value, f"`{name}`")
 
     values |= given
-    unknown = [name for name in values if name not in types]
-    if unknown:
-        raise ValueError(f"unknown fields {unknown}; accepted are {sorted(types)}")
+    check_fields("the run", values, types)
     if "output_dir" not in values:
         raise ValueError("the run needs an `output_dir`, in the recipe or on the command line")
     for name, value in values.items():

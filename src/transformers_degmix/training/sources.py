@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
 from ..data.benchmarks import TASKS
+from ..data.columns import check_fields
 
 
 @contextmanager
@@ -102,10 +103,7 @@ def parse_sources(datasets: list[dict[str, Any]] | None, shared: dict[str, Any])
 
 def _parse_source(number: int, given: dict[str, Any], shared: dict[str, Any]) -> Source:
     where = f"source {given.get('name', number)!r} of `datasets`"
-    allowed = [f.name for f in fields(Source)]
-    unknown = [name for name in given if name not in allowed]
-    if unknown:
-        raise ValueError(f"{where} has unknown fields {unknown}; allowed are {allowed}")
+    check_fields(where, given, [field.name for field in fields(Source)])
     missing = [name for name in ("name", "dataset") if given.get(name) is None]
     if missing:
         raise ValueError(f"{where} must have the fields {missing}")
