@@ -1,3 +1,4 @@
+import importlib
 import os
 import sys
 from datetime import timedelta
@@ -16,8 +17,8 @@ from transformers_degmix.training.distributed import CpuSyncBatchNorm, convert_s
 from transformers_degmix.training.loop import train
 
 
-def batch_norm() -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(3)
+def batch_norm(kind: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    norm = kind(3)
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, 0.5, 2.0]))
         norm.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))
@@ -38,19 +39,31 @@ def forward_and_backward(norm: nn.Module, inputs: torch.Tensor) -> dict[str, tor
     }
 
 
-def one_of_two(rank: int, folder: str, inputs: torch.Tensor):
+def one_of_two(rank: int, folder: str, inputs: torch.Tensor, norm: nn.Module):
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    norm = convert_sync_batch_norm(nn.Sequential(batch_norm()), torch.device("cpu"))[0]
+    norm = convert_sync_batch_norm(nn.Sequential(norm), torch.device("cpu"))[0]
     mine = inputs[:1] if rank == 0 else inputs[1:]  # of unequal sizes
     torch.save(forward_and_backward(norm, mine), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_processes_are_one_batch(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [
+        (torch.float32, "BatchNorm2d"),
+        (torch.bfloat16, "BatchNorm2d"),
+        (torch.float32, "BatchNorm1d"),
+        pytest.param(torch.float32, "BatchNormAct2d", marks=pytest.mark.vision),
+    ],
+)
+def test_two_processes_are_one_batch(tmp_path, dtype, kind):
     inputs = (10 + 3 * torch.randn(3, 3, 4, 5)).to(dtype)
-    expected = forward_and_backward(batch_norm(), inputs)
-    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path), inputs), nprocs=2, start_method="fork")
+    if kind == "BatchNorm1d":
+        inputs = inputs.flatten(2)
+    kind = getattr(nn, kind, None) or getattr(importlib.import_module("timm.layers"), kind)
+    expected = forward_and_backward(batch_norm(kind), inputs)
+    arguments = (str(tmp_path), inputs, batch_norm(kind))
+    torch.multiprocessing.start_processes(one_of_two, arguments, nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     # The gradients of this test are of a sine, which makes much of the rounding to bfloat16.
     is_exact = dtype == torch.float32
@@ -109,3 +122,25 @@ def test_weights_keep_their_names(device):
     after = model.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
     torch.testing.assert_close(model["a"](images), expected)
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_activations_of_timm_stay(device):
+    from timm.layers import BatchNormAct2d
+
+    norm = batch_norm(BatchNormAct2d).eval()
+    images = torch.randn(2, 3, 4, 4)
+    expected = norm(images)
+    assert torch.equal(convert_sync_batch_norm(nn.Sequential(norm), torch.device(device)).eval()(images), expected)
+    assert (expected >= 0).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batch_norms_that_do_more_are_refused(device):
+    class Scaled(nn.BatchNorm2d):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    with pytest.raises(ValueError, match=r"'1' is a Scaled, .* cannot work over several processes: train in one"):
+        convert_sync_batch_norm(nn.Sequential(nn.Conv2d(3, 3, 1), Scaled(3)), torch.device(device))
