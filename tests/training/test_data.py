@@ -4,6 +4,7 @@ from dataclasses import replace
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from transformers_degmix.training.data import (
     MixedStream,
     ShardedBatchSampler,
     TrainBatches,
+    build_eval_loader,
     draw_epoch,
     load_split,
     share_epoch,
@@ -293,6 +295,34 @@ def test_loaders_mix_what_they_read_of_streams():
     mixed = MixedStream(SOURCES, [stream(40, num_shards=2), stream(3)], [1, 1], seed=0, rank=0)
     order = drawn(mixed, 0, num_workers=2)
     assert {*order} == {f"a: {index}" for index in range(40)} | {f"b: {index}" for index in range(3)}
+
+
+@pytest.mark.parametrize(("num_workers", "num_processes"), [(0, 1), (2, 1), (0, 2)])
+def test_as_many_images_of_a_stream_are_used_as_the_recipe_says(tmp_path, monkeypatch, num_workers, num_processes):
+    """However many read them, and however many are in each file."""
+    monkeypatch.setattr(datasets_config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)  # at the end of shuffled streams
+    for number, depths in enumerate((range(1, 4), range(11, 61))):
+        rows = {
+            "image": [Image.new("RGB", (4, 3))] * len(depths),
+            "depth": [Image.new("F", (4, 3), d) for d in depths],
+        }
+        for split in ("train", "validation"):
+            Dataset.from_dict(rows).to_parquet(tmp_path / f"{split}-{number:05d}-of-00002.parquet")
+    fields = {"num_workers": num_workers, "num_train_images": 10, "num_eval_images": 10, "batch_size": 1}
+    args = TrainingArguments(output_dir="o", dataset=str(tmp_path), streaming=True, augmentation=None, **fields)
+    read = {"train": [], "eval": []}
+    for rank in range(num_processes):
+        process = SimpleNamespace(process_index=rank, num_processes=num_processes)
+        run = (DeGMixImageProcessorPil(tasks=DEPTH), DEPTH, process)
+        read["train"] += TrainBatches(args, args.sources, *run).loader
+        read["eval"] += build_eval_loader(args, args.sources[0], *run)
+    for batches in read.values():
+        assert sorted(batch["labels"]["depth"][0, 0, 0] for batch in batches) == [1, 2, 3, *range(11, 18)]
+
+
+def test_workers_of_streams_cannot_change_in_a_run():
+    args = TrainingArguments(output_dir="o", dataset="d")
+    assert "num_workers" not in args.decisive() and "num_workers" in replace(args, streaming=True).decisive()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -92,7 +92,7 @@ class TrainingArguments:
         image_size: height and width of training crops, by default the benchmark's or NYUD-v2's; Rooms are rendered in
             this size.
         augmentation: fields of [`~data.augmentation.Augmentation`] to change; null turns it off.
-        num_workers: loader processes.
+        num_workers: loader processes. A stream of which a number of images is used has one at most.
         skip_unreadable: whether to leave out samples whose image or label is unreadable or refused, rather than end
             the run. All samples are then read before the first step, and a list says which are left out.
         max_unreadable: the run does not start if a larger share of a split would be left out.
@@ -284,7 +284,9 @@ class TrainingArguments:
 
     def decisive(self) -> dict[str, Any]:
         """The fields that determine the weights. A run can be resumed only with the same values."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE_TO_CHANGE}
+        # Which rows of a stream form a batch depends on who reads them.
+        free = set(FREE_TO_CHANGE) - ({"num_workers"} if self.streaming else set())
+        return {name: value for name, value in asdict(self).items() if name not in free}
 
 
 class RecipeLoader(yaml.SafeLoader):

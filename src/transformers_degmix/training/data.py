@@ -182,6 +182,21 @@ class MixedDataset(torch.utils.data.Dataset):
         return mark_row(row, self.sources[number], repetition)
 
 
+class EveryNth(torch.utils.data.IterableDataset):
+    """The rows of a stream at `start`, `start + step` and so on."""
+
+    def __init__(self, stream: IterableDataset, start: int, step: int):
+        self.stream = stream
+        self.start = start
+        self.step = step
+
+    def set_epoch(self, epoch: int):
+        self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return islice(self.stream, self.start, None, self.step)
+
+
 class MixedStream(torch.utils.data.IterableDataset):
     """An epoch of several streams: each row comes from a random stream, until all have ended at least once.
 
@@ -195,7 +210,12 @@ class MixedStream(torch.utils.data.IterableDataset):
     """
 
     def __init__(
-        self, sources: list[Source], streams: list[IterableDataset], weights: list[float], seed: int, rank: int
+        self,
+        sources: list[Source],
+        streams: list[IterableDataset | EveryNth],
+        weights: list[float],
+        seed: int,
+        rank: int,
     ):
         self.sources = sources
         self.streams = streams
@@ -230,6 +250,19 @@ class MixedStream(torch.utils.data.IterableDataset):
                 weights[number] = 0
             else:
                 yield mark_row(row, self.sources[number], repetitions[number])
+
+
+def split_stream(
+    stream: IterableDataset, num_images: int | None, accelerator: Accelerator
+) -> IterableDataset | EveryNth:
+    """The part of a stream that this process reads: whole files if possible, or single rows of a counted stream.
+
+    `datasets` would divide the number by the files, whatever their lengths.
+    """
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    if num_images is None:
+        return split_dataset_by_node(stream, rank, num_processes)
+    return EveryNth(stream, rank, num_processes)
 
 
 def mark_row(row: dict[str, Any], source: Source, repetition: int) -> dict[str, Any]:
@@ -281,7 +314,9 @@ class TrainBatches:
         batching: dict[str, Any]
         if args.streaming:
             self.sampler, batching = None, {"batch_size": args.batch_size, "drop_last": True}
-            streams = [split_dataset_by_node(part, rank, num_processes) for part in parts]
+            streams = [
+                split_stream(part, source.num_train_images, accelerator) for source, part in zip(sources, parts)
+            ]
             weights = [source.weight or 1 for source in sources]
             self.data = MixedStream(sources, streams, weights, args.seed, rank)
         else:
@@ -297,7 +332,8 @@ class TrainBatches:
                     raise ValueError(source.title + reason)
             self.sampler = ShardedBatchSampler(sizes, shares, args.batch_size, args.seed, rank, num_processes)
             batching = {"batch_sampler": self.sampler}
-        self.loader = build_loader(self.data, self.collator, args, **batching)
+        counts = [source.num_train_images for source in sources]
+        self.loader = build_loader(self.data, self.collator, args, counts, **batching)
         self.epoch = self.position = 0
 
     def __iter__(self) -> Iterator[dict]:
@@ -336,20 +372,24 @@ def build_eval_loader(
 ) -> DataLoader:
     """Batches of this process's part of a source's evaluation split. Every sample is in exactly one part."""
     data = load_split(args, source, "eval", tasks, may_lack_columns=True)
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
     if args.streaming:
-        data = split_dataset_by_node(data, rank, num_processes)
+        data = split_stream(data, source.num_eval_images, accelerator)
     else:
-        data = Subset(data, range(rank, len(data), num_processes))
+        data = Subset(data, range(accelerator.process_index, len(data), accelerator.num_processes))
     collator = DeGMixDataCollator(processor, tasks=source.choose(tasks))
-    return build_loader(data, collator, args, batch_size=args.batch_size)
+    return build_loader(data, collator, args, [source.num_eval_images], batch_size=args.batch_size)
 
 
-def build_loader(data, collator: DeGMixDataCollator, args: TrainingArguments, **batching) -> DataLoader:
+def build_loader(
+    data, collator: DeGMixDataCollator, args: TrainingArguments, counts: list[int | None], **batching
+) -> DataLoader:
+    """Batches of one pass through the data, `counts` images of each source."""
+    # Of a stream, each worker would count on its own.
+    num_workers = min(args.num_workers, 1) if args.streaming and any(counts) else args.num_workers
     return DataLoader(
         data,
-        num_workers=args.num_workers,
-        persistent_workers=args.num_workers > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         # Each iteration draws a seed. It must not advance the generator that the model draws from.
         generator=torch.Generator(),
