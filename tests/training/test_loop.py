@@ -605,7 +605,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path):
         train(arguments(tmp_path, output_dir=resumed, **fields))
     path = tmp_path / "resumed" / "checkpoint.pt"
     checkpoint = torch.load(path, weights_only=True)
-    assert checkpoint["parts"]["progress"]["step"] == 4 and checkpoint["parts"]["batches"]["position"] == 1
+    assert checkpoint["parts"]["progress"]["step"] == 5 and checkpoint["parts"]["batches"]["position"] == 2
     torch.save({**checkpoint, "arguments": {**checkpoint["arguments"], "eval_steps": 8}}, path)
 
     assert train(arguments(tmp_path, output_dir=resumed, resume=True, **fields)) == scores
@@ -613,6 +613,30 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     # And once more: there is nothing left to do.
     assert train(arguments(tmp_path, output_dir=resumed, resume=True, **fields)) == scores
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_evaluation_that_failed_is_made_when_the_run_goes_on(tmp_path, num_workers):
+    """Without the steps before it, and once."""
+    rooms = load_rooms("train", 4, (32, 48)).select_columns(["image", "depth"])
+    fields = save_splits(tmp_path / "data", rooms) | {"log_with": ["tensorboard"], "num_workers": num_workers}
+    fields |= {"model": {**MODEL, "tasks": {"depth": {"kind": "depth"}}}, "checkpoint_steps": 100}
+    scores = train(arguments(tmp_path, output_dir=str(tmp_path / "alone"), **fields))
+    rows = [{**row, "image": {"bytes": b"no image", "path": None}} for row in rooms]
+    save_splits(tmp_path / "data", Dataset.from_list(rows, features=rooms.features), ["validation"])
+    message = (
+        r"sample 0: column 'image': .*; this is the evaluation split, and `skip_unreadable: true` leaves out such"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(arguments(tmp_path, **fields))
+    progress = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]["progress"]
+    assert (progress["step"], progress["evaluated_step"]) == (2, 0)
+    save_splits(tmp_path / "data", rooms, ["validation"])
+    assert train(arguments(tmp_path, resume=True, **fields)) == scores
+    curves = [read_curves(str(tmp_path / name))["eval/depth_rmse"] for name in ("alone", "run")]
+    assert curves[0] == curves[1] and len(curves[0]) == 2
+    one, other = (AutoModel.from_pretrained(tmp_path / name / "last").state_dict() for name in ("run", "alone"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_full_disk_leaves_the_last_checkpoint_to_go_on_from(tmp_path):

@@ -294,7 +294,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path, sources, stream
     """Through several epochs, with weights and batches without labels of a task."""
     monkeypatch.setattr(datasets_config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01)  # at the end of shuffled streams
     given = [{**sources[0], "weight": 1}, {**sources[1], "weight": 3}]
-    fields = {"max_steps": 10, "eval_steps": 10, "checkpoint_steps": 6, "streaming": streaming, "batch_size": 2}
+    fields = {"max_steps": 10, "eval_steps": 7, "streaming": streaming, "batch_size": 2}
     fields |= {"task_balancing": "uncertainty", "optimizer": "adamw", "learning_rate": 0.01}
 
     class Stop(Exception):
@@ -310,7 +310,7 @@ def test_a_resumed_run_ends_as_if_nothing_had_happened(tmp_path, sources, stream
         with pytest.raises(Stop):
             train(arguments(tmp_path, *given, output_dir=resumed, **fields))
     state = torch.load(Path(resumed) / "checkpoint.pt", weights_only=True)["parts"]
-    assert state["progress"]["step"] == 6 and state["batches"]["position"] > 0
+    assert state["progress"]["step"] == 7 and state["batches"]["position"] > 0
     train(arguments(tmp_path, *given, output_dir=resumed, resume=True, **fields))
     one, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("run", "resumed"))
     for part in ("model", "balancer"):

@@ -142,7 +142,8 @@ class TrainingArguments:
         early_stopping_patience: the run ends after so many evaluations without a higher gain; never by default.
         num_best_models: how many of the best models to keep. The best is in `best`; if there are more, all are in
             `best_models/step_<step>`.
-        checkpoint_steps: steps between two checkpoints; there is always one at the end and on SIGTERM.
+        checkpoint_steps: steps between two checkpoints; there is always one before and after an evaluation, and on
+            SIGTERM.
         log_with: trackers of Accelerate: `tensorboard`, `trackio` or `wandb`.
         logging_steps: steps between two entries in the trackers: losses of the tasks that have labels in the step and
             their sum, learning rate, images per second.

@@ -332,8 +332,7 @@ class TrainBatches:
                     raise ValueError(source.title + reason)
             self.sampler = ShardedBatchSampler(sizes, shares, args.batch_size, args.seed, rank, num_processes)
             batching = {"batch_sampler": self.sampler}
-        counts = [source.num_train_images for source in sources]
-        self.loader = build_loader(self.data, self.collator, args, counts, **batching)
+        self.loader = build_loader(args, sources, "train", self.data, self.collator, **batching)
         self.epoch = self.position = 0
 
     def __iter__(self) -> Iterator[dict]:
@@ -345,15 +344,9 @@ class TrainBatches:
                 batches = islice(self.loader, self.position, None)
             else:
                 self.sampler.epoch, self.sampler.start = self.epoch, self.position
-            try:
-                for batch in batches:
-                    self.position += 1
-                    yield send_to_device(batch, self.accelerator.device)
-            except ValueError as error:
-                if not self.sampler:
-                    raise
-                reason = str(error).strip()  # a loader process adds its traceback
-                raise ValueError(f"{reason}; `skip_unreadable: true` leaves out such samples") from error
+            for batch in batches:
+                self.position += 1
+                yield send_to_device(batch, self.accelerator.device)
             if self.position == 0:
                 raise ValueError(
                     f"`batch_size` is {self.loader.batch_size}, but no process or worker reads so many images"
@@ -377,16 +370,33 @@ def build_eval_loader(
     else:
         data = Subset(data, range(accelerator.process_index, len(data), accelerator.num_processes))
     collator = DeGMixDataCollator(processor, tasks=source.choose(tasks))
-    return build_loader(data, collator, args, [source.num_eval_images], batch_size=args.batch_size)
+    return build_loader(args, [source], "eval", data, collator, batch_size=args.batch_size)
+
+
+class SplitLoader(DataLoader):
+    """A loader whose errors about samples name the split, and the setting that helps if there is one."""
+
+    def __init__(self, split: str, setting: str, *args, **options):
+        super().__init__(*args, **options)
+        self.hint = f"; this is the {split} split" + (f", and `{setting}` leaves out such samples" if setting else "")
+
+    def __iter__(self):
+        try:
+            yield from super().__iter__()
+        except ValueError as error:
+            raise ValueError(str(error).strip() + self.hint) from error  # a loader process adds its traceback
 
 
 def build_loader(
-    data, collator: DeGMixDataCollator, args: TrainingArguments, counts: list[int | None], **batching
+    args: TrainingArguments, sources: list[Source], part: str, data, collator: DeGMixDataCollator, **batching
 ) -> DataLoader:
-    """Batches of one pass through the data, `counts` images of each source."""
-    # Of a stream, each worker would count on its own.
-    num_workers = min(args.num_workers, 1) if args.streaming and any(counts) else args.num_workers
-    return DataLoader(
+    """Batches of the `"train"` or `"eval"` part of the sources, whose rows are `data`."""
+    num_workers = args.num_workers
+    if args.streaming and any(getattr(source, f"num_{part}_images") for source in sources):
+        num_workers = min(num_workers, 1)  # each would count on its own
+    return SplitLoader(
+        {"train": "training", "eval": "evaluation"}[part],
+        "" if args.streaming else "skip_unreadable: true",
         data,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

@@ -51,6 +51,7 @@ class Progress:
 
     Attributes:
         step: number of steps made.
+        evaluated_step: after which the model was evaluated last, 0 before the first time.
         scores: of the last evaluation, by task and name of the score: means over the sources that label the task.
         source_scores: source name -> its scores, by task and name. Without `datasets`, the only name is "".
         qualities: step -> quality of the best models, the best first; see [`model_quality`].
@@ -59,6 +60,7 @@ class Progress:
     """
 
     step: int = 0
+    evaluated_step: int = 0
     scores: dict[str, Scores] = field(default_factory=dict)
     source_scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     qualities: dict[int, float] = field(default_factory=dict)
@@ -100,12 +102,15 @@ def train_to_end(args: TrainingArguments) -> Progress:
     progress = run.progress
     with run.started(), catch_sigterm() as terminated:
         while not run.is_finished():
-            is_terminated = run.step(terminated)
-            if progress.step % args.eval_steps == 0 or progress.step == args.max_steps:
+            if run.must_evaluate():
                 run.evaluate()
-            if progress.step % args.checkpoint_steps == 0 or is_terminated or run.is_finished():
                 run.save_checkpoint()
-            if is_terminated and not run.is_finished():
+                continue
+            is_terminated = run.step(terminated)
+            # Before an evaluation too, because it can fail.
+            if progress.step % args.checkpoint_steps == 0 or is_terminated or run.must_evaluate():
+                run.save_checkpoint()
+            if is_terminated:
                 run.tracker.close()
                 raise TrainingTerminated(f"stopped by SIGTERM after step {progress.step}; go on with `resume`")
         run.accelerator.wait_for_everyone()
@@ -197,7 +202,12 @@ class Run:
     def is_finished(self) -> bool:
         patience = self.args.early_stopping_patience
         stops_early = patience is not None and self.progress.num_evaluations_without_gain >= patience
-        return stops_early or self.progress.step == self.args.max_steps
+        return stops_early or (self.progress.step == self.args.max_steps and not self.must_evaluate())
+
+    def must_evaluate(self) -> bool:
+        """Whether an evaluation is due after this step and was not made yet."""
+        step, args = self.progress.step, self.args
+        return (step % args.eval_steps == 0 or step == args.max_steps) and step != self.progress.evaluated_step
 
     def step(self, terminated: threading.Event) -> bool:
         """Makes an optimiser step; returns whether any process has received SIGTERM."""
@@ -236,7 +246,7 @@ class Run:
             losses.append(own)
             progress.source_scores[source.name or ""] = scores
         loss = sum(mean_over_sources(losses).values())
-        progress.scores = mean_scores(self.tasks, progress.source_scores)
+        progress.scores, progress.evaluated_step = mean_scores(self.tasks, progress.source_scores), progress.step
         update_best(args, progress, model_quality(args, progress, loss, self.tasks))
         if self.accelerator.is_main_process:
             picture = self._draw_samples() if args.num_logged_images else None
