@@ -10,11 +10,15 @@ The small model starts from scratch and is scored on held-out rooms. Its predict
 import argparse
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from skimage.data import coffee
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import pipeline
 from transformers.utils import logging
@@ -24,8 +28,8 @@ from transformers_degmix.cli import run_script
 from transformers_degmix.data.collator import DeGMixDataCollator
 from transformers_degmix.data.rooms import load_rooms
 from transformers_degmix.evaluation import METRICS
-from transformers_degmix.evaluation.constant import constant_scores
 from transformers_degmix.evaluation.evaluator import evaluate_model
+from transformers_degmix.evaluation.metric import compute_scores, valid_pixels
 from transformers_degmix.training.arguments import parse_arguments
 from transformers_degmix.training.loop import train
 from transformers_degmix.training.tracking import draw_samples
@@ -78,6 +82,49 @@ def predict_photo(path: Path):
     predict = pipeline("multi-task-dense-prediction")
     draw_overview(photo, predict(photo), predict.model.config.tasks).save(path)
     print(f"a photograph, by the model that comes with the package: {path}")
+
+
+def best_constant(kind: str, labels: Tensor) -> Tensor:
+    """A constant prediction to compare models with, one value or one vector.
+
+    Args:
+        kind: of the task.
+        labels: valid ones, `(pixels,)` or `(3, pixels)`.
+    """
+    if kind == "segmentation":
+        return labels.mode().values
+    if kind == "depth":
+        return labels.median()
+    if kind == "normals":
+        return F.normalize(labels.mean(dim=1), dim=0)
+    # Every pixel is salient, or boundary: full recall, precision by chance.
+    return torch.ones(())
+
+
+def constant_scores(
+    tasks: dict[str, dict], train_batches: Iterable[dict], eval_batches: Iterable[dict]
+) -> dict[str, dict[str, float]]:
+    """Scores of constant predictions, by task and name of the score; only of tasks with labels in both.
+
+    Args:
+        tasks: `DeGMixConfig.tasks`.
+        train_batches: batches with `labels`, from which the constants are computed; all are kept in memory.
+        eval_batches: batches with `labels`, on which the constants are scored.
+    """
+    train_labels = [batch["labels"] for batch in train_batches]
+    metrics, constants = {}, {}
+    for name, task in tasks.items():
+        labels = torch.cat([maps[name] for maps in train_labels])
+        valid = valid_pixels(task["kind"], labels)
+        if valid.any():
+            metrics[name] = METRICS[task["kind"]](task)
+            values = labels[valid] if labels.ndim == 3 else labels.transpose(0, 1)[:, valid]
+            constants[name] = best_constant(task["kind"], values)
+    for batch in eval_batches:
+        for name, metric in metrics.items():
+            label = batch["labels"][name]
+            metric.update(constants[name][..., None, None].expand_as(label), label)
+    return compute_scores(metrics)
 
 
 def print_scores(scores: dict[str, dict], tasks: dict[str, dict], num_images: int):

@@ -205,9 +205,9 @@ def test_images_without_boundaries():
     assert scores((line, line), (line, torch.zeros_like(line)))["ods_f"] == pytest.approx(2 * 0.5 * 1 / 1.5)
 
 
-def test_the_best_constant_has_a_score():
+def test_a_constant_has_a_score():
     label = lines((20, 1.0))
-    assert 0 < scores((BoundaryMetric.best_constant(label).expand_as(label), label))["ods_f"] < 1
+    assert 0 < scores((torch.ones_like(label), label))["ods_f"] < 1
 
 
 @pytest.mark.parametrize("size", [(1, 20), (20, 1), (2, 20), (1, 1)])

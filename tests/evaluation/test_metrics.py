@@ -19,7 +19,6 @@ from small_models import ALL_KINDS, random_labels
 
 from transformers_degmix import DeGMixConfig
 from transformers_degmix.evaluation import METRICS, BoundaryMetric
-from transformers_degmix.evaluation.constant import constant_scores
 from transformers_degmix.tasks import TASK_KINDS
 
 
@@ -240,31 +239,7 @@ def test_values_outside_of_the_range_are_refused(task, value):
         check_refused(METRIC_OF_TASK[task](TASKS[task]), *maps.values(), f"{role} from 0 to .*got {value}")
 
 
-def test_best_constants():
-    constants = {kind: metric.best_constant for kind, metric in METRICS.items()}
-    assert constants["segmentation"](torch.tensor([3, 1, 3, 2])) == 3
-    assert constants["depth"](torch.tensor([1.0, 9.0, 2.0])) == 2
-    normal = constants["normals"](torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0]]]))
-    torch.testing.assert_close(normal, torch.tensor([0.5**0.5, 0.5**0.5, 0.0]))
-
-
 def test_a_constant_map_scores_by_chance_on_boundaries():
     label = torch.zeros(1, 10, 10)
     label[0, 0] = 1
-    prediction = METRICS["boundary"].best_constant(label).expand(1, 10, 10)
-    assert scores("edge", (prediction, label))["exact_f"] == pytest.approx(2 * 0.1 * 1 / 1.1)
-
-
-def test_constant_scores():
-    labels = random_labels(TASKS, 4, 6, 7)
-    constants = constant_scores(TASKS, [{"labels": labels}], [{"labels": labels}])
-    _, depth = valid_pixels(labels["depth"], labels["depth"])
-    median = np.sort(depth)[(depth.size - 1) // 2]
-    assert constants["depth"]["rmse"] == pytest.approx(np.sqrt(np.mean((depth - median) ** 2)))
-    _, classes = valid_pixels(labels["semseg"], labels["semseg"])
-    assert constants["semseg"]["pixel_accuracy"] == pytest.approx(
-        np.bincount(classes.astype(int)).max() / classes.size
-    )
-    assert set(constants) == set(TASKS)
-    unlabelled = {**labels, "semseg": torch.full_like(labels["semseg"], 255)}
-    assert set(TASKS) - set(constant_scores(TASKS, [{"labels": unlabelled}], [{"labels": labels}])) == {"semseg"}
+    assert scores("edge", (torch.ones_like(label), label))["exact_f"] == pytest.approx(2 * 0.1 * 1 / 1.1)

@@ -108,11 +108,6 @@ class BoundaryMetric(StreamingMetric):
         precision, recall, _ = _precision_recall_f(self.sums["counts"].numpy())
         return precision, recall
 
-    @staticmethod
-    def best_constant(labels: Tensor) -> Tensor:
-        # Every positive constant has the same ridges.
-        return torch.ones(())
-
 
 def boundary_counts(prediction: np.ndarray, label: np.ndarray, tolerance: float) -> np.ndarray:
     """Matched pairs, predicted and true boundary pixels of one image at each of `THRESHOLDS`.

@@ -108,8 +108,3 @@ class DepthMetric(StreamingMetric):
     @staticmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
         return (prediction - label).abs()
-
-    @staticmethod
-    def best_constant(labels: Tensor) -> Tensor:
-        """The median depth."""
-        return labels.flatten().median()

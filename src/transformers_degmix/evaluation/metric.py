@@ -89,11 +89,6 @@ class StreamingMetric(ABC):
         For classes, it is 1 (wrong) or 0 (right). Where there is no label, the value has no meaning.
         """
 
-    @staticmethod
-    @abstractmethod
-    def best_constant(labels: Tensor) -> Tensor:
-        """A constant prediction to compare models with, from valid labels of any shape: one value or one vector."""
-
 
 def valid_pixels(kind: str, label: Tensor) -> Tensor:
     """Mask `(batch, height, width)` of the labelled pixels of a batch."""
@@ -176,11 +171,6 @@ class ThresholdedMetric(StreamingMetric):
     @staticmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
         return (prediction > 0.5) != (label > 0.5)
-
-    @staticmethod
-    def best_constant(labels: Tensor) -> Tensor:
-        # At thresholds below it, a positive constant marks every pixel: full recall, precision by chance.
-        return torch.ones(())
 
 
 def _counts_above(exceeded: Tensor, bins: int) -> Tensor:

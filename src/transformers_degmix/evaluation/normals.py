@@ -65,8 +65,3 @@ class NormalsMetric(StreamingMetric):
     @staticmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
         return angular_errors(prediction, label)
-
-    @staticmethod
-    def best_constant(labels: Tensor) -> Tensor:
-        """The direction of the mean of vectors `(3, ...)`."""
-        return F.normalize(labels.flatten(1).mean(dim=1), dim=0)

@@ -52,8 +52,3 @@ class SegmentationMetric(StreamingMetric):
     @staticmethod
     def errors(prediction: Tensor, label: Tensor) -> Tensor:
         return prediction != label
-
-    @staticmethod
-    def best_constant(labels: Tensor) -> Tensor:
-        """The most frequent class."""
-        return labels.flatten().mode().values
