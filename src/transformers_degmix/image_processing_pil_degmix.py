@@ -511,7 +511,7 @@ def _task_kinds(tasks: dict[str, str | dict[str, Any]] | list[dict[str, Any]]) -
     """Task name -> kind, from any of the forms that [`DeGMixImageProcessorKwargs`] allows."""
     if isinstance(tasks, list):
         tasks = {task.get("name"): task for task in tasks}
-    kinds = {name: task.get("kind") if isinstance(task, dict) else task for name, task in tasks.items()}
+    kinds: dict[str, Any] = {n: task.get("kind") if isinstance(task, dict) else task for n, task in tasks.items()}
     for name, kind in kinds.items():
         if not isinstance(name, str):
             raise ValueError(f"`tasks` as a list needs a `name` in each, got {name!r}")

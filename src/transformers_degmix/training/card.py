@@ -2,6 +2,7 @@
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -147,7 +148,8 @@ def describe_data(source: Source) -> dict[str, str]:
     if card.parent.exists():
         data_id = card.parent.name
     titles = card.read_bytes().splitlines() if card.exists() else []
-    for name, made in {"rooms": Rooms, **ARCHIVES}.items():
+    makers: dict[str, type[Any]] = {"rooms": Rooms, **ARCHIVES}
+    for name, made in makers.items():
         if f"pretty_name: {made.title}".encode() in titles:
             return DATA[name]
     return {"id": data_id, "title": data_id, "holds": f"`{data_id}`.", **UNKNOWN_DATA}

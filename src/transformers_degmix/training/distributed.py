@@ -1,5 +1,7 @@
 """Batch norm over all processes, on the CPU too."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -73,10 +75,10 @@ def convert_sync_batch_norm(module: nn.Module, device: torch.device) -> nn.Modul
                 "process, or choose another backbone"
             )
         child.__class__ = CpuSyncBatchNorm if device.type == "cpu" else nn.SyncBatchNorm
-        child.process_group = None  # all, for `SyncBatchNorm`
+        child.process_group = None  # type: ignore[assignment]  # all, for `SyncBatchNorm`
     return module
 
 
-def _activate(norm: nn.Module, _, outputs: Tensor) -> Tensor:
+def _activate(norm: Any, _, outputs: Tensor) -> Tensor:
     """What timm's `BatchNormAct2d` does after the batch norm."""
     return norm.act(norm.drop(outputs))
