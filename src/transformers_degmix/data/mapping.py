@@ -71,7 +71,10 @@ def map_columns(
     """
     reader = RowReader(tasks, columns, data.features)
     data = select_columns(data, reader, may_lack_columns)
-    warnings = warn_of_columns(data, reader, title)
+    warnings = check_columns(data, reader).warnings()
+    if os.environ.get("RANK", "0") == "0":  # all processes find the same
+        for warning in warnings:
+            logger.warning(title + warning)
     if not isinstance(data, IterableDataset):
         return MappedDataset(data, reader, warnings)
     if shuffle_buffer_size:
@@ -80,15 +83,6 @@ def map_columns(
     names = [column.column for column in reader.columns.values()]
     mapped = data.map(reader, remove_columns=[*names, "image_id"])  # which comes back unless it is null
     return mapped.with_format(None)  # the reader's own types rather than NumPy's
-
-
-def warn_of_columns(data: Dataset | IterableDataset, reader: RowReader, title: str = "") -> list[str]:
-    """Logs and returns what looks wrong about some rows, see [`check_columns`]; `title` is the prefix in the log."""
-    warnings = check_columns(data, reader).warnings()
-    if os.environ.get("RANK", "0") == "0":  # all processes find the same
-        for warning in warnings:
-            logger.warning(title + warning)
-    return warnings
 
 
 def select_columns(

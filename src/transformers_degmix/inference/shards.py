@@ -15,9 +15,10 @@ import pyarrow.parquet
 import torch
 from datasets import Dataset, Features, IterableDataset
 from datasets import Image as ImageFeature
+from transformers.utils import logging
 
 from ..data.columns import RowReader
-from ..data.mapping import select_columns, warn_of_columns
+from ..data.mapping import select_columns
 from ..data.schema import (
     encode_confidence,
     encode_maps,
@@ -29,10 +30,13 @@ from ..data.schema import (
 from ..data.splits import DataSplit
 from ..files import write_whole
 from ..hub.model_directory import load_model_directory
+from ..images_degmix import DOUBT
 from ..sliding_windows import DEFAULT_OVERLAP, check_window
 from ..tasks import TASK_KINDS
 from .predictor import Predictor, Result, is_photos_fault
 
+
+logger = logging.get_logger(__name__)
 
 # Rows of a shard by default: an interruption costs each process at most this many.
 SHARD_SIZE = 256
@@ -127,6 +131,7 @@ class ShardPredictor:
         }
         self.reader, self.data = open_rows(job.split)
         self.num_shards = choose_num_shards(job, self.data)
+        self.has_warned = False
         self.predictor = Predictor(
             model,
             processor,
@@ -212,7 +217,12 @@ class ShardPredictor:
         row.file = self.reader.read_file(row.content)
         # So that the file is not fetched twice.
         fetched = {} if row.file is None else {self.reader.columns["image"].column: row.file}
-        return self.reader.read_image({**row.content, **fetched})
+        image = self.reader.read_image({**row.content, **fetched})
+        doubt = getattr(image, "info", {}).get(DOUBT)
+        if doubt and not self.has_warned:  # others are probably alike
+            logger.warning(f"image {row.image_id}: {doubt}")
+            self.has_warned = True
+        return image
 
     def _encode(self, row: Row, result: Result) -> dict[str, Any] | ValueError:
         """The row of the output, or why there cannot be one."""
@@ -258,8 +268,6 @@ def choose_thresholds(given: dict[str | None, float], tasks: dict[str, dict[str,
 def open_rows(split: DataSplit) -> tuple[RowReader, Dataset | IterableDataset]:
     """The reader of the images, and the rows of a split as they are stored, with only the image and its id.
 
-    What looks wrong about some images, such as a range of values that can be meant otherwise, is logged.
-
     Raises:
         ValueError: there is no such split, it is a part of one, it is empty, or it lacks the column of the images.
     """
@@ -268,11 +276,9 @@ def open_rows(split: DataSplit) -> tuple[RowReader, Dataset | IterableDataset]:
     data = split.open()
     reader = RowReader({}, {name: column for name, column in split.columns.items() if name == "image"}, data.features)
     try:
-        data = select_columns(data, reader)
+        return reader, select_columns(data, reader)
     except ValueError as error:
         raise ValueError(f"{split}: {error}") from error
-    warn_of_columns(data, reader)
-    return reader, data
 
 
 def choose_num_shards(job: Job, data: Dataset | IterableDataset) -> int:
