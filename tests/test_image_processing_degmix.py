@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import math
 import struct
 import threading
@@ -457,6 +458,7 @@ def test_bad_settings_are_named(processor_class, rng):
 
 
 def test_floats_that_rescaling_would_make_black_are_warned_of(processor_class, rng, caplog):
+    logging.Logger.warning_once.cache_clear()
     image = rng.random((3, 32, 40))
     for harmless, options in ((image, {"do_rescale": False}), (255 * image, {}), (0 * image, {})):
         processor_class()(harmless, return_tensors="pt", **options)

@@ -84,13 +84,13 @@ def test_tasks_and_columns_of_a_run(inspect, tmp_path):
         {"rgb": photo(), "ids": Image.new("L", (8, 6), 0), "mm": None},
     ]
     config = tmp_path / "run.yaml"
-    config.write_text(
+    text = (
         "output_dir: o\n"
         "columns: {image: rgb, parts: {column: ids, ignore: 0, offset: -1}, depth: {column: mm, scale: 0.001}}\n"
         "model: {tasks: {parts: {kind: segmentation, num_labels: 2, id2label: {0: a, 1: b}}, depth: {kind: depth}}}\n"
     )
     for streaming in ("false", "true"):
-        config.write_text(config.read_text() + f"streaming: {streaming}\n")
+        config.write_text(text + f"streaming: {streaming}\n")
         output = inspect(save(tmp_path / "data", rows), "--config", config)
         assert "labelled: 2 of 2 samples, 50.0% of their pixels\n     1  100.0%  b\n" in output
         assert "classes that do not occur: a" in output

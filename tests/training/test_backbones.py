@@ -129,7 +129,7 @@ def test_preprocessing_comes_with_a_backbone(tmp_path, directory):
     assert processor.image_mean == (0.4, 0.5, 0.6) and processor.image_std == (0.5, 0.5, 0.5)
     assert processor.resample == 3 and processor.rescale_factor == 0.5
     # The size is the run's own.
-    assert processor.do_resize and processor.size == {"shortest_edge": 32}
+    assert processor.do_resize and processor.size == {"shortest_edge": 32, "longest_edge": 128}
     changes = {"image_mean": [0.1, 0.2, 0.3], "size": {"shortest_edge": 64}}
     _, processor = build_model(arguments(tmp_path, **args, image_processor=changes))
     assert processor.image_mean == (0.1, 0.2, 0.3) and processor.image_std == (0.5, 0.5, 0.5)
