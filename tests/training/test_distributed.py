@@ -1,3 +1,4 @@
+import copy
 import importlib
 import os
 import sys
@@ -39,42 +40,46 @@ def forward_and_backward(norm: nn.Module, inputs: torch.Tensor) -> dict[str, tor
     }
 
 
-def one_of_two(rank: int, folder: str, inputs: torch.Tensor, norm: nn.Module):
+def one_of_two(rank: int, folder: str, cases: list[tuple[torch.Tensor, nn.Module]]):
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    norm = convert_sync_batch_norm(nn.Sequential(norm), torch.device("cpu"))[0]
-    mine = inputs[:1] if rank == 0 else inputs[1:]  # of unequal sizes
-    torch.save(forward_and_backward(norm, mine), f"{folder}/{rank}.pt")
+    results = []
+    for inputs, norm in cases:
+        norm = copy.deepcopy(norm)  # whose tensors are in memory that the processes share
+        norm = convert_sync_batch_norm(nn.Sequential(norm), torch.device("cpu"))[0]
+        results.append(forward_and_backward(norm, inputs[:1] if rank == 0 else inputs[1:]))  # of unequal sizes
+    torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kind"),
+    "kinds",
     [
-        (torch.float32, "BatchNorm2d"),
-        (torch.bfloat16, "BatchNorm2d"),
-        (torch.float32, "BatchNorm1d"),
-        pytest.param(torch.float32, "BatchNormAct2d", marks=pytest.mark.vision),
+        [(nn.BatchNorm2d, torch.float32), (nn.BatchNorm2d, torch.bfloat16), (nn.BatchNorm1d, torch.float32)],
+        pytest.param([("BatchNormAct2d", torch.float32)], marks=pytest.mark.vision),
     ],
+    ids=["torch", "timm"],
 )
-def test_two_processes_are_one_batch(tmp_path, dtype, kind):
-    inputs = (10 + 3 * torch.randn(3, 3, 4, 5)).to(dtype)
-    if kind == "BatchNorm1d":
-        inputs = inputs.flatten(2)
-    kind = getattr(nn, kind, None) or getattr(importlib.import_module("timm.layers"), kind)
-    expected = forward_and_backward(batch_norm(kind), inputs)
-    arguments = (str(tmp_path), inputs, batch_norm(kind))
-    torch.multiprocessing.start_processes(one_of_two, arguments, nprocs=2, start_method="fork")
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    # The gradients of this test are of a sine, which makes much of the rounding to bfloat16.
-    is_exact = dtype == torch.float32
-    for name in ("outputs", "inputs") if is_exact else ("outputs",):
-        tolerance = 1e-4 if is_exact else 2e-2
-        torch.testing.assert_close(torch.cat([first[name], second[name]]), expected[name], rtol=tolerance, atol=1e-4)
-    for name in ("weight", "bias") if is_exact else ():  # gradients, which DistributedDataParallel adds up
-        torch.testing.assert_close(first[name] + second[name], expected[name], rtol=1e-4, atol=1e-3)
-    for name in ("mean", "variance"):
-        torch.testing.assert_close(first[name], expected[name])
-        assert torch.equal(first[name], second[name])
+def test_two_processes_are_one_batch(tmp_path, kinds):
+    cases = []
+    for kind, dtype in kinds:
+        kind = getattr(importlib.import_module("timm.layers"), kind) if isinstance(kind, str) else kind
+        inputs = (10 + 3 * torch.randn(3, 3, 4, 5)).to(dtype)
+        cases.append((inputs.flatten(2) if kind is nn.BatchNorm1d else inputs, batch_norm(kind)))
+    # Not forked, because backward passes of the tests before have started threads.
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path), cases), nprocs=2, start_method="spawn")
+    results = zip(*(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)))
+    for (inputs, norm), (first, second) in zip(cases, results, strict=True):
+        expected = forward_and_backward(norm, inputs)
+        # The gradients of this test are of a sine, which makes much of the rounding to bfloat16.
+        is_exact = inputs.dtype == torch.float32
+        for name in ("outputs", "inputs") if is_exact else ("outputs",):
+            both, tolerance = torch.cat([first[name], second[name]]), 1e-4 if is_exact else 2e-2
+            torch.testing.assert_close(both, expected[name], rtol=tolerance, atol=1e-4)
+        for name in ("weight", "bias") if is_exact else ():  # gradients, which DistributedDataParallel adds up
+            torch.testing.assert_close(first[name] + second[name], expected[name], rtol=1e-4, atol=1e-3)
+        for name in ("mean", "variance"):
+            torch.testing.assert_close(first[name], expected[name])
+            assert torch.equal(first[name], second[name])
 
 
 def evaluate_rooms():
