@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     estimate.add_argument("--photos", type=int, default=10_000_000, help="how many (default 10 million)")
     estimate.add_argument("--photo-size", type=int, nargs=2, default=(425, 560), metavar=("H", "W"), help="of each")
     estimate.add_argument(
-        "--gmacs", type=float, default=110, help="10^9 multiply-adds of a photo (default 110: Swin-T)"
+        "--gmacs", type=float, default=109, help="10^9 multiply-adds of a photo (default 109: Swin-T)"
     )
     estimate.add_argument("--gpus", type=int, nargs="+", default=[8, 64], help="numbers of GPUs (default 8 64)")
     estimate.add_argument("--cores", type=int, default=12, help="CPU cores beside each GPU (default 12)")
