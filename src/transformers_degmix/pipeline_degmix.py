@@ -13,7 +13,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import ModelOutput
 
 from .images_degmix import load_image, upright
-from .sliding_windows import DEFAULT_OVERLAP, check_window, predict_in_windows, predict_maps_in_windows
+from .sliding_windows import DEFAULT_OVERLAP, check_window, predict_maps_in_windows
 
 
 class MultiTaskDensePredictionPipeline(Pipeline):
@@ -122,11 +122,9 @@ class MultiTaskDensePredictionPipeline(Pipeline):
 
         def predict(pixel_values: Tensor) -> list[Any]:
             if window_size:
-                windows = (window_size, window_overlap, batch_size)
                 post_process = self.image_processor.post_process_dense_prediction
-                if not return_confidence:
-                    return predict_maps_in_windows(self.model, pixel_values, post_process, *windows)
-                return post_process(predict_in_windows(self.model, pixel_values, *windows), return_confidence=True)
+                windows = (window_size, window_overlap, batch_size)
+                return predict_maps_in_windows(self.model, pixel_values, post_process, *windows, return_confidence)
             logits = self.model(pixel_values).logits
             return [
                 {task: maps[image : image + 1] for task, maps in logits.items()} for image in range(len(pixel_values))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,11 +55,12 @@ def predict_in_windows(
 def predict_maps_in_windows(
     model: Callable[[Tensor], DeGMixDensePredictionOutput],
     pixel_values: Tensor,
-    post_process: Callable[[DeGMixDensePredictionOutput], list[dict[str, Tensor]]],
+    post_process: Callable[..., list[Any]],
     window_size: tuple[int, int],
     overlap: float = DEFAULT_OVERLAP,
     batch_size: int = 1,
-) -> list[dict[str, Tensor]]:
+    return_confidence: bool = False,
+) -> list[Any]:
     """[`predict_in_windows`], and what the processor makes of the logits, band by band.
 
     The rows that no further window reaches are post-processed before the next windows are predicted. Memory
@@ -68,13 +70,18 @@ def predict_maps_in_windows(
     Args:
         post_process: a processor's `post_process_dense_prediction`, which predicts each pixel from its own logits.
         model, pixel_values, window_size, overlap, batch_size: see [`predict_in_windows`].
+        return_confidence: whether to return the confidences too. They also depend on the pixels around each one, so
+            that memory then holds the logits of whole images.
 
     Returns:
-        Per image, task -> map `(..., height, width)`, on the CPU.
+        Per image, task -> map `(..., height, width)`, on the CPU; or a pair of this and the confidences.
 
     Raises:
         ValueError: the window or the overlap is outside of its range.
     """
+    if return_confidence:
+        outputs = predict_in_windows(model, pixel_values, window_size, overlap, batch_size)
+        return post_process(outputs, return_confidence=True)
     size = pixel_values.shape[-2:]
     maps: list[dict[str, Tensor]] = [{} for _ in pixel_values]
     top = 0

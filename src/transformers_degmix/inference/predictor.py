@@ -18,7 +18,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..image_processing_pil_degmix import resized_size
 from ..images_degmix import to_photo
 from ..modeling_degmix import DeGMixForMultiTaskDensePrediction
-from ..sliding_windows import DEFAULT_OVERLAP, predict_in_windows, predict_maps_in_windows
+from ..sliding_windows import DEFAULT_OVERLAP, predict_maps_in_windows
 from ..visualization.attention import crop_attentions
 
 
@@ -99,8 +99,6 @@ def predict_batch(
 ) -> list[Result]:
     """All maps of photos whose `pixel_values` have the same size, and the attention, except in windows.
 
-    Confidences also depend on the pixels around each one: in windows, they need the logits of whole photos in memory.
-
     Returns:
         A result per photo, on the model's device, which may still be computing it.
     """
@@ -108,11 +106,9 @@ def predict_batch(
     post_process = processor.post_process_dense_prediction
     if window_size:
         windows = (window_size, window_overlap, window_batch_size)
-        if not return_confidence:
-            maps = predict_maps_in_windows(model, pixel_values, post_process, *windows)
-            return [Result(prepared.photo, predictions, None) for prepared, predictions in zip(batch, maps)]
-        maps = post_process(predict_in_windows(model, pixel_values, *windows), return_confidence=True)
-        return [Result(prepared.photo, predictions, None, sure) for prepared, (predictions, sure) in zip(batch, maps)]
+        maps = predict_maps_in_windows(model, pixel_values, post_process, *windows, return_confidence)
+        pairs = maps if return_confidence else [(predictions, None) for predictions in maps]
+        return [Result(prepared.photo, predictions, None, sure) for prepared, (predictions, sure) in zip(batch, pairs)]
     outputs = model(pixel_values, output_attentions=output_attentions)
     sizes = [(prepared.photo.height, prepared.photo.width) for prepared in batch]
     results = []
